@@ -1,0 +1,90 @@
+// Package scale tells a test how large it should be, whether the machine must
+// have its tools, and how its count is reported.
+//
+//	go test ./...                        sweeps at a twentieth, guests if the tools are there
+//	go test -race ./...                  sweeps at a twentieth, no guests
+//	AFTERIMAGE_SWEEPS=1 go test ./...    sweeps whole
+//	AFTERIMAGE_TESTBED=1 or CI set       a missing tool fails a test instead of skipping it
+//
+// testbed/check sets all of these. The package imports nothing of ours, so every
+// package's tests may use it. All functions are safe for concurrent use.
+package scale
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// fraction is what a sweep is divided by when it is not run whole.
+const fraction = 20
+
+// Sweeps reports whether sweeps run whole: AFTERIMAGE_SWEEPS=1 and no race detector.
+func Sweeps() bool { return !Race && os.Getenv("AFTERIMAGE_SWEEPS") == "1" }
+
+// Scale is the size of a sweep whose whole size is n: n itself when Sweeps, else
+// a twentieth of it, at least 1.
+func Scale(n int) int {
+	if Sweeps() {
+		return n
+	}
+	return max(n/fraction, 1)
+}
+
+// Counted prints how many cases a test went through, in the form that
+// testbed/check collects, and fails t below the number it must reach: atLeast in
+// a whole sweep, Scale(atLeast) otherwise. name is the one in counted.txt.
+func Counted(t testing.TB, name string, n, atLeast int) {
+	t.Helper()
+	need := Scale(atLeast)
+	t.Log(Line(name, n, need))
+	if n < need {
+		t.Errorf("%s went through %d cases, need %d", name, n, need)
+	}
+}
+
+// Line is the line that Counted prints.
+func Line(name string, n, atLeast int) string {
+	return fmt.Sprintf("counted %s: %d of at least %d", name, n, atLeast)
+}
+
+// Required reports whether a missing tool is a failure: in CI and under testbed/check.
+func Required() bool {
+	return os.Getenv("CI") != "" || os.Getenv("AFTERIMAGE_TESTBED") == "1"
+}
+
+// Tools stops t unless every named program is in the PATH: a failure when
+// Required, a skip otherwise.
+func Tools(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			Missing(t, fmt.Sprintf("%s is not installed", name))
+		}
+	}
+}
+
+// Missing stops t because the machine lacks something: a failure when Required,
+// a skip otherwise.
+func Missing(t testing.TB, what string) {
+	t.Helper()
+	if Required() {
+		t.Fatalf("%s; testbed/check installs it", what)
+	}
+	t.Skipf("%s; testbed/check installs it", what)
+}
+
+// Guest is the first line of a test that boots a guest: it skips under the race
+// detector (check runs the test again without it) and with -short, and asks for
+// QEMU and for what the guest is built with.
+func Guest(t testing.TB) {
+	t.Helper()
+	if Race {
+		t.Skip("guests run without the race detector")
+	}
+	if testing.Short() {
+		t.Skip("guests are not for -short")
+	}
+	Tools(t, "qemu-system-x86_64", "qemu-img", "apt-get", "dpkg")
+}

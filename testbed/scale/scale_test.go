@@ -1,0 +1,47 @@
+package scale
+
+import (
+	"fmt"
+	"testing"
+)
+
+// witness is a testing.TB that only remembers.
+type witness struct {
+	testing.TB
+	logs   []string
+	failed bool
+}
+
+func (w *witness) Helper()               {}
+func (w *witness) Log(a ...any)          { w.logs = append(w.logs, fmt.Sprint(a...)) }
+func (w *witness) Errorf(string, ...any) { w.failed = true }
+
+func TestScaleIsATwentiethUnlessWhole(t *testing.T) {
+	t.Setenv("AFTERIMAGE_SWEEPS", "")
+	for _, c := range []struct{ n, want int }{{2000, 100}, {40, 2}, {19, 1}, {1, 1}} {
+		if got := Scale(c.n); got != c.want {
+			t.Errorf("Scale(%d) = %d, want %d", c.n, got, c.want)
+		}
+	}
+	t.Setenv("AFTERIMAGE_SWEEPS", "1")
+	want := 2000
+	if Race {
+		want = 100
+	}
+	if got := Scale(2000); got != want {
+		t.Errorf("whole sweep: Scale(2000) = %d, want %d (race %v)", got, want, Race)
+	}
+}
+
+func TestCountedFailsBelowItsNumber(t *testing.T) {
+	t.Setenv("AFTERIMAGE_SWEEPS", "")
+	short, enough := &witness{}, &witness{}
+	Counted(short, "cases", 9, 200)
+	Counted(enough, "cases", 10, 200)
+	if !short.failed || enough.failed {
+		t.Errorf("9 of 10 failed %v, 10 of 10 failed %v", short.failed, enough.failed)
+	}
+	if got, want := short.logs[0], "counted cases: 9 of at least 10"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+}
