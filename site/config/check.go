@@ -1,0 +1,260 @@
+package config
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// maxSocketPath is what sockaddr_un holds, less its ending zero byte.
+const maxSocketPath = 107
+
+// at is where path stands, or the nearest thing around it that the file has.
+func (s *shape) at(path string) place {
+	for {
+		if p, ok := s.places[path]; ok {
+			return p
+		}
+		i := strings.LastIndexAny(path, ".[")
+		if i < 0 {
+			return place{1, 1}
+		}
+		path = path[:i]
+	}
+}
+
+func (s *shape) wrong(path, what, hint string) {
+	s.report(fault.ConfigValue, s.at(path), path, what, hint)
+}
+func (s *shape) absent(path, hint string) {
+	s.report(fault.ConfigAbsent, s.at(path), path, fmt.Sprintf("%s is missing", last(path)), hint)
+}
+
+// uniques finds values that must differ and do not.
+type uniques map[string]string // value to the path that has it
+
+func (u uniques) add(s *shape, path, what, value string) {
+	if value == "" {
+		return
+	}
+	if first, taken := u[value]; taken {
+		s.report(fault.ConfigDuplicate, s.at(path), path, fmt.Sprintf("%s %q is used twice", what, value), fmt.Sprintf("%s has it, line %d", first, s.at(first).line))
+		return
+	}
+	u[value] = path
+}
+
+// check judges the meaning of c, which has its defaults.
+func (s *shape) check(c *Config) {
+	s.name("site", c.Site, "a short name of this site, such as: site: berlin")
+	if c.Data == "" {
+		s.absent("data", "the directory of the journals, such as: data: /var/lib/afterimage")
+	}
+	sockets := uniques{}
+	for path, v := range map[string]string{"control": c.Control, "nbd": c.NBD} {
+		s.socket(path, v)
+	}
+	sockets.add(s, "control", "socket", c.Control)
+	sockets.add(s, "nbd", "socket", c.NBD)
+	s.address("listen", c.Listen)
+	s.address("metrics", c.Metrics)
+
+	names, pins := uniques{}, uniques{}
+	for i, p := range c.Peers {
+		path := fmt.Sprintf("peers[%d]", i)
+		s.name(path+".name", p.Name, "the peer's own site: name")
+		names.add(s, path+".name", "peer", p.Name)
+		if p.Name != "" && p.Name == c.Site {
+			s.wrong(path+".name", fmt.Sprintf("peer %q has this site's own name", p.Name), "every site has a name of its own")
+		}
+		s.address(path+".address", p.Address)
+		s.pin(path+".pin", p.Pin)
+		pins.add(s, path+".pin", "pin", p.Pin)
+	}
+	refs, images, taps := uniques{}, uniques{}, uniques{}
+	for i, g := range c.Groups {
+		path := fmt.Sprintf("groups[%d]", i)
+		s.group(path, c, g)
+		if g.Name != "" {
+			refs.add(s, path+".name", "group", g.Ref())
+		}
+		for k, v := range g.Volumes {
+			if v.Embedded != nil {
+				images.add(s, fmt.Sprintf("%s.volumes[%d].embedded.image", path, k), "image", v.Embedded.Image)
+			}
+		}
+		if g.QEMU != nil {
+			taps.add(s, path+".qemu.qmp", "socket", g.QEMU.QMP)
+			taps.add(s, path+".qemu.watchdog_qmp", "socket", g.QEMU.Watchdog)
+		}
+	}
+}
+
+func (s *shape) group(path string, c *Config, g Group) {
+	s.name(path+".name", g.Name, "the name that commands use")
+	s.name(path+".tenant", g.Tenant, "")
+	for i, p := range g.Peers {
+		if _, ok := c.Peer(p); !ok {
+			var known []string
+			for _, q := range c.Peers {
+				known = append(known, q.Name)
+			}
+			hint := "peers: defines none"
+			if len(known) > 0 {
+				hint = "peers: defines " + strings.Join(known, ", ")
+			}
+			s.report(fault.ConfigReference, s.at(fmt.Sprintf("%s.peers[%d]", path, i)), path, fmt.Sprintf("peer %q is not defined", p), hint)
+		}
+	}
+	if g.Role == Primary && len(g.Volumes) == 0 {
+		s.absent(path+".volumes", "a primary captures at least one volume")
+	}
+	names, nodes := uniques{}, uniques{}
+	for i, v := range g.Volumes {
+		at := fmt.Sprintf("%s.volumes[%d]", path, i)
+		names.add(s, at+".name", "volume", v.Name)
+		if v.QEMU != nil {
+			nodes.add(s, at+".qemu.node", "node", v.QEMU.Node)
+		}
+		s.volume(at, g, v)
+	}
+	if g.QEMU != nil {
+		if g.QEMU.QMP == "" {
+			s.absent(path+".qemu.qmp", "the QMP socket of the machine")
+		}
+		s.socket(path+".qemu.qmp", g.QEMU.QMP)
+		s.socket(path+".qemu.watchdog_qmp", g.QEMU.Watchdog)
+	}
+	if g.Machine != nil {
+		s.machine(path+".machine", g)
+	}
+}
+
+func (s *shape) volume(path string, g Group, v Volume) {
+	s.name(path+".name", v.Name, "a name within the group, such as root")
+	switch {
+	case v.Size == 0:
+		s.absent(path+".size", "the disk's size, such as: size: 20GiB")
+	case v.Size%cbt.SectorBytes != 0:
+		s.wrong(path+".size", fmt.Sprintf("size %d is not a multiple of %d bytes", int64(v.Size), cbt.SectorBytes), "disks consist of whole sectors")
+	}
+	switch {
+	case v.Embedded != nil && v.QEMU != nil:
+		s.wrong(path, fmt.Sprintf("volume %q is both embedded and tapped", v.Name), "keep either embedded: or qemu:")
+	case v.Embedded == nil && v.QEMU == nil && g.Role == Primary:
+		s.absent(path+".embedded", "a primary's volume is either embedded: {image: FILE} or qemu: {node: NAME}")
+	case v.Embedded != nil && v.Embedded.Image == "":
+		s.absent(path+".embedded.image", "the file that holds the disk")
+	case v.QEMU != nil && v.QEMU.Node == "":
+		s.absent(path+".qemu.node", "the node name of the disk (QMP query-named-block-nodes)")
+	case v.QEMU != nil && g.QEMU == nil:
+		s.report(fault.ConfigReference, s.at(path+".qemu"), path, fmt.Sprintf("volume %q is tapped, but the group names no machine", v.Name), "add to the group: qemu: {qmp: SOCKET}")
+	}
+}
+
+func (s *shape) machine(path string, g Group) {
+	s.name(path+".name", g.Machine.Name, "")
+	if len(g.Machine.Disks) == 0 {
+		s.absent(path+".disks", "a machine has at least one disk, such as: disks: [{volume: root, id: drive0}]")
+	}
+	ids := uniques{}
+	for i, d := range g.Machine.Disks {
+		at := fmt.Sprintf("%s.disks[%d]", path, i)
+		s.name(at+".volume", d.Volume, "a volume of the group")
+		s.name(at+".id", d.ID, "the block node's name, such as drive0")
+		ids.add(s, at+".id", "disk id", d.ID)
+		known := len(g.Volumes) == 0 // a replica learns its volumes from the history
+		for _, v := range g.Volumes {
+			known = known || v.Name == d.Volume
+		}
+		if !known && d.Volume != "" {
+			s.report(fault.ConfigReference, s.at(at+".volume"), at, fmt.Sprintf("volume %q is not defined", d.Volume), "the group's volumes: "+volumeNames(g))
+		}
+	}
+	for i, a := range g.Machine.Args {
+		for _, word := range placeholders(a) {
+			if !known[word] {
+				s.wrong(fmt.Sprintf("%s.args[%d]", path, i), fmt.Sprintf("{%s} stands for nothing", word), "known are {dir}, {serial}, {qmp}, {nbd}, {name}")
+			}
+		}
+	}
+}
+
+// known are the words that may stand in braces in machine arguments.
+var known = map[string]bool{"dir": true, "serial": true, "qmp": true, "nbd": true, "name": true}
+
+// placeholders are the words in braces of arg that look like ours: letters only.
+// Braces of JSON (-blockdev '{"driver":…}') do not.
+func placeholders(arg string) []string {
+	var words []string
+	for {
+		_, rest, ok := strings.Cut(arg, "{")
+		if !ok {
+			return words
+		}
+		word, tail, ok := strings.Cut(rest, "}")
+		if ok && word != "" && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz") == "" {
+			words, rest = append(words, word), tail
+		}
+		arg = rest
+	}
+}
+
+func volumeNames(g Group) string {
+	var ns []string
+	for _, v := range g.Volumes {
+		ns = append(ns, v.Name)
+	}
+	return strings.Join(ns, ", ")
+}
+
+func (s *shape) name(path, v, hint string) {
+	if v == "" {
+		s.absent(path, hint)
+	} else if err := checkName(v); err != nil {
+		s.wrong(path, fmt.Sprintf("%q is not a name", v), err.Error())
+	}
+}
+
+func (s *shape) address(path, v string) {
+	if v == "" {
+		return
+	}
+	if _, port, err := net.SplitHostPort(v); err != nil || port == "" {
+		s.wrong(path, fmt.Sprintf("%q is not an address", v), "want HOST:PORT, such as 192.0.2.1:7700 or [2001:db8::1]:7700")
+	} else if _, err := net.LookupPort("udp", port); err != nil {
+		s.wrong(path, fmt.Sprintf("%q is not a port", port), "want a number from 1 to 65535")
+	}
+}
+
+func (s *shape) socket(path, v string) {
+	if len(v) > maxSocketPath {
+		if _, given := s.places[path]; !given {
+			path = "data" // the default lies below it
+		}
+		s.wrong(path, fmt.Sprintf("the path of a unix socket may have %d bytes, this one has %d", maxSocketPath, len(v)), "name a shorter one, such as /run/afterimage/"+last(path)+".sock")
+	}
+}
+
+// pin judges the form "sha256:" and 43 characters of base64url or 64 of hex.
+func (s *shape) pin(path, v string) {
+	if v == "" {
+		return
+	}
+	digest, ok := strings.CutPrefix(v, "sha256:")
+	var raw []byte
+	var err error
+	if len(digest) == 64 {
+		raw, err = hex.DecodeString(digest)
+	} else {
+		raw, err = base64.RawURLEncoding.Strict().DecodeString(digest)
+	}
+	if !ok || err != nil || len(raw) != 32 {
+		s.wrong(path, fmt.Sprintf("%q is not a pin", v), "want sha256: and the digest that \"afterimage peer pin\" prints at the peer")
+	}
+}

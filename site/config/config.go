@@ -1,0 +1,214 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// Config is one site. Paths are absolute after Load; relative ones are taken
+// from the directory of the file.
+type Config struct {
+	Site    string  `yaml:"site"`              // this site's name, told to peers
+	Data    string  `yaml:"data"`              // directory of the journals and the key
+	Key     string  `yaml:"key"`               // file of the private key; default DATA/site.key
+	Control string  `yaml:"control"`           // unix socket of the control API; default DATA/control.sock
+	Listen  string  `yaml:"listen,omitempty"`  // UDP address for peers; none: this site only dials
+	NBD     string  `yaml:"nbd"`               // unix socket of the exports GROUP/VOLUME; default DATA/nbd.sock
+	Metrics string  `yaml:"metrics,omitempty"` // TCP address of /metrics; none: no metrics
+	Peers   []Peer  `yaml:"peers,omitempty"`
+	Groups  []Group `yaml:"groups,omitempty"`
+}
+
+// Peer is another site.
+type Peer struct {
+	Name    string `yaml:"name"`
+	Address string `yaml:"address,omitempty"` // none: it dials us
+	Pin     string `yaml:"pin,omitempty"`     // none: not paired yet, nothing is sent or taken
+	Limit   Bytes  `yaml:"limit,omitempty"`   // bytes per second sent to it; 0: no limit
+}
+
+// Role is what a site is to a group.
+type Role string
+
+// Roles that a configuration may name.
+const (
+	Primary Role = "primary" // captures
+	Replica Role = "replica" // receives
+)
+
+// Sync is the promise behind an answered write.
+type Sync string
+
+// Modes of Sync.
+const (
+	SyncProcess Sync = "process" // survives our process
+	SyncPower   Sync = "power"   // survives the machine
+)
+
+// Group is the volumes that are recovered to one instant.
+type Group struct {
+	Name        string   `yaml:"name"`
+	Tenant      string   `yaml:"tenant"`
+	Role        Role     `yaml:"role"` // at the first start; afterwards the durable role rules
+	Sync        Sync     `yaml:"sync"`
+	Quota       Bytes    `yaml:"quota,omitempty"`
+	StallBudget Duration `yaml:"stall_budget"`
+	RPO         Duration `yaml:"rpo,omitempty"` // objective, shown by status
+	Peers       []string `yaml:"peers,omitempty"`
+	Volumes     []Volume `yaml:"volumes,omitempty"`
+	QEMU        *QEMU    `yaml:"qemu,omitempty"`
+	Machine     *Machine `yaml:"machine,omitempty"`
+}
+
+// Ref is TENANT/NAME, the group's full name.
+func (g Group) Ref() string { return g.Tenant + "/" + g.Name }
+
+// Volume is one disk. At a replica it may be left out: the history brings it.
+type Volume struct {
+	Name     string    `yaml:"name"`
+	Size     Bytes     `yaml:"size"`
+	Embedded *Embedded `yaml:"embedded,omitempty"`
+	QEMU     *Disk     `yaml:"qemu,omitempty"`
+}
+
+// Embedded is a disk that this site serves from an image file.
+type Embedded struct {
+	Image string `yaml:"image"`
+}
+
+// Disk is a disk of the tapped machine.
+type Disk struct {
+	Node string `yaml:"node"` // node name of the block graph, above the format
+}
+
+// QEMU is the machine whose disks are tapped.
+type QEMU struct {
+	QMP      string `yaml:"qmp"`                    // socket that capture uses alone
+	Watchdog string `yaml:"watchdog_qmp,omitempty"` // second socket, for the watchdog process alone
+}
+
+// Machine is what a failover starts here.
+type Machine struct {
+	Name   string        `yaml:"name"`
+	Binary string        `yaml:"binary"`
+	Disks  []MachineDisk `yaml:"disks"`
+	Args   []string      `yaml:"args,omitempty"`
+	Ready  Duration      `yaml:"ready,omitempty"` // how long its QMP may take to answer
+}
+
+// MachineDisk makes a volume, served by this site, the block node ID of the
+// machine. For each the machine gets
+//
+//	-blockdev driver=nbd,node-name=ID,server.type=unix,server.path=…,export=…
+//
+// before Args, which attach the node to a device:
+//
+//	-device virtio-blk-pci,drive=ID,werror=stop,rerror=stop
+//
+// In Args {dir}, {serial}, {qmp}, {nbd} and {name} stand for the machine's
+// directory, a file for its serial port, its QMP socket, this site's NBD socket
+// and its name.
+type MachineDisk struct {
+	Volume string `yaml:"volume"`
+	ID     string `yaml:"id"`
+}
+
+// Group finds a group by NAME or TENANT/NAME.
+func (c *Config) Group(name string) (Group, error) {
+	var found []Group
+	for _, g := range c.Groups {
+		if g.Ref() == name || g.Name == name {
+			found = append(found, g)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Group{}, fault.New(fault.GroupUnknown, "find group "+name, "this site has no group of that name")
+	case 1:
+		return found[0], nil
+	}
+	return Group{}, fault.New(fault.GroupAmbiguous, "find group "+name, "%s and %s both have that name", found[0].Ref(), found[1].Ref())
+}
+
+// Peer finds a peer by name.
+func (c *Config) Peer(name string) (Peer, bool) {
+	for _, p := range c.Peers {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return Peer{}, false
+}
+
+// Load reads, completes and judges the file at path. Faults of its content are
+// *Problems; a file that cannot be read is a fault of code ConfigMissing.
+func Load(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		why := err.Error()
+		if errors.Is(err, fs.ErrNotExist) {
+			why = "there is no such file"
+		}
+		return nil, &fault.Error{Code: fault.ConfigMissing, What: "read configuration " + path, Why: why, Err: err}
+	}
+	return Parse(path, text)
+}
+
+// Parse is Load for text that was read already; path is what problems name and
+// what relative paths start from.
+func Parse(path string, text []byte) (*Config, error) {
+	root, problems := parse(path, text)
+	if problems != nil {
+		return nil, problems
+	}
+	s := &shape{path: path, text: text, places: map[string]place{}}
+	c := new(Config)
+	s.walk(root, typeOf(c), "")
+	if len(s.problems) > 0 {
+		return nil, s.sorted()
+	}
+	if err := decode(text, c); err != nil {
+		return nil, s.undecodable(err)
+	}
+	c.complete(path)
+	s.check(c)
+	if len(s.problems) > 0 {
+		return nil, s.sorted()
+	}
+	return c, nil
+}
+
+// Bytes is a size: a number of bytes, or one with KiB, MiB, GiB or TiB.
+type Bytes int64
+
+var units = []struct {
+	suffix string
+	bytes  Bytes
+}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}}
+
+// String is the largest unit that divides b.
+func (b Bytes) String() string {
+	for _, u := range units {
+		if b != 0 && b%u.bytes == 0 && u.bytes > 1 {
+			return fmt.Sprintf("%d%s", b/u.bytes, u.suffix)
+		}
+	}
+	return fmt.Sprintf("%d", int64(b))
+}
+
+// MarshalText is String.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// Duration is a time span in Go's notation: 500ms, 30s, 5m, 1h.
+type Duration time.Duration
+
+// String is Go's notation.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText is String.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
