@@ -1,0 +1,220 @@
+package control
+
+import (
+	"context"
+	"time"
+)
+
+// API is what a site can be asked and told. Groups are named NAME or
+// TENANT/NAME. Errors are, or wrap, *fault.Error.
+type API interface {
+	// Status is everything on one screen.
+	Status(ctx context.Context) (Status, error)
+	// Group is one group with its volumes, intervals and branches.
+	Group(ctx context.Context, name string) (GroupDetail, error)
+	// Points lists what can be restored; with At it resolves that moment.
+	Points(ctx context.Context, q PointsQuery) (Points, error)
+	// Mark labels the newest point of a group that is primary here.
+	Mark(ctx context.Context, q MarkRequest) (Point, error)
+	// Serve opens a view as NBD exports and calls opened with it; then, with
+	// Lease, it blocks until ctx ends and closes the view.
+	Serve(ctx context.Context, q ServeRequest, opened func(View)) error
+	// Views lists the open views, CloseView closes one.
+	Views(ctx context.Context) ([]View, error)
+	CloseView(ctx context.Context, id string) error
+	// Restore writes volumes of a point to files, and reports as it goes.
+	Restore(ctx context.Context, q RestoreRequest, progress func(Progress)) (Restored, error)
+	// PlanFailover says what a failover to this site would do and lose.
+	PlanFailover(ctx context.Context, q FailoverRequest) (Plan, error)
+	// Failover does it, if the plan is still the one shown.
+	Failover(ctx context.Context, q FailoverRequest, progress func(Progress)) (FailedOver, error)
+}
+
+// Status of a site.
+type Status struct {
+	Site    string    `json:"site"`
+	Daemon  string    `json:"daemon"` // "running" or "not running"
+	Pin     string    `json:"pin,omitempty"`
+	PID     int       `json:"pid,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	Listen  string    `json:"listen,omitempty"` // bound UDP address
+	NBD     string    `json:"nbd,omitempty"`
+	Metrics string    `json:"metrics,omitempty"`
+	Time    time.Time `json:"time"` // of this status
+	Groups  []Group   `json:"groups"`
+	Peers   []Peer    `json:"peers"`
+}
+
+// Words for Status.Daemon.
+const (
+	Running    = "running"
+	NotRunning = "not running"
+)
+
+// Group is one line of status.
+type Group struct {
+	Tenant  string    `json:"tenant"`
+	Name    string    `json:"name"`
+	Role    string    `json:"role"`  // primary, replica, uncommitted
+	State   string    `json:"state"` // see the State words
+	Since   time.Time `json:"since,omitzero"`
+	Detail  string    `json:"detail,omitempty"` // why the state is what it is
+	Epoch   uint64    `json:"epoch"`
+	EpochID string    `json:"epoch_id,omitempty"`
+	Seq     uint64    `json:"seq"`     // newest record
+	Durable uint64    `json:"durable"` // newest record that survives power loss
+	// RPOSeconds is the worst over the group's peers at its primary, and towards
+	// its source at a replica; absent while unknown.
+	RPOSeconds    *float64  `json:"rpo_seconds,omitempty"`
+	RPOTarget     float64   `json:"rpo_target_seconds,omitempty"`
+	BehindWrites  uint64    `json:"behind_writes"`
+	BehindBytes   int64     `json:"behind_bytes"`
+	WindowSeconds float64   `json:"window_seconds"` // from the first point to the last
+	LastPoint     time.Time `json:"last_point,omitzero"`
+	JournalBytes  int64     `json:"journal_bytes"`
+	Quota         int64     `json:"quota_bytes,omitempty"`
+	Error         any       `json:"error,omitempty"` // *fault.Error of a failed group
+	Lags          []Lag     `json:"lags,omitempty"`
+}
+
+// Words for Group.State.
+const (
+	StateSynced    = "synced"    // primary: every write is a point
+	StateSyncing   = "syncing"   // primary: not every block is known yet
+	StateGap       = "gap"       // primary: no points are being made
+	StateReceiving = "receiving" // replica: frames flow
+	StateWaiting   = "waiting"   // replica: no session with the primary
+	StateHalted    = "halted"    // both sides wrote; a person must decide
+	StateFailed    = "failed"    // could not be opened or stopped; tried again
+	StateStarting  = "starting"
+	StateStopped   = "stopped" // no daemon
+)
+
+// Lag is how far a peer is behind, or this site behind its source.
+type Lag struct {
+	Peer         string   `json:"peer"`
+	Direction    string   `json:"direction"` // out, in
+	State        string   `json:"state"`
+	RPOSeconds   *float64 `json:"rpo_seconds,omitempty"` // absent while unknown
+	BehindWrites uint64   `json:"behind_writes"`
+	BehindBytes  int64    `json:"behind_bytes"`
+	Durable      uint64   `json:"durable"` // seq at the replica
+	Moved        uint64   `json:"bytes_moved"`
+	Error        string   `json:"error,omitempty"`
+}
+
+// Peer is another site as this one sees it.
+type Peer struct {
+	Name     string   `json:"name"`
+	Address  string   `json:"address,omitempty"`
+	Pin      string   `json:"pin,omitempty"`
+	State    string   `json:"state"` // connected, disconnected, unpaired, unknown
+	Limit    int64    `json:"limit_bytes_per_second,omitempty"`
+	Groups   int      `json:"groups"`
+	Error    string   `json:"error,omitempty"`
+	WorstRPO *float64 `json:"rpo_seconds,omitempty"`
+}
+
+// GroupDetail is all about a group.
+type GroupDetail struct {
+	Group
+	ID         string     `json:"id"`
+	Dir        string     `json:"dir"`
+	Sync       string     `json:"sync"`
+	Stall      float64    `json:"stall_budget_seconds"`
+	Configured string     `json:"configured_role"`
+	Volumes    []Volume   `json:"volumes"`
+	Lineage    []Interval `json:"lineage"`
+	Branches   []Branch   `json:"branches"`
+	Machine    string     `json:"machine,omitempty"` // that a failover here starts
+	Conflict   string     `json:"conflict,omitempty"`
+}
+
+// Volume is one disk.
+type Volume struct {
+	Name   string `json:"name"`
+	ID     string `json:"id"`
+	Size   int64  `json:"size_bytes"`
+	Kind   string `json:"kind"`             // embedded, tapped, replica
+	State  string `json:"state,omitempty"`  // of its tracker
+	Export string `json:"export,omitempty"` // NBD URI while it is served
+	Cause  string `json:"cause,omitempty"`
+}
+
+// Interval of a lineage.
+type Interval struct {
+	Epoch uint64 `json:"epoch"`
+	ID    string `json:"id"`
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
+}
+
+// Branch is an epoch held here.
+type Branch struct {
+	Epoch   uint64    `json:"epoch"`
+	ID      string    `json:"id"`
+	Site    string    `json:"site"`
+	Begun   time.Time `json:"begun"`
+	First   uint64    `json:"first"`
+	Last    uint64    `json:"last"`
+	Current bool      `json:"current"` // part of the lineage
+}
+
+// Point is a restorable moment.
+type Point struct {
+	Epoch   uint64    `json:"epoch"`
+	Seq     uint64    `json:"seq"`
+	Time    time.Time `json:"time"`
+	Marks   []Mark    `json:"marks,omitempty"`
+	Volumes []string  `json:"volumes,omitempty"` // ids covered
+}
+
+// Mark is a label of a point.
+type Mark struct {
+	Name string `json:"name"`
+	App  bool   `json:"app,omitempty"`
+	Pin  bool   `json:"pin,omitempty"`
+	Note string `json:"note,omitempty"`
+}
+
+// PointsQuery asks for points.
+type PointsQuery struct {
+	Group string `json:"group"`
+	At    string `json:"at,omitempty"`
+}
+
+// Points are a group's spans, gaps and marks, oldest first.
+type Points struct {
+	Group    string  `json:"group"`
+	Resolved *Point  `json:"resolved,omitempty"` // of the query's At
+	Spans    []Span  `json:"spans"`
+	Gaps     []Gap   `json:"gaps"`
+	Marks    []Point `json:"marks"`
+}
+
+// Span is a range in which every record is a point.
+type Span struct {
+	First Point  `json:"first"`
+	Last  Point  `json:"last"`
+	Open  bool   `json:"open"`
+	Ended string `json:"ended,omitempty"` // cause
+}
+
+// Gap is an interval without points.
+type Gap struct {
+	Epoch  uint64    `json:"epoch"`
+	Seq    uint64    `json:"seq"`
+	Time   time.Time `json:"time"`
+	Volume string    `json:"volume,omitempty"`
+	Cause  string    `json:"cause"`
+	Detail string    `json:"detail,omitempty"`
+}
+
+// MarkRequest labels the newest point.
+type MarkRequest struct {
+	Group string `json:"group"`
+	Name  string `json:"name"`
+	App   bool   `json:"app,omitempty"`
+	Pin   bool   `json:"pin,omitempty"`
+	Note  string `json:"note,omitempty"`
+}

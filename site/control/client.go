@@ -1,0 +1,200 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// Client talks to the daemon behind a socket. It implements API.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+var _ API = (*Client)(nil)
+
+// NewClient is a client of the daemon at the unix socket. It connects on use.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Absent reports whether err says that no daemon listens, so that what only
+// reads may be done without one.
+func Absent(err error) bool { return fault.Is(err, fault.DaemonAbsent) }
+
+func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	what := "ask the daemon at " + c.socket
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fault.Wrap(fault.Unexpected, what, err)
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://afterimage"+path, r)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unexpected, what, err)
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, &fault.Error{Code: fault.Interrupted, What: what, Why: context.Cause(ctx).Error(), Err: ctx.Err()}
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, &fault.Error{Code: fault.DaemonAbsent, What: what, Why: "nothing listens there", Err: err}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, &fault.Error{Code: fault.ControlDenied, What: what, Why: "permission denied", Err: err}
+	default:
+		return nil, fault.Wrap(fault.ControlBroken, what, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return nil, fault.Wrap(fault.ControlBroken, what, err)
+	}
+	var e fault.Error
+	if json.Unmarshal(b, &e) == nil && e.Code != "" {
+		return nil, &e
+	}
+	if resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusMethodNotAllowed {
+		return nil, fault.New(fault.ControlVersion, what, "it does not know %s %s", method, path)
+	}
+	return nil, fault.New(fault.ControlBroken, what, "it answered %s", resp.Status)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
+	resp, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if answer == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+		return fault.Wrap(fault.ControlBroken, "read the daemon's answer", err)
+	}
+	return nil
+}
+
+// line is one line of an answer that takes long.
+type line struct {
+	Progress json.RawMessage `json:"progress,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *fault.Error    `json:"error,omitempty"`
+}
+
+// follow reads lines until the result, which it decodes.
+func (c *Client) follow(ctx context.Context, path string, body any, progress func(json.RawMessage) error, result any) error {
+	resp, err := c.do(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	d := json.NewDecoder(resp.Body)
+	for {
+		var l line
+		err := d.Decode(&l)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return &fault.Error{Code: fault.Interrupted, What: "wait for the daemon", Why: context.Cause(ctx).Error(), Err: ctx.Err()}
+		case err != nil:
+			return fault.Wrap(fault.ControlBroken, "read the daemon's answer", err)
+		case l.Error != nil:
+			return l.Error
+		case l.Progress != nil:
+			err = progress(l.Progress)
+		case l.Result != nil:
+			if result == nil {
+				return nil
+			}
+			if err = json.Unmarshal(l.Result, result); err == nil {
+				return nil
+			}
+		}
+		if err != nil {
+			return fault.Wrap(fault.ControlBroken, "read the daemon's answer", err)
+		}
+	}
+}
+
+func each[T any](f func(T)) func(json.RawMessage) error {
+	return func(raw json.RawMessage) error {
+		var v T
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return fmt.Errorf("progress: %w", err)
+		}
+		if f != nil {
+			f(v)
+		}
+		return nil
+	}
+}
+
+// Status implements API.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Group implements API.
+func (c *Client) Group(ctx context.Context, name string) (g GroupDetail, err error) {
+	return g, c.call(ctx, http.MethodGet, "/v1/group?name="+url.QueryEscape(name), nil, &g)
+}
+
+// Points implements API.
+func (c *Client) Points(ctx context.Context, q PointsQuery) (p Points, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/points", q, &p)
+}
+
+// Mark implements API.
+func (c *Client) Mark(ctx context.Context, q MarkRequest) (p Point, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/mark", q, &p)
+}
+
+// Serve implements API.
+func (c *Client) Serve(ctx context.Context, q ServeRequest, opened func(View)) error {
+	return c.follow(ctx, "/v1/views", q, each(opened), nil)
+}
+
+// Views implements API.
+func (c *Client) Views(ctx context.Context) (vs []View, err error) {
+	return vs, c.call(ctx, http.MethodGet, "/v1/views", nil, &vs)
+}
+
+// CloseView implements API.
+func (c *Client) CloseView(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/views/"+url.PathEscape(id), nil, nil)
+}
+
+// Restore implements API.
+func (c *Client) Restore(ctx context.Context, q RestoreRequest, progress func(Progress)) (r Restored, err error) {
+	return r, c.follow(ctx, "/v1/restore", q, each(progress), &r)
+}
+
+// PlanFailover implements API.
+func (c *Client) PlanFailover(ctx context.Context, q FailoverRequest) (p Plan, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/failover/plan", q, &p)
+}
+
+// Failover implements API.
+func (c *Client) Failover(ctx context.Context, q FailoverRequest, progress func(Progress)) (r FailedOver, err error) {
+	return r, c.follow(ctx, "/v1/failover", q, each(progress), &r)
+}

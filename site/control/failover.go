@@ -1,0 +1,72 @@
+package control
+
+import "time"
+
+// FailoverRequest asks for a plan, or for its execution.
+type FailoverRequest struct {
+	Group     string `json:"group"`
+	At        string `json:"at"`
+	Force     bool   `json:"force,omitempty"`      // goes on although a check refuses; recorded
+	NoMachine bool   `json:"no_machine,omitempty"` // promote the history only
+	// Expect is Plan.Digest of the plan that was confirmed; execution refuses
+	// another one. Empty: whatever the plan is now.
+	Expect string `json:"expect,omitempty"`
+	// Operator says who asked, for the record.
+	Operator string `json:"operator,omitempty"`
+}
+
+// Plan is what a failover would do.
+type Plan struct {
+	Group    string     `json:"group"`
+	At       string     `json:"at"`
+	Point    Point      `json:"point"`
+	Epoch    uint64     `json:"new_epoch"`
+	Loss     Loss       `json:"loss"`
+	Peers    []PlanPeer `json:"peers"`
+	Machine  string     `json:"machine,omitempty"`
+	Steps    []string   `json:"steps"`
+	Warnings []string   `json:"warnings,omitempty"`
+	// Refused says which check speaks against it; --force overrides.
+	Refused []string `json:"refused,omitempty"`
+	Digest  string   `json:"digest"`
+}
+
+// Loss is what the new primary will not have, against the newest head of the
+// source that is known here. The true loss may be larger by what the source
+// wrote after its last heartbeat: Unheard seconds ago.
+type Loss struct {
+	Known   bool         `json:"known"` // false: no head of the source was ever heard
+	Seconds float64      `json:"seconds"`
+	Writes  uint64       `json:"writes"`
+	Bytes   int64        `json:"bytes"`
+	Unheard float64      `json:"unheard_seconds"`
+	Volumes []VolumeLoss `json:"volumes,omitempty"`
+}
+
+// VolumeLoss is one volume's part of the records held here after the point.
+type VolumeLoss struct {
+	Volume string `json:"volume"`
+	Writes uint64 `json:"writes"`
+	Bytes  int64  `json:"bytes"`
+}
+
+// PlanPeer is what another site holds of the group.
+type PlanPeer struct {
+	Name      string    `json:"name"`
+	Reachable bool      `json:"reachable"`
+	Epoch     uint64    `json:"epoch,omitempty"`
+	Seq       uint64    `json:"seq,omitempty"`
+	Time      time.Time `json:"time,omitzero"`
+}
+
+// FailedOver tells what a failover did.
+type FailedOver struct {
+	Plan
+	Unfenced   bool               `json:"unfenced"` // nobody proved that the old primary is off
+	RTOSeconds float64            `json:"rto_seconds"`
+	Times      map[string]float64 `json:"step_seconds"`
+	Exports    []Export           `json:"exports"`
+	Started    bool               `json:"machine_started"`
+	QMP        string             `json:"qmp,omitempty"`
+	Serial     string             `json:"serial,omitempty"`
+}
