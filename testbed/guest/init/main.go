@@ -1,0 +1,76 @@
+// Command init is process 1 of the testbed's guest: it inserts the modules of the
+// initramfs, opens the virtio disks vda, vdb, … as volumes 0, 1, …, and obeys
+// orders, one a line. They come from the kernel command line
+// (afterimage="order;order", run first) and then from the serial port ttyS0, where
+// the answers go.
+//
+//	ping                                        pong
+//	stamp [rate=N] [slots=N] [count=N] [first=K]  stamped K …: one line a durable stamp
+//	wait                                        waited last=K: the stamping of count ended
+//	pause                                       paused last=K
+//	verify [upto=K] [slots=N]                   volume 0 max=… for each, then verified max=…
+//	attack [offset=B] [length=B] [seed=N]       attacked bytes=N
+//	poweroff                                    bye
+//
+// At the start it prints "ready volumes=N". What goes wrong is a line "error …".
+// rate is in stamps a second (0: as fast as the disks are), slots in stamps; without
+// first a load goes on after the highest stamp on the disks. Every write is direct
+// and durable before the next; stamp K is on volume 0 before it goes to volume 1.
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// port is the serial port; lines of different goroutines do not mix.
+type port struct {
+	mu sync.Mutex // guards w
+	w  io.Writer
+}
+
+func (p *port) say(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.w, format+"\n", args...)
+}
+
+func main() {
+	tty, err := boot()
+	if err != nil {
+		fmt.Printf("error boot: %v\n", err)
+		poweroff()
+	}
+	console := &port{w: tty}
+	volumes, err := openDisks()
+	if err != nil {
+		console.say("error disks: %v", err)
+		poweroff()
+	}
+	m := &machine{console: console, volumes: volumes}
+	console.say("ready volumes=%d", len(volumes))
+	for order := range strings.SplitSeq(os.Getenv("afterimage"), ";") {
+		m.obey(order)
+	}
+	lines := bufio.NewScanner(tty)
+	for lines.Scan() {
+		m.obey(lines.Text())
+	}
+	console.say("error console: %v", lines.Err())
+	poweroff()
+}
+
+// poweroff does not return.
+func poweroff() {
+	unix.Sync()
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+		fmt.Printf("error poweroff: %v\n", err)
+	}
+	select {}
+}
