@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -160,6 +161,43 @@ func TestGuestSeesAnAttack(t *testing.T) {
 		t.Errorf("a guest that is gone: %v", err)
 	}
 	if r := report(t, path, 0); r.Torn != 10 || r.Count != 90 {
+		t.Errorf("the host finds %v", r)
+	}
+}
+
+// TestGuestRunsFromNBD boots on a disk that a server of QEMU's own serves.
+func TestGuestRunsFromNBD(t *testing.T) {
+	scale.Guest(t)
+	scale.Tools(t, "qemu-nbd")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "ai")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path, sock := rawDisk(t), filepath.Join(dir, "n.sock")
+	server := exec.Command("qemu-nbd", "-f", "raw", "-k", sock, "-x", "vm/disk", "-t", path)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { server.Process.Kill(); server.Wait() }()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for _, err := os.Stat(sock); err != nil; _, err = os.Stat(sock) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("qemu-nbd does not listen")
+		}
+	}
+	g := boot(t, ctx, Config{Disks: []Disk{{Path: "nbd+unix:///vm/disk?socket=" + sock}}})
+	ask(t, ctx, g, "stamp count=20 slots=2048", "stamped 20")
+	ask(t, ctx, g, "poweroff", "bye")
+	if err := g.WaitExit(ctx); err != nil {
+		t.Error(err)
+	}
+	if r := report(t, path, 0); !r.Whole(20) || r.Max != 20 {
 		t.Errorf("the host finds %v", r)
 	}
 }
