@@ -122,3 +122,24 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// waitFor polls until cond holds.
+func waitFor(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	tick, late := time.NewTicker(5*time.Millisecond), time.After(testPatience)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: did not happen in %v", what, testPatience)
+		}
+	}
+}
+
+func modeOf(t testing.TB, path string) os.FileMode {
+	t.Helper()
+	fi, err := os.Stat(path)
+	must(t, err)
+	return fi.Mode().Perm()
+}
