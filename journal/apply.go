@@ -1,0 +1,226 @@
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/zeebo/blake3"
+)
+
+// openIndex opens Pebble. It holds nothing that the segments do not, so it has no
+// write-ahead log and an index that does not open is made anew.
+func (j *Journal) openIndex() error {
+	dir := j.o.FS.PathJoin(j.dir, "index")
+	db, err := pebble.Open(dir, j.pebbleOptions())
+	if err != nil {
+		j.o.Log.Warn("index does not open; building it anew from the segments", "dir", dir, "err", err)
+		if err := j.o.FS.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove damaged index: %w", err)
+		}
+		if db, err = pebble.Open(dir, j.pebbleOptions()); err != nil {
+			return fmt.Errorf("open index: %w", err)
+		}
+	}
+	j.db = db
+	return nil
+}
+
+func (j *Journal) pebbleOptions() *pebble.Options {
+	return &pebble.Options{
+		FS: j.o.FS, DisableWAL: true, FormatMajorVersion: pebble.FormatNewest,
+		MemTableSize: 16 << 20, CacheSize: 32 << 20, Logger: pebbleLog{j},
+	}
+}
+
+// pebbleLog hands Pebble's messages on; what it calls fatal ends the journal.
+type pebbleLog struct{ j *Journal }
+
+func (pebbleLog) Infof(string, ...any) {}
+
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.j.o.Log.Warn("index: " + fmt.Sprintf(format, args...))
+}
+
+// Fatalf must not return: no reply has been sent for what failed, and the segments
+// hold all that was answered.
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	panic("journal index: " + fmt.Sprintf(format, args...))
+}
+
+// finishLoop chains and indexes frames in order, behind the replies.
+func (j *Journal) finishLoop(drained <-chan struct{}) error {
+	for {
+		var ws []*written
+		select {
+		case w := <-j.finish:
+			ws = append(ws, w)
+		case <-drained:
+			if len(j.finish) == 0 {
+				return nil
+			}
+			continue
+		}
+		for len(ws) < 32 && len(j.finish) > 0 {
+			ws = append(ws, <-j.finish)
+		}
+		for _, w := range ws {
+			j.chain(w)
+		}
+		if err := j.apply(ws); err != nil {
+			err = j.fail(fmt.Errorf("index frames: %w", err))
+			go j.discard(drained) // writers must not wait for an index that is gone
+			return err
+		}
+	}
+}
+
+func (j *Journal) discard(drained <-chan struct{}) {
+	for {
+		select {
+		case <-j.finish:
+		case <-drained:
+			return
+		}
+	}
+}
+
+// chain gives w its chain value and publishes it.
+func (j *Journal) chain(w *written) {
+	j.mu.Lock()
+	before := j.chained[len(j.chained)-1].Chain
+	j.mu.Unlock()
+	if w.image != nil {
+		w.chain = nextChain(before, w.image)
+		w.image = nil
+	}
+	w.h.Chain = before // what precedes w; the header's own copy lags
+	j.mu.Lock()
+	j.pushEnd(w)
+	j.trimChainedLocked()
+	j.broadcastLocked()
+	j.mu.Unlock()
+}
+
+func (j *Journal) pushEnd(w *written) {
+	bytes := j.chained[len(j.chained)-1].Bytes
+	j.chained = append(j.chained, frameEnd{
+		Cursor: Cursor{Position{w.h.Epoch, w.h.Last}, w.chain}, Time: w.end, Segment: w.segment, Offset: w.offset + w.h.Bytes,
+		StartSegment: w.segment, Start: w.offset, Bytes: bytes + w.h.Bytes, Epochs: int(w.ordinal),
+	})
+}
+
+func nextChain(before Chain, image []byte) Chain {
+	h := blake3.New()
+	_, _ = h.Write(before[:]) // a hash takes everything
+	_, _ = h.Write(image)
+	var c Chain
+	h.Sum(c[:0])
+	return c
+}
+
+// apply puts frames into the index in one batch, and lets reads see them.
+func (j *Journal) apply(ws []*written) (err error) {
+	b := j.db.NewBatch()
+	defer func() { err = errors.Join(err, b.Close()) }()
+	for _, w := range ws {
+		if err := j.applyFrame(b, w); err != nil {
+			return err
+		}
+	}
+	w := ws[len(ws)-1]
+	rolled := j.through.Segment != 0 && j.through.Segment != w.segment
+	j.mu.Lock()
+	j.through.Durable = j.chained[0]
+	j.through.frameEnd = j.chained[len(j.chained)-1]
+	j.mu.Unlock()
+	raw, err := json.Marshal(j.through)
+	if err != nil {
+		return err
+	}
+	if err := b.Set([]byte(keyThrough), raw, nil); err != nil {
+		return err
+	}
+	if err := b.Commit(pebble.NoSync); err != nil {
+		return err
+	}
+	if rolled { // bounds what an opening reads again
+		if _, err := j.db.AsyncFlush(); err != nil {
+			return err
+		}
+	}
+	j.mu.Lock()
+	j.indexed = w.h.Last
+	j.branches[len(j.branches)-1].Last = j.through.Cursor
+	j.broadcastLocked()
+	j.mu.Unlock()
+	return nil
+}
+
+func (j *Journal) applyFrame(b *pebble.Batch, w *written) error {
+	ordinal := w.ordinal
+	if w.recs[0].kind == KindEpoch {
+		if err := j.saveBranches(b, ordinal); err != nil {
+			return err
+		}
+	}
+	if j.through.Samples.due(w, w.recs[0].kind == KindEpoch) {
+		s := sample{w.segment, w.offset, w.h.Time, w.h.Chain}
+		if err := b.Set(sampleKey(ordinal, w.h.First), s.encode(), nil); err != nil {
+			return err
+		}
+	}
+	inKey := ordinal
+	if j.o.faults.keyWithoutEpoch {
+		inKey = 1
+	}
+	for i, r := range w.recs {
+		s := w.h.First + Seq(i)
+		switch {
+		case r.kind.hasExtent():
+			if err := j.noteLevels(b, r); err != nil {
+				return err
+			}
+			if err := indexRecord(r, inKey, s, w.segment, w.offset, func(k, v []byte) error { return b.Set(k, v, nil) }); err != nil {
+				return err
+			}
+		case r.kind <= KindAnchor:
+			if err := catalogue(b, r, ordinal, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// noteLevels keeps the levels that a volume has nodes of: lookups visit no others.
+func (j *Journal) noteLevels(b *pebble.Batch, r *record) error {
+	var mask uint16
+	top := maxLevel
+	if r.kind.hasPayload() {
+		top = levelMegabyte
+	}
+	cut(r.extent, top, func(n node) { mask |= 1 << n.level })
+	j.mu.Lock()
+	old := j.levels[r.volume]
+	j.levels[r.volume] = old | mask
+	j.mu.Unlock()
+	if old|mask == old {
+		return nil
+	}
+	return b.Set(levelsKey(r.volume), []byte{byte((old | mask) >> 8), byte(old | mask)}, nil)
+}
+
+// saveBranches makes a new epoch, and where the one before it ended, part of the
+// index together with the new one's first frame.
+func (j *Journal) saveBranches(b *pebble.Batch, ordinal uint32) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for o := max(ordinal, 2) - 1; o <= ordinal; o++ {
+		if err := b.Set(branchKey(o), encodeBody(j.branches[o-1]), nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}

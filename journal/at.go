@@ -1,0 +1,196 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// At is a parsed --at: which point is meant, before any journal is asked.
+type At struct {
+	text   string
+	kind   atKind
+	back   time.Duration
+	when   time.Time
+	name   string
+	number uint64 // of the epoch; 0 for the current lineage
+	seq    Seq
+}
+
+type atKind uint8
+
+const (
+	atLatest atKind = iota
+	atLatestApp
+	atBack
+	atTime
+	atName
+	atBefore
+	atSeq
+)
+
+// String is what ParseAt was given.
+func (a At) String() string { return a.text }
+
+// ParseAt reads latest, latest-app, -5m, an RFC 3339 time, name:X, before:X, #SEQ
+// (in the current lineage) or #EPOCH.SEQ. Anything else wraps ErrBadAt.
+func ParseAt(s string) (At, error) {
+	a := At{text: s}
+	var err error
+	switch {
+	case s == "latest":
+	case s == "latest-app":
+		a.kind = atLatestApp
+	case strings.HasPrefix(s, "-"):
+		a.kind = atBack
+		a.back, err = time.ParseDuration(s[1:])
+		if err == nil && a.back < 0 {
+			err = errors.New("a duration back in time has one minus sign")
+		}
+	case strings.HasPrefix(s, "name:"):
+		a.kind, a.name = atName, s[len("name:"):]
+	case strings.HasPrefix(s, "before:"):
+		a.kind, a.name = atBefore, s[len("before:"):]
+	case strings.HasPrefix(s, "#"):
+		a.kind = atSeq
+		err = a.parseSeq(s[1:])
+	default:
+		a.kind = atTime
+		a.when, err = time.Parse(time.RFC3339Nano, s)
+	}
+	if err == nil && (a.kind == atName || a.kind == atBefore) && a.name == "" {
+		err = errors.New("a name is missing")
+	}
+	if err != nil {
+		return At{}, fmt.Errorf("parse %q: %w (latest, latest-app, -5m, 2026-11-22T10:00:00+01:00, name:X, before:X, #SEQ or #EPOCH.SEQ): %w", s, ErrBadAt, err)
+	}
+	return a, nil
+}
+
+func (a *At) parseSeq(s string) error {
+	epoch, seq, both := strings.Cut(s, ".")
+	if !both {
+		epoch, seq = "", s
+	}
+	n, err := strconv.ParseUint(seq, 10, 64)
+	if err == nil && both {
+		a.number, err = strconv.ParseUint(epoch, 10, 64)
+	}
+	a.seq = Seq(n)
+	if err == nil && (n == 0 || (both && a.number == 0)) {
+		err = errors.New("epochs and seqs begin with 1")
+	}
+	return err
+}
+
+// Resolve finds the point that a means. Where there is none it returns a
+// *NoPointError, which says why and what is nearest before.
+func (j *Journal) Resolve(ctx context.Context, a At) (Point, error) {
+	p, err := j.resolve(ctx, a)
+	var no *NoPointError
+	if errors.As(err, &no) {
+		no.At = a.text
+		return Point{}, no
+	}
+	if err != nil {
+		return Point{}, fmt.Errorf("resolve %s: %w", a, err)
+	}
+	return p, nil
+}
+
+func (j *Journal) resolve(ctx context.Context, a At) (Point, error) {
+	l, err := j.settled(ctx)
+	if err != nil {
+		return Point{}, err
+	}
+	if len(l) == 0 {
+		return Point{}, &NoPointError{Why: "the journal is empty"}
+	}
+	switch a.kind {
+	case atLatest:
+		return j.newestUpTo(ctx, l, lastOf(l).Seq)
+	case atBack:
+		return j.atTime(ctx, l, j.o.Now().Add(-a.back))
+	case atTime:
+		return j.atTime(ctx, l, a.when)
+	case atSeq:
+		return j.atSeq(ctx, l, a)
+	}
+	s, ok, err := j.findMark(l, a)
+	if err != nil {
+		return Point{}, err
+	}
+	if !ok {
+		return Point{}, &NoPointError{Why: "no such mark in this lineage"}
+	}
+	if a.kind == atBefore {
+		return j.newestUpTo(ctx, l, s-1)
+	}
+	i, _ := l.Owner(s)
+	return j.pointAt(ctx, Position{i.Epoch, s})
+}
+
+// newestUpTo is the newest point of l not after seq s.
+func (j *Journal) newestUpTo(ctx context.Context, l Lineage, s Seq) (Point, error) {
+	spans, err := j.spans(l)
+	if err != nil {
+		return Point{}, err
+	}
+	for k := len(spans) - 1; k >= 0; k-- {
+		if spans[k].First.Seq > s {
+			continue
+		}
+		q := min(s, spans[k].Last.Seq)
+		i, _ := l.Owner(q)
+		return j.describe(ctx, spans[k], Position{i.Epoch, q})
+	}
+	return Point{}, &NoPointError{Why: "no volume was synced before it"}
+}
+
+// atTime is the point that shows the group as of t; a time inside a gap has none.
+func (j *Journal) atTime(ctx context.Context, l Lineage, t time.Time) (Point, error) {
+	for k := len(l) - 1; k >= 0; k-- {
+		s, ok, err := j.seqAt(l[k], t)
+		if err != nil {
+			return Point{}, err
+		}
+		if ok {
+			return j.pointAt(ctx, Position{l[k].Epoch, s})
+		}
+	}
+	return Point{}, &NoPointError{Why: "the journal begins later"}
+}
+
+func (j *Journal) atSeq(ctx context.Context, l Lineage, a At) (Point, error) {
+	if a.number == 0 {
+		i, ok := l.Owner(a.seq)
+		if !ok {
+			return Point{}, &NoPointError{Why: fmt.Sprintf("the current lineage ends at record %d", lastOf(l).Seq)}
+		}
+		return j.pointAt(ctx, Position{i.Epoch, a.seq})
+	}
+	for _, b := range j.Branches() {
+		if b.Number == a.number {
+			return j.pointAt(ctx, Position{b.ID, a.seq})
+		}
+	}
+	return Point{}, &NoPointError{Why: fmt.Sprintf("no epoch %d is held here", a.number)}
+}
+
+// findMark is the newest mark of a name, or the newest application-consistent one.
+func (j *Journal) findMark(l Lineage, a At) (at Seq, ok bool, err error) {
+	err = j.eachHappening(KindMark, l, func(_ Interval, s Seq, h happening) error {
+		var m Mark
+		if err := decodeBody(h.Body, &m); err != nil {
+			return fmt.Errorf("read catalogue: mark record %d: %w", s, err)
+		}
+		if (a.kind == atLatestApp && m.App) || (a.kind != atLatestApp && m.Name == a.name) {
+			at, ok = s, true
+		}
+		return nil
+	})
+	return at, ok, err
+}

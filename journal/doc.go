@@ -1,0 +1,41 @@
+// Package journal keeps every write of a group's past, and gives back any moment.
+//
+// It promises that a write is answered only when its record survives the death of
+// the process (SyncProcess) or of the machine (SyncPower); that what survives a
+// crash is a prefix of the recorded order; that every point it lists restores to
+// what was written; that a damaged byte is found before use and named; and that
+// records leave for a peer only once they survive the loss of power. It does not
+// order what its callers issue at the same time, and it does not thin its history.
+//
+// Two logs hold the truth, Pebble an index that can be rebuilt from them:
+//
+//	segments/ frames of the stream, the same bytes at every site   format.go, segment.go
+//	site.log  what this site alone knows                           sitelog.go
+//	index/    where blocks lie; epochs, marks, gaps, samples       index.go, catalog.go
+//
+// The way of a write:
+//
+//  1. Writer.Record gives it a seq and puts it in the open commit (commit.go);
+//  2. commitLoop takes the commit, lays out a frame and writes it into the segment;
+//     in SyncProcess the writers are answered here: the page cache of the segment
+//     file is the log that outlives the process;
+//  3. syncLoop makes it durable; in SyncPower the writers are answered here;
+//  4. finishLoop computes the chain and indexes the frame, behind the replies.
+//
+// The way of a read: Resolve finds a point (points.go, at.go), View follows its
+// lineage (lineage.go) and looks blocks up (asof.go), verifying every cell. Stream
+// and AppendFrame carry frames between sites (stream.go, receive.go).
+//
+// Opening (recover.go) loads how far the index has come and replays the segments
+// from the last place known durable: it costs what was written since the last
+// segment, not the history. An invalid frame ends the log unless a later one
+// proves that more had been durable. Capture then goes on in a new epoch.
+//
+// Memory: records under way (64 MiB), Pebble's memtable and cache, a frame's header
+// and records; nothing grows with the history or the volumes' size.
+//
+// Run owns three goroutines, one for each of steps 2 to 4. Lock order: fileMu
+// before mu. A failed write or fsync is terminal for the Journal, except for a lack
+// of space: that refuses what is under way, owes a gap to each volume that lost a
+// write, and is over when there is space again.
+package journal

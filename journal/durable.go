@@ -1,0 +1,163 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// frameEnd is where a frame ends, in the history and on disk, its chain value known.
+type frameEnd struct {
+	Cursor
+	Time         time.Time `json:"time"`
+	Segment      uint64    `json:"segment"` // where the next frame would begin
+	Offset       int64     `json:"offset"`
+	StartSegment uint64    `json:"start_segment"` // where this one begins
+	Start        int64     `json:"start"`
+	Bytes        int64     `json:"bytes"`  // of all frames up to here
+	Epochs       int       `json:"epochs"` // held when it was written
+}
+
+// syncLoop makes written frames durable, one fdatasync after the other, until the
+// committer has ended and all it wrote is durable.
+func (j *Journal) syncLoop(drained <-chan struct{}) error {
+	for {
+		last := false
+		select {
+		case <-j.unsynced:
+		case <-drained:
+			last = true
+		}
+		if err := j.syncOnce(); err != nil {
+			return j.fail(err)
+		}
+		if last {
+			return nil
+		}
+	}
+}
+
+func (j *Journal) syncOnce() error {
+	j.fileMu.Lock()
+	f, retired := j.out.file, j.out.retired
+	j.out.retired = nil
+	j.mu.Lock()
+	target, epochs := j.written, len(j.branches)
+	j.mu.Unlock()
+	j.fileMu.Unlock()
+	for _, r := range retired { // synced when they were sealed
+		if err := r.Close(); err != nil {
+			return fmt.Errorf("close segment: %w", err)
+		}
+	}
+	if f == nil && len(retired) == 0 {
+		return nil
+	}
+	if f != nil {
+		if err := f.SyncData(); err != nil {
+			return fmt.Errorf("sync segment: %w", err)
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if epochs != len(j.branches) {
+		return nil // a fork came between; it was made durable itself
+	}
+	j.synced = max(j.synced, target)
+	done := 0
+	for _, c := range j.awaiting {
+		if c.last() > j.synced {
+			break
+		}
+		close(c.done)
+		done++
+	}
+	j.awaiting = j.awaiting[done:]
+	j.trimChainedLocked()
+	j.broadcastLocked()
+	return nil
+}
+
+// trimChainedLocked drops frame ends older than the durable one.
+func (j *Journal) trimChainedLocked() {
+	n := 0
+	for n+1 < len(j.chained) && j.chained[n+1].Seq <= j.synced {
+		n++
+	}
+	j.chained = j.chained[n:]
+}
+
+// durableLocked is the newest frame end that survives power loss.
+func (j *Journal) durableLocked() frameEnd {
+	if j.o.faults.sendUnsynced {
+		return j.chained[len(j.chained)-1]
+	}
+	return j.chained[0]
+}
+
+// Head is where a journal's newest lineage ends.
+type Head struct {
+	Position              // newest record
+	Number      uint64    // of its epoch
+	Time        time.Time // of that record
+	Durable     Cursor    // newest frame end that survives power loss: what may be sent
+	DurableTime time.Time
+	Bytes       int64 // of all frames written or received
+}
+
+// Head tells where the newest lineage ends; zero in an empty journal.
+func (j *Journal) Head() Head {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.branches) == 0 {
+		return Head{}
+	}
+	b, d := j.branches[len(j.branches)-1], j.durableLocked()
+	h := Head{Position: Position{b.ID, j.written}, Number: b.Number, Time: j.headTime, Durable: d.Cursor, DurableTime: d.Time, Bytes: j.bytes}
+	if j.written < b.First() {
+		h.Position = b.Parent.Position
+	}
+	return h
+}
+
+// Branches is every epoch held, in the order they came; the last one is the head's.
+// Its end is the durable one.
+func (j *Journal) Branches() []Branch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.branchesLocked()
+}
+
+func (j *Journal) branchesLocked() []Branch {
+	out := append([]Branch(nil), j.branches...)
+	if n := len(out); n > 0 {
+		out[n-1].Last = j.durableLocked().Cursor
+	}
+	return out
+}
+
+// Lineage is the history that the head ends.
+func (j *Journal) Lineage() Lineage {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append(Lineage(nil), j.lineage...)
+}
+
+// WaitDurable returns once the record at p survives the loss of power.
+func (j *Journal) WaitDurable(ctx context.Context, p Position) error {
+	return j.waitFor(ctx, func() bool {
+		n := len(j.branches)
+		if n == 0 {
+			return p.IsZero()
+		}
+		if j.branches[n-1].ID != p.Epoch {
+			return true // ended epochs are durable to their end
+		}
+		return j.durableLocked().Seq >= p.Seq
+	})
+}
+
+// waitIndexed returns once reads see seq s of the newest epoch.
+func (j *Journal) waitIndexed(ctx context.Context, epochs int, s Seq) error {
+	return j.waitFor(ctx, func() bool { return len(j.branches) != epochs || j.indexed >= s })
+}

@@ -1,0 +1,63 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// Errors of this package. DamageError and NoPointError carry evidence.
+var (
+	ErrNotFound      = errors.New("no journal here")
+	ErrWrongJournal  = errors.New("the directory holds another group's journal")
+	ErrLocked        = errors.New("the journal is open in another process")
+	ErrClosed        = errors.New("the journal is closed")
+	ErrFailed        = errors.New("the journal failed and must be opened again")
+	ErrFull          = fmt.Errorf("quota or disk: %w", cbt.ErrDiskFull)
+	ErrFenced        = errors.New("a newer epoch has begun; this writer is fenced")
+	ErrReadOnly      = errors.New("the journal carries a feature that this version may read but not write")
+	ErrIncompatible  = errors.New("the journal carries a feature that this version does not know")
+	ErrLowerEpoch    = errors.New("a newer epoch is known; records of a lower one are refused")
+	ErrUnknownParent = errors.New("the parent of an epoch is not held here")
+	ErrNotContiguous = errors.New("records do not follow on what is held")
+	ErrTailLost      = errors.New("records that were durable are missing from the end of the journal")
+	ErrNoPoint       = errors.New("no point there")
+	ErrUnknownVolume = errors.New("no such volume")
+	ErrOutOfRange    = errors.New("the range lies outside the volume")
+	ErrBadAt         = errors.New("not a point in time")
+)
+
+// DamageError names bytes that failed verification. It is never a torn tail.
+type DamageError struct {
+	Hop    string // where it was found: "open", "read", "receive", "verify", "stream"
+	Volume cbt.VolumeID
+	Epoch  EpochID
+	Seq    Seq
+	File   string
+	Offset int64 // bytes from the start of File
+	What   string
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("%s: damaged record: volume %s, epoch %s, seq %d, file %s, offset %d: %s",
+		e.Hop, cbt.ID(e.Volume).Short(), e.Epoch.Short(), e.Seq, e.File, e.Offset, e.What)
+}
+
+// NoPointError says why there is no point where one was asked for.
+type NoPointError struct {
+	At     string
+	Why    string
+	Before *Point // nearest one before, if any
+}
+
+func (e *NoPointError) Error() string {
+	s := fmt.Sprintf("resolve %s: no point there: %s", e.At, e.Why)
+	if e.Before != nil {
+		s += fmt.Sprintf("; nearest before: #%d.%d", e.Before.Number, e.Before.Seq)
+	}
+	return s
+}
+
+// Unwrap makes errors.Is(err, ErrNoPoint) hold.
+func (e *NoPointError) Unwrap() error { return ErrNoPoint }

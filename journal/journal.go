@@ -1,0 +1,375 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// SyncMode says what a reply to a write means.
+type SyncMode uint8
+
+// Modes. SyncProcess answers when the record is in the page cache of the segment
+// file, which outlives this process; SyncPower after fdatasync.
+const (
+	SyncProcess SyncMode = iota
+	SyncPower
+)
+
+// Options of Open; the zero value opens what is there.
+type Options struct {
+	FS           vfs.FS           // every file goes through it; nil: the operating system's
+	Create       *Identity        // when the directory holds no journal: make one. nil: ErrNotFound
+	Sync         SyncMode         // what a reply means
+	SegmentBytes int64            // when a segment is sealed; default 64 MiB
+	QuotaBytes   int64            // segments together; 0: no quota
+	ReserveBytes int64            // free disk below which records are refused; default 64 MiB; negative: none
+	Now          func() time.Time // wall clock; default time.Now
+	Log          *slog.Logger     // default: discarded
+
+	faults faults
+}
+
+// faults are planted by tests of this package to see that a check catches them.
+type faults struct {
+	replyEarly      bool // reply before the record is written
+	sendUnsynced    bool // stream frames that were not synced
+	keyWithoutEpoch bool // index entries of all epochs under one ordinal
+	carrySynced     bool // intervals survive an opening
+	headerOnlyCRC   bool // cells are not checked
+}
+
+func (o Options) withDefaults() Options {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = 64 << 20
+	}
+	if o.ReserveBytes == 0 {
+		o.ReserveBytes = 64 << 20
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	if o.SegmentBytes < 4*pageBytes {
+		return fmt.Errorf("segments of %d bytes: want at least %d", o.SegmentBytes, 4*pageBytes)
+	}
+	if o.QuotaBytes < 0 {
+		return fmt.Errorf("quota of %d bytes", o.QuotaBytes)
+	}
+	return nil
+}
+
+// Journal is one group's history at one site. All methods are safe for concurrent
+// use. Reading works from Open to Close; writing only while Run runs.
+type Journal struct {
+	dir      string
+	o        Options
+	lock     io.Closer
+	identity Identity
+	inc      cbt.Incarnation
+	db       *pebble.DB
+	site     *siteLog
+	segs     *segments
+
+	fileMu sync.Mutex // held by whoever writes a frame; guards out
+	out    output
+
+	mu       sync.Mutex // guards all below
+	changed  chan struct{}
+	err      error // terminal: set once
+	running  bool
+	closing  bool
+	readOnly bool
+	branches []Branch // index + 1 is the epoch's ordinal in the index
+	lineage  Lineage  // of the newest epoch; its last interval ends at written
+	volumes  map[cbt.VolumeID]volumeBody
+	ordinals uint32 // highest volume ordinal given
+	writer   *Writer
+	next     Seq // seq of the next record
+	lastTime time.Time
+	queue    []*commit // not yet written; the last one is open
+	pending  int64     // bytes in queue
+	owed     map[cbt.VolumeID]cbt.Cause
+	written  Seq        // newest record in a segment file
+	bytes    int64      // frame bytes written in this life and before
+	synced   Seq        // newest record that survives power loss
+	awaiting []*commit  // written, to be answered once durable
+	chained  []frameEnd // frames whose chain value is known, from the durable one on
+	indexed  Seq        // newest record that reads see
+	levels   map[uint32]uint16
+	through  through   // owned by finishLoop while Run runs
+	headTime time.Time // of written
+
+	unsynced chan struct{} // wakes the syncer
+	work     chan struct{} // wakes the committer
+	finish   chan *written // frames to chain and index, in order
+}
+
+const identityName = "identity.json"
+
+type identityFile struct {
+	Format   int      `json:"format"`
+	Identity Identity `json:"identity"`
+}
+
+// Open opens the journal in dir, alone (ErrLocked), and recovers its tail. It
+// starts nothing: Run does. Errors: ErrNotFound, ErrWrongJournal, ErrIncompatible,
+// ErrTailLost, *DamageError.
+func Open(dir string, o Options) (*Journal, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	j := &Journal{
+		dir: dir, o: o, inc: cbt.Incarnation(cbt.NewID()),
+		segs:     &segments{fs: o.FS, dir: o.FS.PathJoin(dir, "segments"), open: make(map[uint64]*openSegment)},
+		changed:  make(chan struct{}),
+		volumes:  make(map[cbt.VolumeID]volumeBody),
+		owed:     make(map[cbt.VolumeID]cbt.Cause),
+		levels:   make(map[uint32]uint16),
+		unsynced: make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64),
+	}
+	if err := j.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", dir, err), j.free())
+	}
+	return j, nil
+}
+
+func (j *Journal) open() error {
+	fs := j.o.FS
+	here, err := exists(fs, fs.PathJoin(j.dir, identityName))
+	if err != nil {
+		return err
+	}
+	if !here && j.o.Create == nil {
+		return ErrNotFound
+	}
+	if err := fs.MkdirAll(j.segs.dir, 0o700); err != nil {
+		return err
+	}
+	if j.lock, err = fs.Lock(fs.PathJoin(j.dir, "LOCK")); err != nil {
+		j.lock = nil
+		return fmt.Errorf("%w: %w", ErrLocked, err)
+	}
+	if err := j.identify(here); err != nil {
+		return err
+	}
+	if j.site, err = openSiteLog(fs, j.dir); err != nil {
+		return err
+	}
+	if err := j.openIndex(); err != nil {
+		return err
+	}
+	return j.recover()
+}
+
+// identify reads the identity file or, in a new directory, writes it.
+func (j *Journal) identify(here bool) error {
+	fs, path := j.o.FS, j.o.FS.PathJoin(j.dir, identityName)
+	if here {
+		f, err := fs.Open(path)
+		if err != nil {
+			return err
+		}
+		b, err := io.ReadAll(io.LimitReader(f, 1<<16))
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		var id identityFile
+		if err := json.Unmarshal(b, &id); err != nil || id.Format != 1 {
+			return &DamageError{Hop: "open", File: identityName, What: "not an identity of this format"}
+		}
+		if j.o.Create != nil && *j.o.Create != id.Identity {
+			return fmt.Errorf("%w: group %s", ErrWrongJournal, id.Identity.Group)
+		}
+		j.identity = id.Identity
+		return nil
+	}
+	j.identity = *j.o.Create
+	tmp := path + ".new"
+	f, err := fs.Create(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(encodeBody(identityFile{1, j.identity}), '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fs.Rename(tmp, path); err != nil {
+		return err
+	}
+	return syncDir(fs, j.dir)
+}
+
+// Identity says whose journal this is.
+func (j *Journal) Identity() Identity { return j.identity }
+
+// Run writes, syncs, chains and indexes until ctx ends, then finishes what was
+// begun. A failed fsync or a damaged index ends it with an error that wraps
+// ErrFailed; the journal takes no more records then.
+func (j *Journal) Run(ctx context.Context) error {
+	j.mu.Lock()
+	if j.err != nil || j.running || j.closing {
+		err := errors.Join(ErrClosed, j.err)
+		j.mu.Unlock()
+		return err
+	}
+	j.running = true
+	j.broadcastLocked()
+	j.mu.Unlock()
+	var g errgroup.Group
+	stop := make(chan struct{})     // no more commits will be queued
+	drained := make(chan struct{})  // all commits are written
+	finished := make(chan struct{}) // and indexed
+	g.Go(func() error { defer close(drained); return j.commitLoop(stop) })
+	g.Go(func() error { return j.syncLoop(drained) })
+	g.Go(func() error { defer close(finished); return j.finishLoop(drained) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-j.failed():
+		}
+		j.mu.Lock()
+		j.closing = true
+		j.broadcastLocked()
+		j.mu.Unlock()
+		close(stop)
+		return nil
+	})
+	err := g.Wait()
+	<-finished
+	j.mu.Lock()
+	j.running = false
+	err = errors.Join(err, j.err)
+	j.broadcastLocked()
+	j.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("run journal: %w", err)
+	}
+	return j.closeCleanly()
+}
+
+// Close frees what Open took. Call it after Run has returned.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	j.closing = true
+	j.broadcastLocked()
+	j.mu.Unlock()
+	return j.free()
+}
+
+func (j *Journal) free() error {
+	var errs []error
+	if j.db != nil {
+		errs = append(errs, j.db.Close())
+		j.db = nil
+	}
+	if j.out.file != nil {
+		errs = append(errs, j.out.file.Close())
+		j.out.file = nil
+	}
+	j.segs.close()
+	if j.site != nil {
+		errs = append(errs, j.site.close())
+	}
+	if j.lock != nil {
+		errs = append(errs, j.lock.Close())
+		j.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+// broadcastLocked wakes everybody who waits for a change of state.
+func (j *Journal) broadcastLocked() {
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// waitFor returns when ok, called under mu, reports true; or with what ended the
+// journal, or with ctx.
+func (j *Journal) waitFor(ctx context.Context, ok func() bool) error {
+	j.mu.Lock()
+	for !ok() {
+		if err := j.stoppedLocked(); err != nil {
+			j.mu.Unlock()
+			return err
+		}
+		ch := j.changed
+		j.mu.Unlock()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		j.mu.Lock()
+	}
+	j.mu.Unlock()
+	return nil
+}
+
+// stoppedLocked is why nothing will change any more, or nil.
+func (j *Journal) stoppedLocked() error {
+	switch {
+	case j.err != nil:
+		return j.err
+	case j.closing && !j.running:
+		return ErrClosed
+	}
+	return nil
+}
+
+// fail makes err terminal.
+func (j *Journal) fail(err error) error {
+	err = fmt.Errorf("%w: %w", ErrFailed, err)
+	j.mu.Lock()
+	if j.err == nil {
+		j.err = err
+		for _, c := range j.awaiting {
+			c.err = err
+			close(c.done)
+		}
+		j.awaiting = nil
+		j.o.Log.Error("journal failed", "dir", j.dir, "err", err)
+	}
+	j.broadcastLocked()
+	j.mu.Unlock()
+	return err
+}
+
+func (j *Journal) failed() <-chan struct{} {
+	ch := make(chan struct{})
+	go func() {
+		defer close(ch)
+		_ = j.waitFor(context.Background(), func() bool { return j.closing })
+	}()
+	return ch
+}
+
+// Remember makes v the value of key in the site log, durably.
+func (j *Journal) Remember(key string, v any) error { return j.site.remember(key, v) }
+
+// Recall reads the newest value of key into v and reports whether there is one.
+func (j *Journal) Recall(key string, v any) (bool, error) { return j.site.recall(key, v) }

@@ -1,0 +1,285 @@
+package journal
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// Point is a moment that can be restored.
+type Point struct {
+	Position
+	Number  uint64         `json:"epoch_number"`
+	Time    time.Time      `json:"time"`
+	Marks   []Mark         `json:"marks,omitempty"` // at exactly this record
+	Volumes []cbt.VolumeID `json:"volumes"`         // that it covers
+}
+
+func (p Point) String() string { return fmt.Sprintf("#%d.%d", p.Number, p.Seq) }
+
+// Span is an interval in which every record is a point.
+type Span struct {
+	First, Last Position
+	Number      uint64
+	Volumes     []cbt.VolumeID
+	Open        bool      // it ends at the head
+	Ended       cbt.Cause // why it ended, if it did
+	Detail      string
+}
+
+// turn is an event that opens, closes or changes a span.
+type turn struct {
+	seq    Seq
+	kind   Kind
+	in     Interval
+	volume cbt.VolumeID
+	gap    gapBody
+}
+
+// spansOf runs the rule of when there are points over a lineage's turns. A group
+// has points while all of its members are synced; a volume is a member from when it
+// is added, but one that joins while there are points is one only from its first
+// synced record. An epoch's first record closes every interval. It is pure.
+func spansOf(l Lineage, turns []turn, carry bool) []Span {
+	members, synced := make(map[cbt.VolumeID]bool), make(map[cbt.VolumeID]bool)
+	var spans []Span
+	open := false
+	end := func(s Seq, c cbt.Cause, detail string) {
+		if !open {
+			return
+		}
+		open = false
+		last := &spans[len(spans)-1]
+		if s <= last.First.Seq { // nothing lies in it
+			spans = spans[:len(spans)-1]
+			return
+		}
+		i, _ := l.Owner(s - 1)
+		last.Last, last.Open, last.Ended, last.Detail = Position{i.Epoch, s - 1}, false, c, detail
+	}
+	for _, t := range turns {
+		switch t.kind {
+		case KindEpoch:
+			if carry {
+				continue
+			}
+			end(t.seq, cbt.CauseOpening, "")
+			clear(synced)
+		case KindVolume:
+			if !open && !members[t.volume] {
+				members[t.volume] = true
+			}
+		case KindGap:
+			end(t.seq, t.gap.Cause, t.gap.Detail)
+			delete(synced, t.volume)
+		case KindSynced:
+			members[t.volume], synced[t.volume] = true, true
+			if len(synced) < len(members) {
+				continue
+			}
+			end(t.seq, "", "")
+			vs := slices.SortedFunc(maps.Keys(synced), func(a, b cbt.VolumeID) int { return cmp.Compare(a.String(), b.String()) })
+			spans = append(spans, Span{First: Position{t.in.Epoch, t.seq}, Number: t.in.Number, Volumes: vs, Open: true})
+			open = true
+		}
+	}
+	if open && len(l) > 0 {
+		spans[len(spans)-1].Last = lastOf(l)
+	}
+	return spans
+}
+
+// spans is the points of a lineage.
+func (j *Journal) spans(l Lineage) ([]Span, error) {
+	vs := make(map[uint32]cbt.VolumeID)
+	var turns []turn
+	for _, k := range []Kind{KindVolume, KindEpoch, KindSynced, KindGap} {
+		err := j.eachHappening(k, l, func(i Interval, s Seq, h happening) error {
+			t := turn{seq: s, kind: k, in: i}
+			switch k {
+			case KindVolume:
+				var b volumeBody
+				if err := decodeBody(h.Body, &b); err != nil {
+					return fmt.Errorf("read catalogue: volume record %d: %w", s, err)
+				}
+				vs[b.Ordinal], t.volume = b.ID, b.ID
+			case KindGap:
+				if err := decodeBody(h.Body, &t.gap); err != nil {
+					return fmt.Errorf("read catalogue: gap record %d: %w", s, err)
+				}
+			}
+			if k == KindSynced || k == KindGap {
+				t.volume = vs[h.Volume]
+			}
+			turns = append(turns, t)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(turns, func(a, b turn) int { return cmp.Compare(a.seq, b.seq) })
+	return spansOf(l, turns, j.o.faults.carrySynced), nil
+}
+
+// Spans lists where there are points in the current lineage, oldest first.
+func (j *Journal) Spans(ctx context.Context) ([]Span, error) {
+	l, err := j.settled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return j.spans(l)
+}
+
+// settled is the current lineage, indexed to its end.
+func (j *Journal) settled(ctx context.Context) (Lineage, error) {
+	j.mu.Lock()
+	l, n, s := append(Lineage(nil), j.lineage...), len(j.branches), j.written
+	j.mu.Unlock()
+	if n == 0 {
+		return nil, nil
+	}
+	if k := len(l); k > 0 && l[k-1].Last < l[k-1].First {
+		l = l[:k-1]
+	}
+	return l, j.waitIndexed(ctx, n, s)
+}
+
+// pointAt is the point at record p, or a *NoPointError.
+func (j *Journal) pointAt(ctx context.Context, p Position) (Point, error) {
+	if err := j.waitHeld(ctx, p); err != nil {
+		return Point{}, err
+	}
+	l, err := j.lineageAt(p)
+	if err != nil {
+		return Point{}, err
+	}
+	spans, err := j.spans(l)
+	if err != nil {
+		return Point{}, err
+	}
+	if n := len(spans); n == 0 || !spans[n-1].Open {
+		e := &NoPointError{At: p.String(), Why: "no volume was synced before it"}
+		if n > 0 {
+			e.Why = fmt.Sprintf("it lies in a gap: %s %s", spans[n-1].Ended, spans[n-1].Detail)
+			if b, err := j.describe(ctx, spans[n-1], spans[n-1].Last); err == nil {
+				e.Before = &b
+			}
+		}
+		return Point{}, e
+	}
+	return j.describe(ctx, spans[len(spans)-1], p)
+}
+
+func (j *Journal) describe(ctx context.Context, s Span, p Position) (Point, error) {
+	t, err := j.timeAt(ctx, p)
+	if err != nil {
+		return Point{}, err
+	}
+	l, err := j.lineageAt(p)
+	if err != nil {
+		return Point{}, err
+	}
+	i, _ := l.Owner(p.Seq)
+	pt := Point{Position: p, Number: i.Number, Time: t, Volumes: s.Volumes}
+	own := Lineage{{i.Epoch, i.Number, p.Seq, p.Seq}}
+	err = j.eachHappening(KindMark, own, func(_ Interval, _ Seq, h happening) error {
+		var m Mark
+		err := decodeBody(h.Body, &m)
+		pt.Marks = append(pt.Marks, m)
+		return err
+	})
+	return pt, err
+}
+
+// Volumes is the group's disks at p, by name.
+func (j *Journal) Volumes(p Point) ([]cbt.Volume, error) {
+	l, err := j.lineageAt(p.Position)
+	if err != nil {
+		return nil, err
+	}
+	m, err := j.volumesIn(l)
+	return volumeList(m), err
+}
+
+// Machines is the newest definition of each machine at p, by name.
+func (j *Journal) Machines(p Point) (map[string][]byte, error) {
+	l, err := j.lineageAt(p.Position)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string][]byte)
+	err = j.eachHappening(KindMachine, l, func(_ Interval, s Seq, h happening) error {
+		var b machineBody
+		if err := decodeBody(h.Body, &b); err != nil {
+			return fmt.Errorf("read catalogue: machine record %d: %w", s, err)
+		}
+		out[b.Name] = b.Definition
+		return nil
+	})
+	return out, err
+}
+
+// Happening is an entry of the catalogue: an epoch, volume, synced, gap, mark or
+// machine record.
+type Happening struct {
+	Position
+	Number uint64
+	Kind   Kind
+	Time   time.Time
+	Volume cbt.VolumeID
+	Cause  cbt.Cause
+	Detail string
+	Mark   Mark
+}
+
+// Happenings lists the control records of the current lineage between two times
+// (zero: no bound), oldest first.
+func (j *Journal) Happenings(ctx context.Context, from, to time.Time) ([]Happening, error) {
+	l, err := j.settled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vs, err := j.volumesIn(l)
+	if err != nil {
+		return nil, err
+	}
+	byOrdinal := make(map[uint32]cbt.VolumeID)
+	for id, v := range vs {
+		byOrdinal[v.Ordinal] = id
+	}
+	var out []Happening
+	for _, k := range []Kind{KindEpoch, KindVolume, KindSynced, KindGap, KindMark, KindMachine} {
+		err := j.eachHappening(k, l, func(i Interval, s Seq, h happening) error {
+			if h.Time.Before(from) || (!to.IsZero() && h.Time.After(to)) {
+				return nil
+			}
+			e := Happening{Position: Position{i.Epoch, s}, Number: i.Number, Kind: k, Time: h.Time, Volume: byOrdinal[h.Volume]}
+			var err error
+			switch k {
+			case KindGap:
+				var g gapBody
+				err = decodeBody(h.Body, &g)
+				e.Cause, e.Detail = g.Cause, g.Detail
+			case KindMark:
+				err = decodeBody(h.Body, &e.Mark)
+			case KindMachine:
+				var m machineBody
+				err = decodeBody(h.Body, &m)
+				e.Detail = m.Name
+			}
+			out = append(out, e)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(out, func(a, b Happening) int { return cmp.Compare(a.Seq, b.Seq) })
+	return out, nil
+}

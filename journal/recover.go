@@ -1,0 +1,467 @@
+package journal
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// recover finds the end of the journal. The index knows all frames up to the last
+// batch that Pebble flushed, and a place up to which frames were durable then:
+// from there the segments are read, verified and indexed again, until a frame that
+// does not verify. That is a torn tail unless a later frame proves that more had
+// been durable (ErrTailLost).
+func (j *Journal) recover() error {
+	j.chained = []frameEnd{{}}
+	known, err := j.loadIndex()
+	if err != nil {
+		return err
+	}
+	err = j.replayTail()
+	if err == nil && known.Seq > 0 && j.behind(known.Position) {
+		j.o.Log.Warn("the index knew records that did not reach the disk; building it anew", "dir", j.dir, "known", known.Position.String(), "head", j.written)
+		if err = j.resetIndex(); err == nil {
+			err = j.replayTail()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := j.checkAnchor(); err != nil {
+		return err
+	}
+	return j.setLineage()
+}
+
+// behind reports that p is not held.
+func (j *Journal) behind(p Position) bool {
+	n := len(j.branches)
+	return n == 0 || (j.branches[n-1].ID == p.Epoch && j.written < p.Seq) || j.ordinalOf(p.Epoch) == 0
+}
+
+func (j *Journal) resetIndex() error {
+	if err := j.db.Close(); err != nil {
+		return fmt.Errorf("close index: %w", err)
+	}
+	j.db = nil
+	if err := j.o.FS.RemoveAll(j.o.FS.PathJoin(j.dir, "index")); err != nil {
+		return fmt.Errorf("remove index: %w", err)
+	}
+	j.branches, j.levels, j.through = nil, make(map[uint32]uint16), through{}
+	j.chained, j.written, j.bytes = []frameEnd{{}}, 0, 0
+	return j.openIndex()
+}
+
+// loadIndex reads branches, levels and how far the index has come.
+func (j *Journal) loadIndex() (through, error) {
+	var t through
+	raw, closer, err := j.db.Get([]byte(keyThrough))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return t, nil
+	}
+	if err != nil {
+		return t, fmt.Errorf("read index: %w", err)
+	}
+	err = json.Unmarshal(raw, &t)
+	if err = errors.Join(err, closer.Close()); err != nil {
+		return t, fmt.Errorf("read index: %w", err)
+	}
+	err = j.scanPrefix(prefixBranch, func(k, v []byte) error {
+		var b Branch
+		if int(binary.BigEndian.Uint32(k[1:])) != len(j.branches)+1 {
+			return fmt.Errorf("epochs have a hole at %d", len(j.branches)+1)
+		}
+		if err := json.Unmarshal(v, &b); err != nil {
+			return err
+		}
+		j.branches = append(j.branches, b)
+		return nil
+	})
+	if err == nil {
+		err = j.scanPrefix(prefixLevels, func(k, v []byte) error {
+			j.levels[binary.BigEndian.Uint32(k[1:])] = binary.BigEndian.Uint16(v)
+			return nil
+		})
+	}
+	if err != nil {
+		return t, fmt.Errorf("read index: %w", err)
+	}
+	// Epochs begun after the durable place are met again in the segments.
+	j.branches = j.branches[:min(t.Durable.Epochs, len(j.branches))]
+	if n := len(j.branches); n > 0 && j.branches[n-1].ID == t.Durable.Epoch {
+		j.branches[n-1].Last = t.Durable.Cursor
+	}
+	j.through = t
+	j.through.frameEnd = t.Durable
+	return t, nil
+}
+
+func (j *Journal) scanPrefix(prefix byte, f func(k, v []byte) error) (err error) {
+	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefix}, UpperBound: []byte{prefix + 1}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; ok = it.Next() {
+		if err := f(it.Key(), it.Value()); err != nil {
+			return err
+		}
+	}
+	return it.Error()
+}
+
+// replayTail reads segments from the durable place on and leaves the journal's
+// state at the last valid frame.
+func (j *Journal) replayTail() error {
+	at := j.through.frameEnd
+	j.chained = []frameEnd{at}
+	j.written, j.headTime, j.lastTime = at.Seq, at.Time, at.Time
+	if at.Segment == 0 {
+		at.Segment, at.Offset = 1, pageBytes
+	} else if err := j.checkDurable(at); err != nil {
+		return err
+	}
+	for {
+		w, err := j.readFrame(at.Segment, at.Offset)
+		var damage *DamageError
+		switch {
+		case errors.As(err, &damage):
+			if !j.provenLater(at.Segment, at.Offset+w.h.Bytes, w.h.Last) {
+				return j.endAt(at, false) // torn
+			}
+			j.o.Log.Error("damaged record found at open; other points stay usable", "err", damage)
+		case errors.Is(err, errNoFrame):
+			next, ended, err := j.nextSegment(at)
+			if err != nil {
+				return err
+			}
+			if !ended {
+				at = next
+				continue
+			}
+			if j.provenLater(at.Segment, at.Offset, j.written+1) {
+				return j.tailLost(at)
+			}
+			return j.endAt(next, next.Offset == 0)
+		case errors.Is(err, ErrIncompatible):
+			return err
+		case err != nil:
+			if j.provenLater(at.Segment, at.Offset, j.written+1) {
+				return fmt.Errorf("%w: %w", j.tailLost(at), err)
+			}
+			return j.endAt(at, false)
+		}
+		j.readOnly = j.readOnly || w.h.Features.readOnly()
+		if err := j.replayed(w); err != nil {
+			return err
+		}
+		at = j.through.frameEnd
+	}
+}
+
+func (j *Journal) tailLost(at frameEnd) error {
+	return fmt.Errorf("%w: after record %d, in %s at offset %d, though later records say it had been durable", ErrTailLost, j.written, segmentName(at.Segment), at.Offset)
+}
+
+// checkDurable proves that the last frame the index knew as durable is there.
+func (j *Journal) checkDurable(at frameEnd) error {
+	if at.Seq == 0 || at.Start == 0 {
+		return nil
+	}
+	h, _, err := j.segs.frameAt(at.StartSegment, at.Start)
+	if err == nil && (h.Last != at.Seq || h.Epoch != at.Epoch) {
+		err = fmt.Errorf("found epoch %s, records %d to %d", h.Epoch.Short(), h.First, h.Last)
+	}
+	if err == nil {
+		return nil
+	}
+	if j.provenLater(at.Segment, at.Offset, at.Seq) {
+		j.o.Log.Error("damaged frame found at open", "segment", segmentName(at.StartSegment), "offset", at.Start, "err", err)
+		return nil
+	}
+	return fmt.Errorf("%w: record %d, in %s at offset %d: %w", ErrTailLost, at.Seq, segmentName(at.StartSegment), at.Start, err)
+}
+
+// readFrame reads the frame at a place and verifies it against the state: identity,
+// order, every cell, chain. With a *DamageError w is still whole but for a payload.
+func (j *Journal) readFrame(segment uint64, off int64) (*written, error) {
+	h, meta, err := j.segs.frameAt(segment, off)
+	if err != nil {
+		return nil, err
+	}
+	rs, err := decodeRecords(h, meta)
+	if err != nil {
+		return nil, err
+	}
+	recs := pointers(rs)
+	e, before, err := j.follows(h, recs)
+	if err != nil {
+		return nil, err
+	}
+	rest := &sectionOf{j.segs, segment, off + int64(len(meta))}
+	chain, bad, err := frameScan(h, recs, meta, before, rest, j.o.faults.headerOnlyCRC, func([]byte, int64) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	if e != nil {
+		j.startBranch(*e)
+	}
+	w := &written{h: h, recs: recs, segment: segment, offset: off, chain: chain, end: recs[len(recs)-1].time}
+	w.ordinal = uint32(len(j.branches))
+	w.h.Chain = before
+	if bad >= 0 {
+		return w, &DamageError{Hop: "open", Volume: j.volumeOf(recs[bad].volume), Epoch: h.Epoch, Seq: h.First + Seq(bad),
+			File: segmentName(segment), Offset: off + recs[bad].payload, What: "checksum of a cell differs"}
+	}
+	return w, nil
+}
+
+// follows decides whether a frame goes on from what is held: the next seq of the
+// newest epoch, or the first of a new one, whose epoch record it begins with. It
+// returns that epoch and the chain value before the frame.
+func (j *Journal) follows(h frameHeader, recs []*record) (*Epoch, Chain, error) {
+	if h.Identity != j.identity {
+		return nil, Chain{}, ErrWrongJournal
+	}
+	last := j.chained[len(j.chained)-1]
+	if n := len(j.branches); n > 0 && j.branches[n-1].ID == h.Epoch {
+		if h.First != j.written+1 {
+			return nil, Chain{}, fmt.Errorf("%w: record %d after %d", ErrNotContiguous, h.First, j.written)
+		}
+		return nil, last.Chain, nil
+	}
+	if recs[0].kind != KindEpoch {
+		return nil, Chain{}, fmt.Errorf("%w: epoch %s begins without its record", ErrUnknownParent, h.Epoch.Short())
+	}
+	var e Epoch
+	if err := decodeBody(recs[0].body, &e); err != nil {
+		return nil, Chain{}, badFrame("epoch record: %v", err)
+	}
+	if e.ID != h.Epoch || e.Number != h.Number || e.First() != h.First {
+		return nil, Chain{}, badFrame("epoch record says %d %s from %d", e.Number, e.ID.Short(), e.First())
+	}
+	if n := len(j.branches); n > 0 && e.Number <= j.branches[n-1].Number {
+		return nil, Chain{}, fmt.Errorf("%w: epoch %d after %d", ErrLowerEpoch, e.Number, j.branches[n-1].Number)
+	}
+	if e.Parent.IsZero() {
+		if len(j.branches) > 0 {
+			return nil, Chain{}, fmt.Errorf("%w: epoch %d begins a second history", ErrUnknownParent, e.Number)
+		}
+		return &e, Chain{}, nil
+	}
+	for _, b := range j.branches {
+		end := b.Last.Seq
+		if b.ID == last.Epoch {
+			end = max(end, last.Seq)
+		}
+		if b.ID == e.Parent.Epoch && b.First() <= e.Parent.Seq && e.Parent.Seq <= end {
+			return &e, e.Parent.Chain, nil
+		}
+	}
+	return nil, Chain{}, fmt.Errorf("%w: %s", ErrUnknownParent, e.Parent.Position)
+}
+
+// startBranch ends the newest epoch where it is and begins e.
+func (j *Journal) startBranch(e Epoch) {
+	last := j.chained[len(j.chained)-1]
+	if n := len(j.branches); n > 0 && last.Epoch == j.branches[n-1].ID {
+		j.branches[n-1].Last = last.Cursor
+	}
+	j.branches = append(j.branches, Branch{Epoch: e, Last: e.Parent})
+	j.written = e.Parent.Seq
+}
+
+// replayed makes w part of the state and the index.
+func (j *Journal) replayed(w *written) error {
+	j.pushEnd(w)
+	if err := j.apply([]*written{w}); err != nil {
+		return err
+	}
+	j.written, j.headTime, j.lastTime = w.h.Last, w.end, later(j.lastTime, w.end)
+	j.chained = j.chained[len(j.chained)-1:]
+	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// nextSegment goes on after a trailer. ended says that the log ends here; the
+// place returned has offset 0 when the next frame needs a new segment.
+func (j *Journal) nextSegment(at frameEnd) (next frameEnd, ended bool, err error) {
+	there, err := exists(j.o.FS, j.segs.path(at.Segment))
+	if err != nil {
+		return at, true, err
+	}
+	if !there {
+		at.Offset = 0
+		return at, true, nil
+	}
+	if at.Offset > pageBytes {
+		page := make([]byte, pageBytes)
+		if err := j.segs.readAt(at.Segment, page, at.Offset); err == nil {
+			if _, err := decodeSegmentPage(page, trailerMagic); err == nil {
+				at.Segment, at.Offset = at.Segment+1, pageBytes
+				there, err := exists(j.o.FS, j.segs.path(at.Segment))
+				if !there {
+					at.Offset = 0
+				}
+				return at, !there, err
+			}
+		} else if !errors.Is(err, io.ErrUnexpectedEOF) {
+			return at, true, err
+		}
+	}
+	return at, true, j.checkHeader(at.Segment)
+}
+
+// checkHeader refuses a segment that is not ours; a torn header of a new one passes.
+func (j *Journal) checkHeader(n uint64) error {
+	page := make([]byte, pageBytes)
+	if err := j.segs.readAt(n, page, 0); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
+		return err
+	}
+	p, err := decodeSegmentPage(page, segmentMagic)
+	switch {
+	case errors.Is(err, ErrIncompatible):
+		return err
+	case err != nil:
+		return nil // written before it was synced; rewritten with the first frame
+	case p.Identity != j.identity || p.Number != n:
+		return fmt.Errorf("%w: segment %s is group %s's number %d", ErrWrongJournal, segmentName(n), p.Identity.Group.Short(), p.Number)
+	}
+	j.readOnly = j.readOnly || p.Features.readOnly()
+	return nil
+}
+
+// provenLater looks behind a place for a valid frame which says that record s of
+// the newest epoch had been durable.
+func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
+	var epoch EpochID
+	if n := len(j.branches); n > 0 {
+		epoch = j.branches[n-1].ID
+	}
+	page := make([]byte, pageBytes)
+	for ; ; segment, off = segment+1, pageBytes {
+		if there, err := exists(j.o.FS, j.segs.path(segment)); err != nil || !there {
+			return false
+		}
+		for off = (off + pageBytes - 1) &^ (pageBytes - 1); ; off += pageBytes {
+			if j.segs.readAt(segment, page, off) != nil {
+				break
+			}
+			if string(page[:4]) != frameMagic {
+				continue
+			}
+			h, _, err := j.segs.frameAt(segment, off)
+			if err == nil && h.Identity == j.identity && (h.Epoch == epoch || epoch.IsZero()) && h.First > s && h.Durable >= s {
+				return true
+			}
+		}
+	}
+}
+
+// endAt makes a place the end of the log, where the next frame goes.
+func (j *Journal) endAt(at frameEnd, fresh bool) error {
+	j.out = output{number: at.Segment, at: at.Offset, fresh: fresh, tail: j.chained[len(j.chained)-1].Cursor}
+	if fresh {
+		j.out.at = pageBytes
+	}
+	there, err := exists(j.o.FS, j.segs.path(at.Segment))
+	if err != nil {
+		return err
+	}
+	if !there || (at.Offset == pageBytes && at.Segment >= 1) {
+		j.out.fresh = true // an empty segment gets its header again
+	}
+	return nil
+}
+
+// setLineage derives what depends on the newest epoch.
+func (j *Journal) setLineage() error {
+	j.synced, j.indexed, j.next = j.written, j.written, j.written+1
+	j.bytes = j.through.Bytes
+	n := len(j.branches)
+	if n == 0 {
+		j.lineage = nil
+		return nil
+	}
+	bs := append([]Branch(nil), j.branches...)
+	bs[n-1].Last.Seq = j.written
+	l, err := LineageOf(bs, bs[n-1].ID)
+	if err != nil {
+		return err
+	}
+	j.lineage = l
+	if j.volumes, err = j.volumesIn(l); err != nil {
+		return err
+	}
+	return j.scanVolumeOrdinals()
+}
+
+// scanVolumeOrdinals finds the highest ordinal ever given, in any branch.
+func (j *Journal) scanVolumeOrdinals() error {
+	lo, hi := happenKey(KindVolume, 0, 0), happenKey(KindVolume+1, 0, 0)
+	return j.scanPrefix(prefixHappen, func(k, v []byte) error {
+		if string(k) < string(lo) || string(k) >= string(hi) {
+			return nil
+		}
+		var h happening
+		var b volumeBody
+		if err := errors.Join(json.Unmarshal(v, &h), decodeBody(h.Body, &b)); err != nil {
+			return err
+		}
+		j.ordinals = max(j.ordinals, b.Ordinal)
+		return nil
+	})
+}
+
+// anchor is the head at a clean close: less at the next opening is a loss.
+const anchorKey = "journal/anchor"
+
+func (j *Journal) checkAnchor() error {
+	var a Cursor
+	ok, err := j.site.recall(anchorKey, &a)
+	if err != nil || !ok || a.IsZero() {
+		return err
+	}
+	if j.behind(a.Position) {
+		return fmt.Errorf("%w: the journal was closed at record %d of epoch %s and ends at %d", ErrTailLost, a.Seq, a.Epoch.Short(), j.written)
+	}
+	return nil
+}
+
+// closeCleanly flushes the index and anchors the head.
+func (j *Journal) closeCleanly() error {
+	if err := j.db.Flush(); err != nil {
+		return fmt.Errorf("flush index: %w", err)
+	}
+	if err := j.site.remember(anchorKey, j.Head().Durable); err != nil {
+		return fmt.Errorf("anchor head: %w", err)
+	}
+	return nil
+}
+
+func (j *Journal) volumeOf(ordinal uint32) cbt.VolumeID {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for id, v := range j.volumes {
+		if v.Ordinal == ordinal {
+			return id
+		}
+	}
+	return cbt.VolumeID{}
+}

@@ -1,0 +1,251 @@
+package journal
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/zeebo/blake3"
+)
+
+// siteLog is what this site alone knows of a group: cursors, roles, bitmap names,
+// image watermarks. It is a file of entries, each synced before it counts and
+// chained to the one before:
+//
+//	| length 4 | CRC32C of what follows 4 | BLAKE3 of chain before and JSON 32 | JSON |
+//
+// The newest value of a key wins; the file is rewritten when most of it is old.
+// It is safe for concurrent use.
+type siteLog struct {
+	fs   vfs.FS
+	dir  string
+	mu   sync.Mutex // guards all below
+	file vfs.File
+	end  int64
+	live map[string]json.RawMessage
+	size int64 // bytes that the live values would take
+	last Chain
+}
+
+type siteEntry struct {
+	Key   string          `json:"key"`
+	Value json.RawMessage `json:"value"`
+}
+
+const (
+	siteLogName     = "site.log"
+	siteEntryHead   = 40
+	maxSiteEntry    = 4 << 20
+	siteLogRewrite  = 1 << 20 // a log is rewritten when it is this long and mostly old
+	siteRewriteName = "site.log.new"
+)
+
+func openSiteLog(fs vfs.FS, dir string) (*siteLog, error) {
+	l := &siteLog{fs: fs, dir: dir, live: make(map[string]json.RawMessage)}
+	f, err := fs.OpenReadWrite(fs.PathJoin(dir, siteLogName), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, fmt.Errorf("open site log: %w", err)
+	}
+	l.file = f
+	if err := l.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open site log: %w", err), f.Close())
+	}
+	return l, nil
+}
+
+// load reads entries until the first that does not verify: the torn tail of a
+// crash, unless a valid entry follows it.
+func (l *siteLog) load() error {
+	st, err := l.file.Stat()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, st.Size())
+	if _, err := l.file.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	for {
+		e, n, chain := decodeSiteEntry(b[l.end:], l.last)
+		if n == 0 {
+			break
+		}
+		l.set(e)
+		l.last, l.end = chain, l.end+int64(n)
+	}
+	for at := l.end + 1; at+siteEntryHead < int64(len(b)); at++ {
+		if n := binary.LittleEndian.Uint32(b[at:]); n > 0 && n <= maxSiteEntry && at+siteEntryHead+int64(n) <= int64(len(b)) {
+			body := b[at+8 : at+siteEntryHead+int64(n)]
+			if crc32.Checksum(body, castagnoli) == binary.LittleEndian.Uint32(b[at+4:]) {
+				return &DamageError{Hop: "open", File: siteLogName, Offset: l.end, What: "an entry does not verify and valid ones follow it"}
+			}
+		}
+	}
+	return nil
+}
+
+func (l *siteLog) set(e siteEntry) {
+	if old, ok := l.live[e.Key]; ok {
+		l.size -= int64(siteEntryHead + len(e.Key) + len(old))
+	}
+	l.live[e.Key] = e.Value
+	l.size += int64(siteEntryHead + len(e.Key) + len(e.Value))
+}
+
+func siteChain(before Chain, body []byte) Chain {
+	h := blake3.New()
+	_, _ = h.Write(before[:]) // a hash takes everything
+	_, _ = h.Write(body)
+	var c Chain
+	h.Sum(c[:0])
+	return c
+}
+
+func encodeSiteEntry(e siteEntry, before Chain) ([]byte, Chain) {
+	body := encodeBody(e)
+	chain := siteChain(before, body)
+	b := make([]byte, siteEntryHead, siteEntryHead+len(body))
+	copy(b[8:], chain[:])
+	b = append(b, body...)
+	binary.LittleEndian.PutUint32(b, uint32(len(body)))
+	binary.LittleEndian.PutUint32(b[4:], crc32.Checksum(b[8:], castagnoli))
+	return b, chain
+}
+
+// decodeSiteEntry reads the first entry of b; 0 bytes mean that there is none.
+func decodeSiteEntry(b []byte, before Chain) (siteEntry, int, Chain) {
+	var e siteEntry
+	if len(b) < siteEntryHead {
+		return e, 0, before
+	}
+	n := binary.LittleEndian.Uint32(b)
+	if n == 0 || n > maxSiteEntry || int(n) > len(b)-siteEntryHead {
+		return e, 0, before
+	}
+	b = b[:siteEntryHead+int(n)]
+	chain := siteChain(before, b[siteEntryHead:])
+	if crc32.Checksum(b[8:], castagnoli) != binary.LittleEndian.Uint32(b[4:]) || Chain(b[8:40]) != chain {
+		return e, 0, before
+	}
+	if json.Unmarshal(b[siteEntryHead:], &e) != nil {
+		return e, 0, before
+	}
+	return e, len(b), chain
+}
+
+// remember makes v the value of key, durably.
+func (l *siteLog) remember(key string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("remember %s: %w", key, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return fmt.Errorf("remember %s: %w", key, ErrClosed)
+	}
+	e := siteEntry{key, raw}
+	b, chain := encodeSiteEntry(e, l.last)
+	if len(b) > maxSiteEntry {
+		return fmt.Errorf("remember %s: value of %d bytes is too large", key, len(raw))
+	}
+	if _, err := l.file.WriteAt(b, l.end); err != nil {
+		return fmt.Errorf("remember %s: %w", key, err)
+	}
+	if err := l.file.Sync(); err != nil {
+		_ = l.file.Close() // after a failed fsync nothing about this file is known
+		l.file = nil
+		return fmt.Errorf("remember %s: %w: %w", key, ErrFailed, err)
+	}
+	l.set(e)
+	l.last, l.end = chain, l.end+int64(len(b))
+	if l.end > siteLogRewrite && l.end > 4*l.size {
+		return l.rewriteLocked()
+	}
+	return nil
+}
+
+func (l *siteLog) rewriteLocked() error {
+	tmp := l.fs.PathJoin(l.dir, siteRewriteName)
+	f, err := l.fs.Create(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fmt.Errorf("rewrite site log: %w", err)
+	}
+	var out []byte
+	var chain Chain
+	for k, v := range l.live {
+		var b []byte
+		b, chain = encodeSiteEntry(siteEntry{k, v}, chain)
+		out = append(out, b...)
+	}
+	_, err = f.Write(out)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("rewrite site log: %w", err)
+	}
+	if err := l.fs.Rename(tmp, l.fs.PathJoin(l.dir, siteLogName)); err != nil {
+		return fmt.Errorf("rewrite site log: %w", err)
+	}
+	if err := syncDir(l.fs, l.dir); err != nil {
+		return fmt.Errorf("rewrite site log: %w", err)
+	}
+	_ = l.file.Close() // the old file is gone from the directory
+	l.file, err = l.fs.OpenReadWrite(l.fs.PathJoin(l.dir, siteLogName), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		l.file = nil
+		return fmt.Errorf("rewrite site log: %w", err)
+	}
+	l.last, l.end, l.size = chain, int64(len(out)), int64(len(out))
+	return nil
+}
+
+// recall reads the newest value of key into v and reports whether there is one.
+func (l *siteLog) recall(key string, v any) (bool, error) {
+	l.mu.Lock()
+	raw, ok := l.live[key]
+	l.mu.Unlock()
+	if !ok {
+		return false, nil
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return false, fmt.Errorf("recall %s: %w", key, err)
+	}
+	return true, nil
+}
+
+func (l *siteLog) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	f := l.file
+	l.file = nil
+	return f.Close()
+}
+
+func syncDir(fs vfs.FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func exists(fs vfs.FS, path string) (bool, error) {
+	_, err := fs.Stat(path)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, os.ErrNotExist):
+		return false, nil
+	}
+	return false, err
+}

@@ -1,0 +1,203 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// Frame is one frame to be sent as it lies in a segment. Reader yields exactly
+// Bytes and is valid until the next call of Next.
+type Frame struct {
+	First, Last         Position
+	FirstTime, LastTime time.Time
+	Chain               Chain // after this frame; zero when it is not computed
+	Bytes               int64
+	Records             int
+	Reader              io.Reader
+}
+
+// Stream yields durable frames along the current lineage, in order. One goroutine
+// uses it.
+type Stream struct {
+	j     *Journal
+	at    spot
+	after Position // last record that the reader holds
+	found bool
+}
+
+// Stream begins after a record of the current lineage (zero: from the beginning).
+// Frames that begin at or before it are sent whole if they end after it.
+func (j *Journal) Stream(ctx context.Context, after Position) (*Stream, error) {
+	l := j.Lineage()
+	if !after.IsZero() && !l.Holds(after) {
+		return nil, fmt.Errorf("stream after %s: %w: not in the current lineage", after, ErrNotContiguous)
+	}
+	return &Stream{j: j, after: after}, ctx.Err()
+}
+
+// Next blocks until the next frame is durable. A frame that does not verify is a
+// *DamageError; frames of abandoned branches are passed over.
+func (s *Stream) Next(ctx context.Context) (Frame, error) {
+	for {
+		if err := s.waitMore(ctx); err != nil {
+			return Frame{}, fmt.Errorf("stream: %w", err)
+		}
+		if !s.found {
+			if err := s.begin(); err != nil {
+				return Frame{}, fmt.Errorf("stream: %w", err)
+			}
+		}
+		h, meta, err := s.j.segs.frameAt(s.at.segment, s.at.offset)
+		if errors.Is(err, errNoFrame) {
+			if s.at, err = s.j.overTrailer(s.at); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return Frame{}, &DamageError{Hop: "stream", Epoch: s.after.Epoch, Seq: s.after.Seq + 1, File: segmentName(s.at.segment), Offset: s.at.offset, What: err.Error()}
+		}
+		at := s.at
+		s.at.offset += h.Bytes
+		if !s.wanted(h) {
+			continue
+		}
+		recs, err := decodeRecords(h, meta)
+		if err != nil {
+			return Frame{}, &DamageError{Hop: "stream", Epoch: h.Epoch, Seq: h.First, File: segmentName(at.segment), Offset: at.offset, What: err.Error()}
+		}
+		s.after = Position{h.Epoch, h.Last}
+		return Frame{
+			First: Position{h.Epoch, h.First}, Last: s.after, FirstTime: recs[0].time, LastTime: recs[len(recs)-1].time,
+			Bytes: h.Bytes, Records: h.Count, Reader: io.LimitReader(&sectionOf{s.j.segs, at.segment, at.offset}, h.Bytes),
+		}, nil
+	}
+}
+
+// waitMore returns once there is a durable record of the lineage after s.after.
+func (s *Stream) waitMore(ctx context.Context) error {
+	return s.j.waitFor(ctx, func() bool {
+		n := len(s.j.branches)
+		if n == 0 {
+			return false
+		}
+		d := s.j.durableLocked()
+		return d.Seq > s.after.Seq || (d.Epoch != s.after.Epoch && d.Epoch == s.j.branches[n-1].ID && s.after.Seq < d.Seq)
+	})
+}
+
+// begin finds the first frame to look at.
+func (s *Stream) begin() error {
+	if s.after.IsZero() {
+		s.at, s.found = spot{segment: 1, offset: pageBytes}, true
+		return nil
+	}
+	at, err := s.j.frameOf(s.after)
+	if err != nil {
+		return err
+	}
+	s.at, s.found = at, true
+	return nil
+}
+
+// wanted reports that a frame goes on from s.after in the current lineage.
+func (s *Stream) wanted(h frameHeader) bool {
+	if h.Last <= s.after.Seq {
+		return false
+	}
+	for _, i := range s.j.Lineage() {
+		if i.Epoch == h.Epoch {
+			return h.First <= i.Last
+		}
+	}
+	return false
+}
+
+// Close frees the stream.
+func (s *Stream) Close() error { return nil }
+
+// Replay yields the data records of the current lineage after a seq, in order, as
+// events: what brings an image to the head.
+func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt.Event) error) error {
+	l, err := j.settled(ctx)
+	if err != nil {
+		return err
+	}
+	if len(l) == 0 || lastOf(l).Seq <= after.Seq {
+		return nil
+	}
+	vs, err := j.volumesIn(l)
+	if err != nil {
+		return err
+	}
+	byOrdinal := make(map[uint32]cbt.VolumeID)
+	for id, v := range vs {
+		byOrdinal[v.Ordinal] = id
+	}
+	at := spot{segment: 1, offset: pageBytes}
+	if !after.IsZero() {
+		if at, err = j.frameOf(after); err != nil {
+			return fmt.Errorf("replay: %w", err)
+		}
+	}
+	for done := after.Seq; done < lastOf(l).Seq; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h, meta, err := j.segs.frameAt(at.segment, at.offset)
+		if errors.Is(err, errNoFrame) {
+			if at, err = j.overTrailer(at); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("replay: %w", &DamageError{Hop: "read", Seq: done + 1, File: segmentName(at.segment), Offset: at.offset, What: err.Error()})
+		}
+		if done, err = j.replayFrame(l, at, h, meta, done, byOrdinal, each); err != nil {
+			return fmt.Errorf("replay: %w", err)
+		}
+		at.offset += h.Bytes
+	}
+	return nil
+}
+
+func (j *Journal) replayFrame(l Lineage, at spot, h frameHeader, meta []byte, done Seq, ids map[uint32]cbt.VolumeID, each func(Seq, cbt.Event) error) (Seq, error) {
+	recs, err := decodeRecords(h, meta)
+	if err != nil {
+		return done, err
+	}
+	for i, r := range recs {
+		s := h.First + Seq(i)
+		if s <= done || !l.Holds(Position{h.Epoch, s}) {
+			continue
+		}
+		done = s
+		ev := cbt.Event{Volume: ids[r.volume], Extent: r.extent}
+		switch r.kind {
+		case KindWrite, KindFill:
+			ev.Kind, ev.Data = cbt.EventWrite, make([]byte, r.extent.Length)
+			if err := j.segs.readAt(at.segment, ev.Data, at.offset+r.payload); err != nil {
+				return done, err
+			}
+			for c, crc := range cellCRCs(r.extent.Offset, ev.Data) {
+				if crc != r.cells[c] {
+					return done, &DamageError{Hop: "read", Volume: ev.Volume, Epoch: h.Epoch, Seq: s, File: segmentName(at.segment), Offset: at.offset + r.payload, What: "checksum of a cell differs"}
+				}
+			}
+		case KindZero:
+			ev.Kind = cbt.EventZero
+		case KindTrim:
+			ev.Kind = cbt.EventTrim
+		default:
+			continue
+		}
+		if err := each(s, ev); err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
