@@ -1,0 +1,4 @@
+package nbd
+
+// NewClient negotiates on a connection that a test made.
+var NewClient = newClient
