@@ -1,0 +1,97 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+// dialLoop keeps a connection to p while there are groups for it.
+func (r *Replicator) dialLoop(ctx context.Context, transport *quic.Transport, p *peer) error {
+	wait := backoff{first: r.o.RetryFirst, limit: r.o.RetryLimit}
+	for {
+		refreshed := r.refreshSignal()
+		if len(r.groupsFor(p.Name)) == 0 {
+			select {
+			case <-refreshed:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		greeted, err := r.dial(ctx, transport, p)
+		for _, g := range r.groupsFor(p.Name) {
+			g.progress.enter(StateDisconnected, err)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			r.o.Log.Info("peer not connected", "peer", p.Name, "address", p.Address, "err", err)
+		}
+		r.o.Events.Disconnected(p.Name, true, err)
+		if greeted {
+			wait.reset()
+		}
+		if err := sleepUnless(ctx, wait.next(), refreshed); err != nil {
+			return err
+		}
+	}
+}
+
+// dial connects once and replicates until the connection ends. greeted says
+// whether the peer was reached and spoke.
+func (r *Replicator) dial(ctx context.Context, transport *quic.Transport, p *peer) (greeted bool, err error) {
+	defer func() {
+		if err != nil {
+			err = r.explain(p.Name, err)
+		}
+	}()
+	addr, err := resolve(ctx, p.Address)
+	if err != nil {
+		return false, err
+	}
+	conn, err := transport.Dial(ctx, addr, dialTLS(r.cert, p.Name, p.Pin), quicConfig(r.o, false))
+	if err != nil {
+		return false, fmt.Errorf("dial peer %s at %s: %w", p.Name, p.Address, err)
+	}
+	defer func() { closeLink(conn, err) }()
+	stop := context.AfterFunc(ctx, func() { closeLink(conn, nil) })
+	defer stop()
+	control, err := conn.OpenStreamSync(ctx)
+	if err != nil {
+		return false, fmt.Errorf("open control stream to %s: %w", p.Name, err)
+	}
+	l := newLink(r, p, conn, control)
+	if err := l.greet(true); err != nil {
+		return false, err
+	}
+	r.o.Events.Connected(p.Name, conn.RemoteAddr(), true)
+	return true, newSender(l).run(ctx)
+}
+
+// resolve finds the UDP address of host:port.
+func resolve(ctx context.Context, address string) (*net.UDPAddr, error) {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", address, err)
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "udp", service)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", address, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ips, err := net.DefaultResolver.LookupIPAddr(ctx, host)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", address, err)
+	}
+	if len(ips) == 0 {
+		return nil, fmt.Errorf("resolve %s: %w", address, errors.New("no address"))
+	}
+	return &net.UDPAddr{IP: ips[0].IP, Zone: ips[0].Zone, Port: port}, nil
+}

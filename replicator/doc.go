@@ -1,0 +1,48 @@
+// Package replicator moves the records of groups to peers, in order, over QUIC.
+//
+// It promises (numbers as in the design): an acknowledgement means durable at the
+// peer, only durable records are sent, and the lag shown is never less than the
+// true one (9); delivery is exactly once in effect, since both ends name records by
+// lineage and the receiver's durable cursor says where to go on (10); histories are
+// compared before the first frame, and a divergence halts the group both ways (11);
+// nothing is read from a caller whose key is not pinned (14); memory per connection
+// is bounded by Options.WindowBytes and a few fixed buffers (16). It does not
+// decide who is primary, and does not open or create journals.
+//
+// The way of a frame:
+//
+//		primary                                  replica
+//		Source.Stream → Frames.Next
+//		  sender.admissible (durable? dense?)
+//		  frameHeader.encode
+//		  throttle.copyN ──── data stream ────→  readFrameHeader
+//		                                         Replica.AppendFrame (verifies, straight from the stream)
+//		  progress.acked ←─── control: Ack ────  Replica.WaitDurable, inbound.ackLoop
+//		  progress.heartbeat ─ Heartbeat ──────→ progress.heard
+//
+//	 1. The site that is a group's primary dials (dialLoop); TLS 1.3 proves both
+//	    keys, and each end holds the other's against its pins.
+//	 2. Hello, from both ends: versions and features.
+//	 3. Open carries the group and the source's history. The replica judges it
+//	    (replicaVerdict) and answers Accept, with its own history and its durable
+//	    cursor, or Refuse, with a code and the same evidence. The source judges too.
+//	 4. Frames flow on one unidirectional stream per group, from the durable cursor on.
+//	    A cut at any point costs what was under way; the next Open finds the cursor.
+//	 5. Heartbeats carry the source's clock and head. A moment counts as safe once all
+//	    that was captured until then is durable at the replica and the replica has
+//	    heard of it; RPO is the age of the newest such moment. The replica places it
+//	    on its own clock by the measured offset, error added (clock.go, lag.go).
+//
+// Goroutines, all under Run: one that samples heads, one that accepts, one dial
+// loop per peer; per connection a control reader, writer and pinger; at the source a
+// heartbeat loop, a manager and per group a sender and a watcher; at the replica a
+// router, a refresher and per group a receiver and an acknowledger.
+//
+// Replicator's methods may be called from anywhere at any time. Options.Receive,
+// Options.Groups and Events are called from these goroutines, several at once. A
+// group is appended to by one session at a time, the newest.
+//
+// quic-go uses segmentation offload, which stalls on some kernels; a connection on
+// which nothing moves is dropped after Options.StallTimeout, and the environment
+// variable QUIC_GO_DISABLE_GSO=1 turns the offload off.
+package replicator

@@ -1,0 +1,323 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+// inbound is one opening of a group by a peer.
+type inbound struct {
+	*receiver
+	number        uint64
+	id            journal.Identity
+	tenant, group string
+	theirs        site // the source's history
+	cancel        context.CancelCauseFunc
+	data          chan *quic.ReceiveStream
+	done          chan struct{} // closed when nothing is appended any more
+	wake          chan struct{} // there is something to acknowledge
+
+	mu       sync.Mutex // guards all below
+	progress *progress  // nil until accepted
+	replica  Replica    // nil until accepted
+	appended journal.Cursor
+	durable  journal.Cursor
+	heard    int64 // newest heartbeat's moment
+}
+
+func (in *inbound) progressNow() *progress {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.progress
+}
+
+func (in *inbound) replicaNow() Replica {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.replica
+}
+
+// run judges the opening, and takes frames until ctx ends or something fails.
+func (in *inbound) run(ctx context.Context) {
+	defer close(in.done)
+	replica, err := in.judge()
+	if err != nil {
+		in.refuse(replica, err)
+		return
+	}
+	in.r.claim(in)
+	defer in.r.release(in)
+	// What another session appended in the meantime counts.
+	if replica, err = in.judge(); err == nil && ctx.Err() == nil {
+		err = in.stream(ctx, replica)
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	in.end(replica, err)
+}
+
+// judge asks whether the group may come in, and compares histories. The replica is
+// returned beside an error too, when there is one, as evidence.
+func (in *inbound) judge() (Replica, error) {
+	replica, err := in.r.o.Receive(in.peer.Name, in.id, in.tenant, in.group)
+	primary := errors.Is(err, ErrNotReplica) && replica != nil
+	if err != nil && !primary {
+		return nil, err
+	}
+	if replica.Identity() != in.id {
+		return nil, fmt.Errorf("open group %s/%s: the journal here is another group's: %w", in.tenant, in.group, ErrUnknownGroup)
+	}
+	ours := siteOf(replica)
+	v, verr := replicaVerdict(ours, in.theirs, primary)
+	if verr != nil {
+		return replica, verr
+	}
+	if v.conflict {
+		return replica, newConflict(in.peer.Name, in.tenant, in.group, in.id, v, ours, in.theirs)
+	}
+	if primary {
+		return replica, err
+	}
+	from := resumeAt(v.relation.Common, replica.Head().Durable)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.appended, in.durable = from, from
+	return replica, nil
+}
+
+// siteOf reads the head first, so that its epoch is among the branches.
+func siteOf(replica Replica) site {
+	head := replica.Head().Epoch
+	return site{replica.Branches(), head}
+}
+
+// refuse tells the peer, with our history, why the group does not come in.
+func (in *inbound) refuse(replica Replica, err error) {
+	no := &refuse{code: refusalOf(err), text: clip(err.Error(), maxTextBytes)}
+	var conflict *Conflict
+	var damage *journal.DamageError
+	switch {
+	case errors.As(err, &conflict):
+		no.code = CodeConflict
+		in.r.o.Log.Error("replication halted", "group", in.tenant+"/"+in.group, "peer", in.peer.Name, "err", err)
+		in.r.o.Events.Conflict(conflict)
+		in.r.inboundProgress(in).enter(StateHalted, err)
+	case errors.As(err, &damage):
+		no.code = CodeDamage
+	}
+	if replica != nil {
+		ours := siteOf(replica)
+		no.head, no.branches = ours.head, ours.branches
+	}
+	in.send(in.number, in.id, no)
+}
+
+// end reports why a session ended, and tells the peer what it does not know yet.
+func (in *inbound) end(replica Replica, err error) {
+	p := in.progressNow()
+	var refused *RefusedError
+	var conflict *Conflict
+	var lost *arrivalError
+	switch {
+	case errors.As(err, &refused), errors.As(err, &lost), errors.Is(err, context.Canceled):
+		// The source ended it, or the connection did.
+	default:
+		if errors.Is(err, journal.ErrLowerEpoch) {
+			ours := siteOf(replica)
+			if v, verr := replicaVerdict(ours, in.theirs, false); verr == nil && v.conflict {
+				err = newConflict(in.peer.Name, in.tenant, in.group, in.id, v, ours, in.theirs)
+			}
+		}
+		in.refuse(replica, err)
+	}
+	if errors.Is(err, ErrNotReplica) || errors.Is(err, ErrUnknownGroup) || errors.Is(err, ErrWithdrawn) {
+		in.r.forget(in)
+	}
+	if p == nil {
+		return
+	}
+	if !errors.As(err, &conflict) && !errors.Is(err, ErrSuperseded) {
+		p.enter(StateDisconnected, err)
+	}
+	in.r.o.Log.Info("group no longer received", "group", in.tenant+"/"+in.group, "peer", in.peer.Name, "err", err)
+	in.r.o.Events.Ended(in.peer.Name, Inbound, in.tenant, in.group, err)
+}
+
+// stream accepts the group and appends its frames.
+func (in *inbound) stream(ctx context.Context, replica Replica) error {
+	p := in.r.inboundProgress(in)
+	in.mu.Lock()
+	in.replica, in.progress = replica, p
+	from := in.durable
+	in.mu.Unlock()
+	p.begin(from)
+	p.measured(in.offsetNow())
+	ours := siteOf(replica)
+	in.r.o.Events.Streaming(in.peer.Name, Inbound, in.tenant, in.group, from)
+	in.send(in.number, in.id, &accept{head: ours.head, durable: from, branches: ours.branches})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return in.ackLoop(ctx, replica) })
+	g.Go(func() error {
+		select {
+		case data := <-in.data:
+			return in.frames(ctx, replica, data)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	return g.Wait()
+}
+
+// arrivalError marks an error of the connection, not of the journal.
+type arrivalError struct{ err error }
+
+func (e *arrivalError) Error() string { return "receive frame: " + e.err.Error() }
+func (e *arrivalError) Unwrap() error { return e.err }
+
+// arrival reads the bytes of one frame and remembers how the connection failed.
+type arrival struct {
+	r    io.Reader
+	p    *progress
+	left int64
+	err  error
+}
+
+func (a *arrival) Read(b []byte) (int, error) {
+	if a.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := a.r.Read(b[:min(int64(len(b)), a.left)])
+	a.left -= int64(n)
+	a.p.carried(n)
+	if err == io.EOF && a.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && a.left > 0 {
+		a.err = err
+		return n, err
+	}
+	return n, nil
+}
+
+// frames appends what arrives on data, in order, straight from the stream.
+func (in *inbound) frames(ctx context.Context, replica Replica, data *quic.ReceiveStream) error {
+	stop := context.AfterFunc(ctx, func() { data.CancelRead(quic.StreamErrorCode(CodeShutdown)) })
+	defer stop()
+	defer data.CancelRead(quic.StreamErrorCode(CodeShutdown))
+	p := in.progressNow()
+	for {
+		h, err := readFrameHeader(data, in.r.o.MaxFrameBytes)
+		if errors.Is(err, ErrProtocol) {
+			return err
+		}
+		if err != nil {
+			return &arrivalError{err}
+		}
+		a := &arrival{r: data, p: p, left: h.bytes}
+		at, dup, err := replica.AppendFrame(ctx, a, h.bytes, h.chain)
+		switch {
+		case a.err != nil:
+			return &arrivalError{a.err}
+		case err != nil:
+			return fmt.Errorf("append frame %d..%d: %w", h.first, h.last, err)
+		case a.left != 0:
+			return fmt.Errorf("append frame %d..%d: %d bytes left over: %w", h.first, h.last, a.left, ErrProtocol)
+		case dup:
+			at = journal.Cursor{Position: journal.Position{Epoch: h.epoch, Seq: h.last}, Chain: h.chain}
+		case at.Seq != h.last || at.Epoch != h.epoch:
+			return fmt.Errorf("append frame %d..%d: it reaches %v: %w", h.first, h.last, at.Position, ErrProtocol)
+		}
+		p.frame()
+		in.mu.Lock()
+		if at.Seq > in.appended.Seq {
+			in.appended = at
+		}
+		in.mu.Unlock()
+		in.poke()
+	}
+}
+
+// poke wakes ackLoop.
+func (in *inbound) poke() {
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+}
+
+// ackLoop acknowledges what is durable here, the newest of it at once: while it
+// waits for the disk, more is appended.
+func (in *inbound) ackLoop(ctx context.Context, replica Replica) error {
+	for {
+		select {
+		case <-in.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		in.mu.Lock()
+		appended, durable := in.appended, in.durable
+		in.mu.Unlock()
+		if appended.Seq > durable.Seq {
+			if !in.r.faults.ackEarly {
+				if err := replica.WaitDurable(ctx, appended.Position); err != nil {
+					return fmt.Errorf("wait until seq %d is durable: %w", appended.Seq, err)
+				}
+			}
+			durable = appended
+		}
+		in.mu.Lock()
+		in.durable = durable
+		heard, p := in.heard, in.progress
+		in.mu.Unlock()
+		if p.stored(durable) {
+			in.r.o.Events.Durable(in.peer.Name, Inbound, in.tenant, in.group, durable)
+		}
+		clock := in.r.clock
+		in.out.put(typeAck, in.number, func() message {
+			a := &ack{durable: durable, heard: heard, at: clock.nanos(clock.now())}
+			return message{envelope{open: in.number, group: in.id}, a}
+		})
+	}
+}
+
+// heartbeat takes in what the source held; it is answered with an acknowledgement.
+func (in *inbound) heartbeat(h *heartbeat, arrived time.Time, o offset) {
+	in.mu.Lock()
+	p := in.progress
+	in.heard = max(in.heard, h.at)
+	in.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.heard(h, arrived, o)
+	in.poke()
+}
+
+// refused ends the opening as the source wants it.
+func (in *inbound) refused(no *refuse) {
+	if no.code != CodeConflict {
+		in.cancel(&RefusedError{Peer: in.peer.Name, Code: no.code, Text: no.text})
+		return
+	}
+	replica := in.replicaNow()
+	if replica == nil {
+		return // our own judgement says the same
+	}
+	ours, theirs := siteOf(replica), site{no.branches, no.head}
+	v, err := replicaVerdict(ours, theirs, false)
+	if err != nil {
+		in.cancel(err)
+		return
+	}
+	in.cancel(newConflict(in.peer.Name, in.tenant, in.group, in.id, v, ours, theirs))
+}

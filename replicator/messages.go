@@ -1,0 +1,198 @@
+package replicator
+
+import (
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
+)
+
+// hello opens a connection, from both ends. The version used is the lower of
+// the two maxima; it must reach the higher of the two minima.
+type hello struct {
+	minVersion, maxVersion   uint16
+	incompatible, compatible uint64
+	instance                 cbt.ID // this life of the replicator
+	site                     string // for people; trust rests on the pin
+}
+
+func (*hello) kind() messageType { return typeHello }
+
+func (m *hello) pack(p *packer) {
+	p.u16(m.minVersion)
+	p.u16(m.maxVersion)
+	p.u64(m.incompatible)
+	p.u64(m.compatible)
+	p.raw(m.instance[:])
+	p.text(m.site, maxNameBytes)
+}
+
+func (m *hello) unpack(p *parser) {
+	m.minVersion, m.maxVersion = p.u16(), p.u16()
+	m.incompatible, m.compatible = p.u64(), p.u64()
+	copy(m.instance[:], p.take(16))
+	m.site = p.text(maxNameBytes)
+}
+
+// openGroup asks the peer to take a group's frames; it carries the source's history.
+type openGroup struct {
+	tenant, group string
+	head          journal.EpochID
+	branches      []journal.Branch
+}
+
+func (*openGroup) kind() messageType { return typeOpen }
+
+func (m *openGroup) pack(p *packer) {
+	p.text(m.tenant, maxNameBytes)
+	p.text(m.group, maxNameBytes)
+	p.raw(m.head[:])
+	p.branches(m.branches)
+}
+
+func (m *openGroup) unpack(p *parser) {
+	m.tenant, m.group = p.text(maxNameBytes), p.text(maxNameBytes)
+	copy(m.head[:], p.take(16))
+	m.branches = p.branches()
+}
+
+// accept answers openGroup: the replica's history and what of it is durable.
+type accept struct {
+	head     journal.EpochID
+	durable  journal.Cursor
+	branches []journal.Branch
+}
+
+func (*accept) kind() messageType { return typeAccept }
+
+func (m *accept) pack(p *packer) {
+	p.raw(m.head[:])
+	p.cursor(m.durable)
+	p.branches(m.branches)
+}
+
+func (m *accept) unpack(p *parser) {
+	copy(m.head[:], p.take(16))
+	m.durable = p.cursor()
+	m.branches = p.branches()
+}
+
+// refuse ends an opening, from either end, with its sender's history as evidence.
+type refuse struct {
+	code     Code
+	text     string
+	head     journal.EpochID
+	branches []journal.Branch
+}
+
+func (*refuse) kind() messageType { return typeRefuse }
+
+func (m *refuse) pack(p *packer) {
+	p.u16(uint16(m.code))
+	p.text(m.text, maxTextBytes)
+	p.raw(m.head[:])
+	p.branches(m.branches)
+}
+
+func (m *refuse) unpack(p *parser) {
+	m.code = Code(p.u16())
+	m.text = p.text(maxTextBytes)
+	copy(m.head[:], p.take(16))
+	m.branches = p.branches()
+}
+
+// heartbeat says what the source held at a moment of its clock: everything
+// captured until at is at or before head. safe is the newest such moment of which
+// the source knows that the peer holds it all (0: none).
+type heartbeat struct {
+	at       int64 // source's clock, ns
+	head     journal.Position
+	headTime time.Time // of that record
+	bytes    int64     // journal.Head.Bytes
+	durable  journal.Cursor
+	safe     int64 // source's clock, ns
+}
+
+func (*heartbeat) kind() messageType { return typeHeartbeat }
+
+func (m *heartbeat) pack(p *packer) {
+	p.nanos(m.at)
+	p.position(m.head)
+	p.time(m.headTime)
+	p.u64(uint64(m.bytes))
+	p.cursor(m.durable)
+	p.nanos(m.safe)
+}
+
+func (m *heartbeat) unpack(p *parser) {
+	m.at = p.nanos()
+	m.head = p.position()
+	m.headTime = p.time()
+	m.bytes = int64(p.u64())
+	m.durable = p.cursor()
+	m.safe = p.nanos()
+}
+
+// ack says what is durable at the replica, and which heartbeat it has heard.
+type ack struct {
+	durable journal.Cursor
+	heard   int64 // newest heartbeat.at received
+	at      int64 // replica's clock, ns
+}
+
+func (*ack) kind() messageType { return typeAck }
+
+func (m *ack) pack(p *packer) {
+	p.cursor(m.durable)
+	p.nanos(m.heard)
+	p.nanos(m.at)
+}
+
+func (m *ack) unpack(p *parser) {
+	m.durable = p.cursor()
+	m.heard = p.nanos()
+	m.at = p.nanos()
+}
+
+// ping and pong measure the offset of the two clocks (RFC 5905, section 8).
+type ping struct{ sent int64 }
+
+func (*ping) kind() messageType  { return typePing }
+func (m *ping) pack(p *packer)   { p.nanos(m.sent) }
+func (m *ping) unpack(p *parser) { m.sent = p.nanos() }
+
+type pong struct {
+	sent     int64 // of the ping, its sender's clock
+	received int64 // when the ping came, this end's clock
+	answered int64 // when the pong left
+}
+
+func (*pong) kind() messageType { return typePong }
+
+func (m *pong) pack(p *packer) {
+	p.nanos(m.sent)
+	p.nanos(m.received)
+	p.nanos(m.answered)
+}
+
+func (m *pong) unpack(p *parser) {
+	m.sent, m.received, m.answered = p.nanos(), p.nanos(), p.nanos()
+}
+
+// bye ends the connection.
+type bye struct {
+	code Code
+	text string
+}
+
+func (*bye) kind() messageType { return typeBye }
+
+func (m *bye) pack(p *packer) {
+	p.u16(uint16(m.code))
+	p.text(m.text, maxTextBytes)
+}
+
+func (m *bye) unpack(p *parser) {
+	m.code = Code(p.u16())
+	m.text = p.text(maxTextBytes)
+}

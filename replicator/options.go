@@ -1,0 +1,115 @@
+package replicator
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+// Peer is another site, known by its key. An address is only where to look for it.
+type Peer struct {
+	Name    string // unique
+	Address string // host:port to dial; empty: it only calls us
+	Pin     Pin
+
+	LimitBytesPerSecond int64 // of frames sent to it; 0: no limit
+	BurstBytes          int64 // 0: an eighth of a second's worth
+}
+
+// Group is one group of which this site is primary.
+type Group struct {
+	Tenant, Name string
+	Source       Source
+	Peers        []string // names of those that get it
+}
+
+// Options of a Replicator. Identity is required; zero values of the others work.
+type Options struct {
+	Site     string // for people: told to peers
+	Identity *Identity
+	Listen   string // UDP host:port; empty: nobody can call us
+	Peers    []Peer
+
+	// Groups are those that this site sends. Called at the start and by Refresh.
+	Groups func() []Group
+	// Receive gives the journal for a group that a peer wants to send; nil: none.
+	// It may create one. For a group that must not take records here it returns
+	// the journal, if there is one, and an error that wraps ErrNotReplica: then
+	// histories are still compared, and a conflict is found. Called at every
+	// opening and by Refresh; the same group must give the same, comparable, value.
+	Receive func(peer string, id journal.Identity, tenant, group string) (Replica, error)
+
+	HeartbeatInterval time.Duration // 250 ms
+	PingInterval      time.Duration // clock measurements; 1 s
+	IdleTimeout       time.Duration // a silent connection is dead; 10 s, keep-alives come thrice as often
+	HandshakeTimeout  time.Duration // 5 s
+	OpenTimeout       time.Duration // wait for a group's acceptance; 30 s
+	StallTimeout      time.Duration // connected but nothing moves: reconnect; 60 s
+	RetryFirst        time.Duration // first wait between attempts; 100 ms
+	RetryLimit        time.Duration // longest wait between attempts; 5 s
+	HaltRetry         time.Duration // wait before a halted group is compared again; 30 s
+	WindowBytes       int64         // bytes in flight per connection, our memory for a peer; 16 MiB
+	MaxFrameBytes     int64         // frames announced larger are refused; 1 GiB
+
+	Events Events
+	Log    *slog.Logger
+	Now    func() time.Time // time.Now; must carry a monotonic reading
+}
+
+func (o Options) withDefaults() Options {
+	o.Events = o.Events.withDefaults()
+	if o.Groups == nil {
+		o.Groups = func() []Group { return nil }
+	}
+	if o.Receive == nil {
+		o.Receive = func(string, journal.Identity, string, string) (Replica, error) { return nil, ErrUnknownGroup }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&o.HeartbeatInterval, 250 * time.Millisecond}, {&o.PingInterval, time.Second},
+		{&o.IdleTimeout, 10 * time.Second}, {&o.HandshakeTimeout, 5 * time.Second},
+		{&o.OpenTimeout, 30 * time.Second}, {&o.StallTimeout, time.Minute},
+		{&o.RetryFirst, 100 * time.Millisecond}, {&o.RetryLimit, 5 * time.Second}, {&o.HaltRetry, 30 * time.Second},
+	} {
+		*d.field = cmp.Or(*d.field, d.value)
+	}
+	o.WindowBytes = cmp.Or(o.WindowBytes, 16<<20)
+	o.MaxFrameBytes = cmp.Or(o.MaxFrameBytes, 1<<30)
+	return o
+}
+
+func (o Options) validate() error {
+	if o.Identity == nil {
+		return errors.New("an identity is required")
+	}
+	if o.HeartbeatInterval < 0 || o.IdleTimeout < 0 || o.RetryLimit < o.RetryFirst || o.WindowBytes < chunkBytes || o.MaxFrameBytes < 1 {
+		return errors.New("intervals are positive, the longest wait is not below the first, the window holds at least 64 KiB")
+	}
+	names, pins := map[string]bool{}, map[Pin]string{}
+	for _, p := range o.Peers {
+		switch {
+		case p.Name == "" || names[p.Name]:
+			return fmt.Errorf("peer %q: names are unique and not empty", p.Name)
+		case p.Pin.IsZero():
+			return fmt.Errorf("peer %s: a pin is required", p.Name)
+		case pins[p.Pin] != "":
+			return fmt.Errorf("peer %s: has the pin of peer %s", p.Name, pins[p.Pin])
+		case p.Pin == o.Identity.Pin():
+			return fmt.Errorf("peer %s: has this site's own pin", p.Name)
+		}
+		names[p.Name], pins[p.Pin] = true, p.Name
+	}
+	return nil
+}

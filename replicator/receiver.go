@@ -1,0 +1,228 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+// receiver takes a peer's groups over one connection that the peer dialled.
+type receiver struct {
+	*link
+
+	opens struct {
+		sync.Mutex // guards all below
+		byNumber   map[uint64]*inbound
+	}
+}
+
+func newReceiver(l *link) *receiver {
+	v := &receiver{link: l}
+	v.opens.byNumber = map[uint64]*inbound{}
+	return v
+}
+
+// run takes groups until the connection or ctx ends.
+func (v *receiver) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, func() { closeLink(v.conn, context.Cause(ctx)) })
+	defer stop()
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	handle := func(ctx context.Context, m message) error { return v.handle(ctx, m, &sessions) }
+	g.Go(func() error { return v.link.run(ctx, handle, v.measured) })
+	g.Go(func() error { return v.streamLoop(ctx, &sessions) })
+	g.Go(func() error { return v.refreshLoop(ctx) })
+	return g.Wait()
+}
+
+func (v *receiver) find(open uint64, id journal.Identity) *inbound {
+	v.opens.Lock()
+	defer v.opens.Unlock()
+	if in := v.opens.byNumber[open]; in != nil && in.id == id {
+		return in
+	}
+	return nil
+}
+
+// handle takes a message about a group in; it must not block.
+func (v *receiver) handle(ctx context.Context, m message, sessions *sync.WaitGroup) error {
+	switch b := m.body.(type) {
+	case *openGroup:
+		return v.open(ctx, m.envelope, b, sessions)
+	case *heartbeat:
+		if in := v.find(m.open, m.group); in != nil {
+			in.heartbeat(b, v.r.o.Now(), v.offsetNow())
+		}
+	case *refuse:
+		if in := v.find(m.open, m.group); in != nil {
+			in.refused(b)
+		}
+	default:
+		return fmt.Errorf("handle message %d: not for a replica: %w", b.kind(), ErrProtocol)
+	}
+	return nil
+}
+
+func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions *sync.WaitGroup) error {
+	v.opens.Lock()
+	defer v.opens.Unlock()
+	if e.open == 0 || v.opens.byNumber[e.open] != nil {
+		return fmt.Errorf("open group: number %d is taken: %w", e.open, ErrProtocol)
+	}
+	if len(v.opens.byNumber) >= maxGroupStreams {
+		v.send(e.open, e.group, &refuse{code: CodeBusy, text: fmt.Sprintf("more than %d groups at once", maxGroupStreams)})
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
+		theirs: site{b.branches, b.head}, data: make(chan *quic.ReceiveStream, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	v.opens.byNumber[e.open] = in
+	sessions.Go(func() {
+		defer cancel(nil)
+		in.run(ctx)
+		v.opens.Lock()
+		defer v.opens.Unlock()
+		delete(v.opens.byNumber, e.open)
+	})
+	return nil
+}
+
+func (v *receiver) measured(o offset) {
+	v.opens.Lock()
+	defer v.opens.Unlock()
+	for _, in := range v.opens.byNumber {
+		if p := in.progressNow(); p != nil {
+			p.measured(o)
+		}
+	}
+}
+
+// streamLoop hands each data stream to the opening that its header names.
+func (v *receiver) streamLoop(ctx context.Context, sessions *sync.WaitGroup) error {
+	for {
+		data, err := v.conn.AcceptUniStream(ctx)
+		if err != nil {
+			return fmt.Errorf("accept data stream: %w", err)
+		}
+		sessions.Go(func() {
+			if err := v.route(data); err != nil {
+				v.r.o.Log.Debug("data stream dropped", "peer", v.peer.Name, "err", err)
+				data.CancelRead(quic.StreamErrorCode(CodeProtocol))
+			}
+		})
+	}
+}
+
+func (v *receiver) route(data *quic.ReceiveStream) error {
+	if err := data.SetReadDeadline(time.Now().Add(v.r.o.HandshakeTimeout)); err != nil {
+		return err
+	}
+	h, err := readStreamHeader(data)
+	if err != nil {
+		return err
+	}
+	if err := data.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	in := v.find(h.open, h.group)
+	if in == nil {
+		return fmt.Errorf("route data stream: no opening %d: %w", h.open, ErrProtocol)
+	}
+	select {
+	case in.data <- data:
+		return nil
+	default:
+		return fmt.Errorf("route data stream: second one for opening %d: %w", h.open, ErrProtocol)
+	}
+}
+
+// refreshLoop asks again, after every Refresh, whether the groups may come in.
+func (v *receiver) refreshLoop(ctx context.Context) error {
+	for {
+		refreshed := v.r.refreshSignal()
+		v.opens.Lock()
+		var live []*inbound
+		for _, in := range v.opens.byNumber {
+			live = append(live, in)
+		}
+		v.opens.Unlock()
+		for _, in := range live {
+			replica, err := v.r.o.Receive(v.peer.Name, in.id, in.tenant, in.group)
+			current := in.replicaNow()
+			switch {
+			case current == nil: // still opening: it asks by itself
+			case err != nil:
+				in.cancel(err)
+			case replica != current:
+				in.cancel(ErrSuperseded)
+			}
+		}
+		select {
+		case <-refreshed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// claim makes in the one session that appends to its group, and waits until the
+// one before it has ended; that one's frames are cut off, so it ends soon.
+func (r *Replicator) claim(in *inbound) {
+	r.mu.Lock()
+	before := r.receiving[in.id]
+	r.receiving[in.id] = in
+	r.mu.Unlock()
+	if before != nil {
+		before.cancel(ErrSuperseded)
+		<-before.done
+	}
+}
+
+func (r *Replicator) release(in *inbound) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.receiving[in.id] == in {
+		delete(r.receiving, in.id)
+	}
+}
+
+// inboundProgress is the progress of a peer's group, kept over its sessions.
+func (r *Replicator) inboundProgress(in *inbound) *progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := inKey{in.peer.Name, in.id}
+	if r.inbound[k] == nil {
+		r.inbound[k] = newProgress(r.clock, &r.faults, Inbound, in.peer.Name, in.tenant, in.group, in.id)
+	}
+	return r.inbound[k]
+}
+
+// forget drops the progress of a group that no longer comes in.
+func (r *Replicator) forget(in *inbound) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.inbound, inKey{in.peer.Name, in.id})
+}
+
+// refusalOf is the code for an error of Options.Receive.
+func refusalOf(err error) Code {
+	switch {
+	case errors.Is(err, ErrUnknownGroup):
+		return CodeUnknownGroup
+	case errors.Is(err, ErrNotReplica):
+		return CodeNotReplica
+	case errors.Is(err, ErrSuperseded):
+		return CodeSuperseded
+	case errors.Is(err, ErrWithdrawn):
+		return CodeWithdrawn
+	}
+	return CodeAppend
+}

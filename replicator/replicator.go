@@ -1,0 +1,268 @@
+package replicator
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
+)
+
+// Replicator moves records of groups to peers, and takes those of peers. All
+// methods are safe for concurrent use.
+type Replicator struct {
+	o        Options
+	cert     tls.Certificate
+	clock    lifeClock
+	instance cbt.ID
+	peers    []*peer // as configured
+	faults   faults
+
+	mu        sync.Mutex // guards all below
+	addr      net.Addr
+	outbound  map[outKey]*outgroup
+	inbound   map[inKey]*progress
+	receiving map[journal.Identity]*inbound // the session that appends
+	refreshed chan struct{}                 // closed by Refresh
+}
+
+// faults are mistakes that tests of this package plant, to see them caught.
+type faults struct {
+	ackEarly        bool // acknowledge before durable at the replica
+	sourceClockOnly bool // compute the replica's lag from the source's clock alone
+	sendUndurable   bool // send before fdatasync
+}
+
+type peer struct {
+	Peer
+	throttle *throttle
+}
+
+type outKey struct {
+	peer string
+	id   journal.Identity
+}
+
+type inKey outKey
+
+// outgroup is one group for one peer.
+type outgroup struct {
+	Group
+	progress *progress
+}
+
+// New checks o. It starts nothing and opens nothing.
+func New(o Options) (*Replicator, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("configure replicator: %w", err)
+	}
+	cert, err := o.Identity.certificate()
+	if err != nil {
+		return nil, err
+	}
+	r := &Replicator{o: o, cert: cert, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
+		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}}
+	for _, p := range o.Peers {
+		r.peers = append(r.peers, &peer{p, newThrottle(o.Now, p.LimitBytesPerSecond, p.BurstBytes)})
+	}
+	return r, nil
+}
+
+// Run replicates until ctx ends, then returns nil; it returns an error when it
+// cannot listen. It owns every goroutine of the package.
+func (r *Replicator) Run(ctx context.Context) error {
+	transport, conn, err := bind(r.o)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer transport.Close()
+	var listener *quic.Listener
+	if r.o.Listen != "" {
+		known := func(p Pin) bool { return r.peerByPin(p) != nil }
+		listener, err = transport.Listen(listenTLS(r.cert, known, r.unpinned), quicConfig(r.o, true))
+		if err != nil {
+			return fmt.Errorf("listen on %s: %w", r.o.Listen, err)
+		}
+		defer listener.Close()
+	}
+	r.mu.Lock()
+	r.addr = conn.LocalAddr()
+	r.mu.Unlock()
+	r.o.Events.Listening(conn.LocalAddr())
+	r.Refresh()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.sampleLoop(ctx) })
+	if listener != nil {
+		g.Go(func() error { return r.acceptLoop(ctx, listener) })
+	}
+	for _, p := range r.peers {
+		if p.Address != "" {
+			g.Go(func() error { return r.dialLoop(ctx, transport, p) })
+		}
+	}
+	r.checkBuffers(conn) // after the transport asked the kernel for its wish
+	<-ctx.Done()
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+func (r *Replicator) unpinned(err *PinError) {
+	r.o.Log.Warn("caller refused", "address", err.Address, "pin", err.Seen.String(), "err", err)
+	r.o.Events.Unpinned(err)
+}
+
+func (r *Replicator) checkBuffers(conn *net.UDPConn) {
+	receive, send, err := udpBuffers(conn)
+	if err != nil {
+		r.o.Log.Warn("UDP buffers unknown", "err", err)
+		return
+	}
+	if min(receive, send) >= wantUDPBufferBytes {
+		return
+	}
+	hint := fmt.Sprintf("sysctl -w net.core.rmem_max=%d net.core.wmem_max=%d", wantUDPBufferBytes, wantUDPBufferBytes)
+	r.o.Log.Warn("UDP buffers are small, packets may be lost", "receive", receive, "send", send, "hint", hint)
+	r.o.Events.SmallBuffers(receive, send, wantUDPBufferBytes, hint)
+}
+
+// Addr is where Run listens and dials from; nil before that.
+func (r *Replicator) Addr() net.Addr {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.addr
+}
+
+// Refresh looks at Options.Groups and Options.Receive again: groups came, went or
+// changed their role. It also ends the waits of refused and halted groups. It does
+// not wait for the effect; a journal whose epoch has risen fences by itself.
+func (r *Replicator) Refresh() {
+	groups := r.o.Groups()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wanted := map[outKey]*outgroup{}
+	for _, g := range groups {
+		for _, name := range g.Peers {
+			k := outKey{name, g.Source.Identity()}
+			old := r.outbound[k]
+			if old != nil && old.Source == g.Source {
+				wanted[k] = old
+				continue
+			}
+			p := newProgress(r.clock, &r.faults, Outbound, name, g.Tenant, g.Name, k.id)
+			wanted[k] = &outgroup{Group: g, progress: p}
+		}
+	}
+	r.outbound = wanted
+	close(r.refreshed)
+	r.refreshed = make(chan struct{})
+}
+
+// SetLimit changes the limit of bytes per second sent to a peer, at once; 0 lifts it.
+func (r *Replicator) SetLimit(peer string, bytesPerSecond, burstBytes int64) error {
+	for _, p := range r.peers {
+		if p.Name == peer {
+			p.throttle.set(bytesPerSecond, burstBytes)
+			return nil
+		}
+	}
+	return fmt.Errorf("limit peer %s: no such peer", peer)
+}
+
+// Lags are all groups, with every peer, in both directions, sorted by name. Groups
+// that a peer sends appear once it has opened them in this process's life.
+func (r *Replicator) Lags() []Lag {
+	r.mu.Lock()
+	var out []*outgroup
+	var in []*progress
+	for _, g := range r.outbound {
+		out = append(out, g)
+	}
+	for _, p := range r.inbound {
+		in = append(in, p)
+	}
+	r.mu.Unlock()
+	var lags []Lag
+	for _, g := range out {
+		head := g.Source.Head()
+		lags = append(lags, g.progress.snapshot(&head))
+	}
+	for _, p := range in {
+		lags = append(lags, p.snapshot(nil))
+	}
+	slices.SortFunc(lags, func(a, b Lag) int {
+		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Group, b.Group),
+			cmp.Compare(a.Direction, b.Direction), strings.Compare(a.Peer, b.Peer))
+	})
+	return lags
+}
+
+// sampleLoop keeps the sources' ledgers while peers are away, so that a
+// catch-up is told from the moment that each record was written.
+func (r *Replicator) sampleLoop(ctx context.Context) error {
+	tick := time.NewTicker(r.o.HeartbeatInterval)
+	defer tick.Stop()
+	for {
+		for _, g := range r.groupsFor("") {
+			g.sample(r.clock)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// sample notes the head. The clock is read first: what is captured before that
+// moment is at or before the head read after it.
+func (g *outgroup) sample(c lifeClock) (int64, journal.Head) {
+	at := c.nanos(c.now())
+	head := g.Source.Head()
+	g.progress.sampled(at, head, g.Source.Branches)
+	return at, head
+}
+
+// groupsFor are the groups for one peer; "" for all.
+func (r *Replicator) groupsFor(peer string) []*outgroup {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var gs []*outgroup
+	for k, g := range r.outbound {
+		if peer == "" || k.peer == peer {
+			gs = append(gs, g)
+		}
+	}
+	return gs
+}
+
+// refreshSignal is closed by the next Refresh.
+func (r *Replicator) refreshSignal() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refreshed
+}
+
+func (r *Replicator) peerByPin(pin Pin) *peer {
+	for _, p := range r.peers {
+		if p.Pin == pin {
+			return p
+		}
+	}
+	return nil
+}

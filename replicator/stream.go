@@ -1,0 +1,209 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+// stream opens g at the peer once and sends its frames until that ends. flowed
+// says whether the peer took the group.
+func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ours := site{head: g.Source.Head().Epoch} // before the branches, so that it is among them
+	ours.branches = g.Source.Branches()
+	o := &opening{group: g, epoch: ours.head, replies: make(chan message, 4), cancel: cancel}
+	s.register(o)
+	defer s.unregister(o)
+
+	id := g.Source.Identity()
+	s.send(o.number, id, &openGroup{tenant: g.Tenant, group: g.Name, head: ours.head, branches: ours.branches})
+	reply, err := s.reply(ctx, o)
+	if err != nil {
+		return false, err
+	}
+	if no, ok := reply.(*refuse); ok {
+		return false, s.refusal(g, ours, no)
+	}
+	yes := reply.(*accept)
+	theirs := site{yes.branches, yes.head}
+	v, err := sourceVerdict(ours, theirs)
+	if err == nil && v.conflict {
+		err = s.conflict(g, v, ours, theirs)
+	}
+	if err != nil {
+		s.send(o.number, id, &refuse{code: CodeConflict, text: clip(err.Error(), maxTextBytes), head: ours.head, branches: ours.branches})
+		return false, err
+	}
+	from := resumeAt(v.relation.Common, yes.durable)
+	g.progress.begin(from)
+	o.mu.Lock()
+	o.flowing, o.sent = true, from.Seq
+	o.mu.Unlock()
+	s.r.o.Events.Streaming(s.peer.Name, Outbound, g.Tenant, g.Name, from)
+	if err := s.heartbeat(o); err != nil {
+		return true, err
+	}
+
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.watch(ctx, o, ours)
+	}()
+	err = s.frames(ctx, o, from)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	cancel(err)
+	<-watched
+	if code := endCode(err); code != CodeNone {
+		s.send(o.number, id, &refuse{code: code, text: clip(err.Error(), maxTextBytes)})
+	}
+	return true, err
+}
+
+// endCode is what the peer must hear about the end of an opening, if anything.
+func endCode(err error) Code {
+	var refused *RefusedError
+	var conflict *Conflict
+	var read *readError
+	switch {
+	case errors.As(err, &refused), errors.As(err, &conflict):
+		return CodeNone // it said so itself
+	case errors.Is(err, ErrWithdrawn):
+		return CodeWithdrawn
+	case errors.Is(err, errReopen):
+		return CodeSuperseded
+	case errors.As(err, &read), errors.Is(err, ErrNotDurable):
+		return CodeLocal
+	}
+	return CodeNone
+}
+
+func (s *sender) register(o *opening) {
+	s.opens.Lock()
+	defer s.opens.Unlock()
+	s.opens.last++
+	o.number = s.opens.last
+	s.opens.byNumber[o.number] = o
+}
+
+func (s *sender) unregister(o *opening) {
+	s.opens.Lock()
+	defer s.opens.Unlock()
+	delete(s.opens.byNumber, o.number)
+}
+
+func (s *sender) reply(ctx context.Context, o *opening) (body, error) {
+	timer := time.NewTimer(s.r.o.OpenTimeout)
+	defer timer.Stop()
+	select {
+	case m := <-o.replies:
+		return m.body, nil
+	case <-timer.C:
+		return nil, fmt.Errorf("open group at %s: no answer within %v: %w", s.peer.Name, s.r.o.OpenTimeout, ErrStalled)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// watch ends the opening when the peer refuses it in the middle.
+func (s *sender) watch(ctx context.Context, o *opening, ours site) {
+	select {
+	case m := <-o.replies:
+		if no, ok := m.body.(*refuse); ok {
+			o.cancel(s.refusal(o.group, ours, no))
+			return
+		}
+		o.cancel(fmt.Errorf("handle reply: second Accept: %w", ErrProtocol))
+	case <-ctx.Done():
+	}
+}
+
+// refusal is the error that a Refuse stands for; a conflict is judged by the
+// evidence in it.
+func (s *sender) refusal(g *outgroup, ours site, no *refuse) error {
+	if no.code != CodeConflict {
+		return &RefusedError{Peer: s.peer.Name, Code: no.code, Text: no.text}
+	}
+	theirs := site{no.branches, no.head}
+	v, err := sourceVerdict(ours, theirs)
+	if err != nil {
+		return err
+	}
+	return s.conflict(g, v, ours, theirs)
+}
+
+func (s *sender) conflict(g *outgroup, v verdict, ours, theirs site) *Conflict {
+	return newConflict(s.peer.Name, g.Tenant, g.Name, g.Source.Identity(), v, ours, theirs)
+}
+
+func newConflict(peer, tenant, group string, id journal.Identity, v verdict, ours, theirs site) *Conflict {
+	c := &Conflict{Peer: peer, Tenant: tenant, Group: group, Identity: id, Kind: v.relation.Kind, Common: v.relation.Common,
+		Ours: ours.branches, Theirs: theirs.branches, OursHead: ours.head, TheirsHead: theirs.head}
+	if v.lost {
+		c.Cause = ErrHistoryLost
+	}
+	return c
+}
+
+// frames sends durable frames after from until ctx ends or something fails.
+func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor) error {
+	g := o.group
+	frames, err := g.Source.Stream(ctx, from.Position)
+	if err != nil {
+		return &readError{err}
+	}
+	defer frames.Close()
+	data, err := s.conn.OpenUniStreamSync(ctx)
+	if err != nil {
+		return fmt.Errorf("open data stream: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { data.CancelWrite(quic.StreamErrorCode(CodeWithdrawn)) })
+	defer stop()
+	defer data.CancelWrite(quic.StreamErrorCode(CodeLocal)) // frames never end by themselves
+	if _, err := data.Write(streamHeader{o.number, g.Source.Identity()}.encode()); err != nil {
+		return fmt.Errorf("write data stream: %w", err)
+	}
+	buf := make([]byte, chunkBytes)
+	next := from.Seq + 1
+	for {
+		f, err := frames.Next(ctx)
+		if err != nil {
+			return &readError{err}
+		}
+		if err := s.admissible(g, f, next); err != nil {
+			return err
+		}
+		o.mu.Lock()
+		o.sent = f.Last.Seq
+		o.mu.Unlock()
+		h := frameHeader{bytes: f.Bytes, first: f.First.Seq, last: f.Last.Seq, epoch: f.Last.Epoch, chain: f.Chain}
+		if _, err := data.Write(h.encode()); err != nil {
+			return fmt.Errorf("write data stream: %w", err)
+		}
+		if err := s.peer.throttle.copyN(ctx, data, f.Reader, f.Bytes, buf, g.progress.carried); err != nil {
+			return err
+		}
+		g.progress.frame()
+		next = f.Last.Seq + 1
+	}
+}
+
+// admissible holds what a source offers against promises 9 and 10: nothing is sent
+// that power loss could take back here, and nothing is left out.
+func (s *sender) admissible(g *outgroup, f journal.Frame, next journal.Seq) error {
+	if durable := g.Source.Head().Durable; f.Last.Seq > durable.Seq && !s.r.faults.sendUndurable {
+		return fmt.Errorf("send frame %d..%d: durable up to %d: %w", f.First.Seq, f.Last.Seq, durable.Seq, ErrNotDurable)
+	}
+	if f.First.Seq > next || f.Last.Seq < next || f.Bytes <= 0 || f.Bytes > s.r.o.MaxFrameBytes {
+		return &readError{fmt.Errorf("frame %d..%d of %d bytes, want seq %d", f.First.Seq, f.Last.Seq, f.Bytes, next)}
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+package replicator
+
+import (
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// wantUDPBufferBytes is what quic-go asks of the kernel (its wiki page "UDP Buffer Sizes").
+	wantUDPBufferBytes = 7 << 20
+	// maxGroupStreams bounds the data streams that one peer may have open.
+	maxGroupStreams = 1024
+	// freeHandshakesPerSecond come in without proving their address first; beyond
+	// that callers get a Retry, so that spoofed ones cost us no state.
+	freeHandshakesPerSecond = 20
+)
+
+// quicConfig is used at both ends; only the listening one takes streams.
+func quicConfig(o Options, listening bool) *quic.Config {
+	c := &quic.Config{
+		Versions:                       []quic.Version{quic.Version1},
+		HandshakeIdleTimeout:           o.HandshakeTimeout,
+		MaxIdleTimeout:                 o.IdleTimeout,
+		KeepAlivePeriod:                o.IdleTimeout / 3,
+		InitialStreamReceiveWindow:     uint64(min(o.WindowBytes, 1<<20)),
+		MaxStreamReceiveWindow:         uint64(o.WindowBytes),
+		InitialConnectionReceiveWindow: uint64(min(o.WindowBytes, 1<<20)),
+		MaxConnectionReceiveWindow:     uint64(o.WindowBytes),
+		MaxIncomingStreams:             -1,
+		MaxIncomingUniStreams:          -1,
+		Allow0RTT:                      false,
+	}
+	if listening {
+		c.MaxIncomingStreams = 1 // the control stream
+		c.MaxIncomingUniStreams = maxGroupStreams
+	}
+	return c
+}
+
+// bind opens the one UDP socket that this site listens on and dials from.
+func bind(o Options) (*quic.Transport, *net.UDPConn, error) {
+	address := o.Listen
+	if address == "" {
+		address = ":0"
+	}
+	local, err := net.ResolveUDPAddr("udp", address)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	conn, err := net.ListenUDP("udp", local)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	// Derived from the site's key, so that peers learn of our restart from the
+	// first packet they send and not from their idle timeout.
+	reset := quic.StatelessResetKey(o.Identity.derived("stateless reset"))
+	token := quic.TokenGeneratorKey(o.Identity.derived("address token"))
+	free := rate.NewLimiter(freeHandshakesPerSecond, 2*freeHandshakesPerSecond)
+	return &quic.Transport{
+		Conn:                conn,
+		StatelessResetKey:   &reset,
+		TokenGeneratorKey:   &token,
+		VerifySourceAddress: func(net.Addr) bool { return !free.AllowN(time.Now(), 1) },
+	}, conn, nil
+}
+
+// udpBuffers are the socket's sizes in bytes as the kernel granted them (it
+// reports twice what can be asked for; see socket(7), SO_RCVBUF).
+func udpBuffers(conn *net.UDPConn) (receive, send int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, 0, fmt.Errorf("inspect UDP buffers: %w", err)
+	}
+	var rerr, serr error
+	err = raw.Control(func(fd uintptr) {
+		receive, rerr = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF)
+		send, serr = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+	})
+	for _, e := range []error{rerr, serr} {
+		if err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("inspect UDP buffers: %w", err)
+	}
+	return receive, send, nil
+}
