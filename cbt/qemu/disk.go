@@ -1,0 +1,184 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// disk is one volume of a tracker. Its attachments follow one another in follow.
+type disk struct {
+	tracker *Tracker
+	opts    *Options
+	conf    Disk
+	gaps    *gaps
+
+	mu       sync.Mutex // guards what follows
+	volume   cbt.Volume // conf.Volume, with the size that was last agreed on
+	progress progress
+	status   cbt.VolumeStatus
+	leaving  bool // the tracker ends: a break is a detachment
+}
+
+func newDisk(t *Tracker, conf Disk) *disk {
+	d := &disk{tracker: t, opts: &t.opts, conf: conf, volume: conf.Volume, progress: progress{state: cbt.StateDetached}}
+	d.status = cbt.VolumeStatus{Volume: conf.Volume, State: cbt.StateDetached, Since: time.Now()}
+	d.gaps = newGaps(t.opts.Sink, t.opts.Gate, func(due gapDue) {
+		if f := t.opts.Events.GapRecorded; f != nil {
+			f(conf.Volume.ID, due.event.Cause, time.Since(due.since))
+		}
+	})
+	return d
+}
+
+func (d *disk) snapshot() cbt.VolumeStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.status
+}
+
+// advance makes a step that is no break.
+func (d *disk) advance(kind stepKind) {
+	d.mu.Lock()
+	d.progress, _ = d.progress.step(kind, "", false)
+	st := d.showState()
+	d.mu.Unlock()
+	d.tell(st)
+}
+
+// showState copies progress into the status; d.mu is held.
+func (d *disk) showState() cbt.VolumeStatus {
+	if d.status.State != d.progress.state {
+		d.status.State, d.status.Since = d.progress.state, time.Now()
+	}
+	d.status.Volume = d.volume
+	return d.status
+}
+
+func (d *disk) tell(st cbt.VolumeStatus) {
+	if f := d.opts.Events.StateChanged; f != nil {
+		f(st)
+	}
+}
+
+// broke notes the end of t's attachment, or of an attempt at one, and sees to
+// the gap. gated says that the interval was open and the gate is shut for it.
+func (d *disk) broke(t *tap, b *breakError, gated bool) {
+	d.mu.Lock()
+	kind := stepBreak
+	if d.leaving {
+		kind = stepDetach
+		b = breakage(cbt.CauseDetached, b.err)
+	}
+	var gap bool
+	d.progress, gap = d.progress.step(kind, b.cause, gated)
+	d.status.Cause, d.status.Detail = b.cause, b.err.Error()
+	if gap {
+		d.gaps.add(gapDue{tap: t, gated: gated, event: cbt.Event{
+			Kind: cbt.EventGap, Volume: d.volume.ID, Cause: b.cause, Detail: b.err.Error(),
+		}})
+	}
+	st := d.showState()
+	d.mu.Unlock()
+	if gap {
+		d.opts.Log.Warn("gap", "volume", d.conf.Volume.Name, "cause", b.cause, "detail", b.err)
+	}
+	d.tell(st)
+	if f := d.opts.Events.LetGo; f != nil && t != nil {
+		f(d.volume.ID, b.cause, b.err)
+	}
+}
+
+// follow attaches again and again until ctx or the connection ends.
+func (d *disk) follow(ctx context.Context, m *machine) {
+	const firstPause = 50 * time.Millisecond
+	pause := firstPause
+	for {
+		held, err := d.attempt(ctx, m)
+		if ctx.Err() != nil || m.Err() != nil {
+			return
+		}
+		d.opts.Log.Info("tap ended", "volume", d.conf.Volume.Name, "reason", err)
+		if held > d.opts.Retry {
+			pause = firstPause
+		}
+		if !rest(ctx, m.Done(), pause) {
+			return
+		}
+		pause = min(2*pause, d.opts.Retry)
+	}
+}
+
+// attempt is one attachment from its beginning to its end. It returns for how
+// long the volume was synced, and why that ended.
+func (d *disk) attempt(ctx context.Context, m *machine) (held time.Duration, err error) {
+	// What the last tap recorded must be settled, or the head that this resync
+	// compares with could still change under it.
+	if err := errors.Join(d.gaps.settled(ctx), d.opts.Sink.WaitDurable(ctx)); err != nil {
+		if ctx.Err() == nil {
+			d.broke(nil, breakage(cbt.CauseJournal, err), false)
+		}
+		return 0, err
+	}
+	d.advance(stepAttach)
+	n, err := d.prepare(ctx, m)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.broke(nil, asBreak(err), false)
+		}
+		return 0, err
+	}
+	d.mu.Lock()
+	v := d.volume
+	d.mu.Unlock()
+	t := d.tracker.newTap(d, v)
+	a := &attachment{disk: d, machine: m, tap: t, node: n}
+	stop := context.AfterFunc(ctx, func() {
+		d.leave()
+		t.letGo(breakage(cbt.CauseDetached, context.Cause(ctx)))
+	})
+	defer stop()
+	err = a.run(ctx)
+	if m.Err() != nil {
+		err = breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %w", ErrMonitor, m.Err()))
+	}
+	if !a.synced.IsZero() {
+		held = time.Since(a.synced)
+	}
+	t.letGo(asBreak(err))
+	err = context.Cause(t.live)
+	a.remove(ctx)
+	return held, errors.Join(err, d.drain(ctx, t))
+}
+
+// drain waits until nothing of t can take a place in the order any more.
+func (d *disk) drain(ctx context.Context, t *tap) error {
+	err := t.drained(ctx)
+	d.tracker.dropTap(t)
+	return err
+}
+
+// leave notes that the tracker ends.
+func (d *disk) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leaving = true
+}
+
+// finish waits, within reason, until the last gap has its place.
+func (d *disk) finish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := d.gaps.settled(ctx); err != nil {
+		d.opts.Log.Warn("leave without the gap being recorded", "volume", d.conf.Volume.Name, "error", err)
+	}
+	d.mu.Lock()
+	d.progress, _ = d.progress.step(stepDetach, "", false)
+	st := d.showState()
+	d.mu.Unlock()
+	d.tell(st)
+}

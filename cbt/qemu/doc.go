@@ -1,0 +1,40 @@
+// Package qemu taps the disks of a QEMU, or of a qemu-storage-daemon, through
+// its QMP socket.
+//
+// It promises what package cbt asks of a Tracker, and that a guest's write never
+// waits for us longer than the stall budget: then the tap lets go, the guest goes
+// on, a gap is recorded, and the next attachment costs a delta. It does not see
+// that a disk was changed behind QEMU's back, and it cannot order a gap of one
+// disk before another disk's writes in the microseconds between a connection
+// that somebody else cut (yank, QEMU's own error) and our noticing it.
+//
+// One attachment of one disk (attach.go), after what an earlier one left was swept:
+//
+//  1. judge (trust.go) decides which bitmaps may be believed; none: a new one
+//     begins and the disk is read whole;
+//  2. blockdev-add of our capture export under a name that no earlier life or
+//     attachment had; blockdev-mirror sync=none copy-mode=write-blocking. From
+//     the job's start every guest write arrives, unaligned ones too (measured,
+//     and kept as a test): QEMU's own bitmap is never dirty, as it is with
+//     sync=full, where unaligned writes into dirty areas are not sent;
+//  3. the bitmaps' union is merged after that, so it holds every write that did
+//     not arrive; resync.go reads it through a read-only export of the node;
+//  4. fill.go compares each piece with the sink's head and records what differs,
+//     masked by the writes that arrived since the piece's read was issued;
+//  5. all fills are safe, the job is ready, nothing failed: EventSynced;
+//  6. hold (rotate.go) keeps two bitmaps, and drops the older when the newer has
+//     lived, synced, for twice the stall budget and all is durable.
+//
+// A write (tap.go): sequencer, gate, mask and Sink.Record, Pending.Wait, reply.
+// A write that ends inside a sector is completed from the head; before the head
+// knows the whole disk its edge sectors are read from the live disk once more.
+// letGo is one-way: it shuts the gate, answers what waits, and gaps.go records
+// the gap and opens the gate (Gate says why).
+//
+// Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
+// recorder of gaps per disk, and per session one for events and one per disk.
+// Tracker's methods, Gate and Heartbeat are safe for concurrent use.
+//
+// RunWatchdog is the work of another process: it yanks the capture nodes out of
+// band, or kills this process, when heartbeats stop.
+package qemu

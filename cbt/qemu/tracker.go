@@ -1,0 +1,196 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/nbd"
+)
+
+// Tracker taps the disks of one QEMU process.
+type Tracker struct {
+	opts   Options
+	pulse  *pulse
+	disks  []*disk
+	server *nbd.Server
+
+	attachments atomic.Uint64
+
+	mu      sync.Mutex      // guards what follows
+	taps    map[string]*tap // by export name; those that let go stay until they are drained
+	machine *machine        // of the session under way, nil between sessions
+}
+
+var _ cbt.Tracker = (*Tracker)(nil)
+
+// New prepares a tracker and starts nothing.
+func New(o Options) (*Tracker, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	t := &Tracker{opts: o.withDefaults(), taps: make(map[string]*tap)}
+	t.pulse = newPulse(t.opts.StallBudget)
+	t.server = nbd.NewServer(nbd.ServerOptions{Lookup: t.lookup, Log: t.opts.Log, Grace: t.opts.StallBudget, Drain: time.Second})
+	for _, d := range t.opts.Disks {
+		t.disks = append(t.disks, newDisk(t, d))
+	}
+	return t, nil
+}
+
+// Status is a moment's picture of every disk, in the order of Options.Disks.
+func (t *Tracker) Status() []cbt.VolumeStatus {
+	out := make([]cbt.VolumeStatus, len(t.disks))
+	for i, d := range t.disks {
+		out[i] = d.snapshot()
+	}
+	return out
+}
+
+// Run taps the disks until ctx ends, then detaches and returns nil. It returns
+// an error only when the capture server cannot serve.
+func (t *Tracker) Run(ctx context.Context) error {
+	l, err := nbd.ListenUnix(t.opts.captureSocket(), t.opts.SocketMode)
+	if err != nil {
+		return fmt.Errorf("run tracker: %w", err)
+	}
+	// What serves the taps outlives ctx by the time it takes to detach.
+	under, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	run, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	var wg sync.WaitGroup
+	var served error
+	wg.Go(func() {
+		if err := t.server.Serve(under, l); err != nil && under.Err() == nil {
+			served = fmt.Errorf("run tracker: %w", err)
+			fail(served)
+		}
+	})
+	t.pulse.beat()
+	wg.Go(func() { t.watch(under) })
+	for _, d := range t.disks {
+		wg.Go(func() { d.gaps.run(under) })
+	}
+	t.follow(run)
+	for _, d := range t.disks {
+		d.finish(under)
+	}
+	stop()
+	wg.Wait()
+	return served
+}
+
+// follow connects to the machine again and again until ctx ends.
+func (t *Tracker) follow(ctx context.Context) {
+	const firstPause, patience = 50 * time.Millisecond, 3 * time.Second
+	pause := firstPause
+	for ctx.Err() == nil {
+		dial, cancel := context.WithTimeout(ctx, patience)
+		mon, err := t.opts.Dial(dial)
+		cancel()
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			if !errors.Is(err, ErrMonitor) {
+				err = fmt.Errorf("%w: %w", ErrMonitor, err)
+			}
+			for _, d := range t.disks {
+				d.broke(nil, breakage(cbt.CauseMachine, err), false)
+			}
+			rest(ctx, nil, pause)
+			pause = min(2*pause, t.opts.Retry)
+			continue
+		}
+		pause = firstPause
+		t.session(ctx, mon)
+		mon.Close()
+		rest(ctx, nil, firstPause)
+	}
+}
+
+// session works with one connection until it or ctx ends.
+func (t *Tracker) session(ctx context.Context, mon Monitor) {
+	m := newMachine(mon, &t.opts)
+	t.setMachine(m)
+	defer t.setMachine(nil)
+	talking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	var wg sync.WaitGroup
+	wg.Go(func() { m.hear(talking) })
+	var disks sync.WaitGroup
+	for _, d := range t.disks {
+		disks.Go(func() { d.follow(ctx, m) })
+	}
+	disks.Wait()
+	hangUp()
+	wg.Wait()
+}
+
+func (t *Tracker) setMachine(m *machine) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.machine = m
+}
+
+// lookup finds the tap behind an export name. A name of an earlier life, of an
+// earlier attachment, or one that is in use is refused.
+func (t *Tracker) lookup(_ context.Context, name string) (*nbd.Export, error) {
+	t.mu.Lock()
+	tap := t.taps[name]
+	if tap == nil && t.opts.faults.anyIncarnation {
+		for n, other := range t.taps {
+			if n[:32] == name[:32] {
+				tap = other
+			}
+		}
+	}
+	t.mu.Unlock()
+	if tap == nil || (!tap.claim() && !t.opts.faults.anyIncarnation) {
+		return nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, name)
+	}
+	return &nbd.Export{
+		Name: name, Size: tap.volume.Size, Device: tap,
+		Release: func() { tap.letGo(breakage(cbt.CauseTapEnded, errDisconnected)) },
+	}, nil
+}
+
+// newTap makes the device of a fresh attachment of d and offers its export.
+func (t *Tracker) newTap(d *disk, v cbt.Volume) *tap {
+	live, end := context.WithCancelCause(context.Background())
+	tap := &tap{
+		volume: v, node: freshName(v.ID, ""), export: exportName(v.ID, t.opts.Incarnation, t.attachments.Add(1)),
+		sink: t.opts.Sink, gate: t.opts.Gate, pulse: t.pulse, faults: &t.opts.faults,
+		live: live, end: end,
+		settled: make(chan struct{}, 1), idle: make(chan struct{}, 1), ops: make(map[uint64]time.Time),
+	}
+	tap.onLetGo = func(b *breakError, open bool) { d.broke(tap, b, open) }
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.taps[tap.export] = tap
+	return tap
+}
+
+func (t *Tracker) dropTap(tap *tap) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.taps, tap.export)
+}
+
+// rest waits for d, ctx or stop, and reports whether it was d.
+func rest(ctx context.Context, stop <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+	case <-stop:
+	}
+	return false
+}

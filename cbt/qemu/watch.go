@@ -1,0 +1,76 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+)
+
+// watch is the loop that keeps the guest from waiting: it lets go of taps whose
+// requests outlast the budget, notices that the process stood still, and beats
+// the watchdog's heart while requests are being answered.
+func (t *Tracker) watch(ctx context.Context) {
+	tick := time.NewTicker(t.opts.StallBudget / 8)
+	defer tick.Stop()
+	key := t.opts.captureSocket()
+	defer t.opts.Heartbeat.Gone(key)
+	yanked := make(map[*tap]bool)
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		taps, m := t.current()
+		if late := t.pulse.late(); late > 0 && !t.opts.faults.ignorePause {
+			for _, tap := range taps {
+				tap.letGo(breakage(cbt.CauseStall, fmt.Errorf("this process stood still for %v", late.Round(time.Millisecond))))
+			}
+		}
+		t.pulse.beat()
+		healthy := true
+		var nodes []string
+		for _, tap := range taps {
+			nodes = append(nodes, tap.node)
+			age := time.Duration(0)
+			if first := tap.oldest(); !first.IsZero() {
+				age = time.Since(first)
+			}
+			if age > t.opts.StallBudget {
+				tap.letGo(breakage(cbt.CauseStall, fmt.Errorf("a write was not safe after %v", age.Round(time.Millisecond))))
+			}
+			// Letting go answers what waits; what still waits is stuck beyond
+			// our reach, and only QEMU's end of the connection can be cut.
+			if age > t.opts.StallBudget+t.opts.StallBudget/2 {
+				healthy = false
+				if m != nil && !yanked[tap] {
+					yanked[tap] = true
+					go t.yank(ctx, m, tap)
+				}
+			}
+		}
+		if healthy {
+			t.opts.Heartbeat.Beat(key, t.opts.WatchdogQMP, nodes)
+		}
+	}
+}
+
+func (t *Tracker) yank(ctx context.Context, m *machine, tap *tap) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := m.yank(ctx, tap.node); err != nil {
+		t.opts.Log.Warn("yank capture node", "volume", tap.volume.Name, "error", err)
+	}
+}
+
+func (t *Tracker) current() ([]*tap, *machine) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	taps := make([]*tap, 0, len(t.taps))
+	for _, tap := range t.taps {
+		taps = append(taps, tap)
+	}
+	return taps, t.machine
+}
