@@ -29,6 +29,12 @@ type asked struct {
 // until it returns false. Payloads of writes are read over.
 func byHand(t *testing.T, answer func(conn net.Conn, q asked) bool) *nbd.Client {
 	t.Helper()
+	return byHandFlags(t, 0x1ed, answer)
+}
+
+// byHandFlags is byHand with the transmission flags given.
+func byHandFlags(t *testing.T, flags uint16, answer func(conn net.Conn, q asked) bool) *nbd.Client {
+	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(socketDir(t), "h"))
 	must(t, err)
 	ended := make(chan struct{})
@@ -42,7 +48,7 @@ func byHand(t *testing.T, answer func(conn net.Conn, q asked) bool) *nbd.Client 
 		hello := welcome()
 		// The export of welcome has 1 MiB; these tests want 8 GiB.
 		i := bytes.Index(hello, pack(uint64(fuzzSize)))
-		copy(hello[i:], pack(uint64(8<<30)))
+		copy(hello[i:], pack(uint64(8<<30), flags))
 		conn.Write(hello)
 		// Client flags and three options, whose lengths follow from their data.
 		if _, err := io.CopyN(io.Discard, conn, 4); err != nil {
@@ -270,5 +276,26 @@ func TestStalledSend(t *testing.T) {
 	case <-c.Done(): // half a request was sent; nothing sensible can follow it
 	case <-time.After(testPatience):
 		t.Error("the connection goes on after half a request")
+	}
+}
+
+// TestWithoutFUA: where the server has no FUA, a flush follows the change; where
+// it cannot zero, zeros are written.
+func TestWithoutFUA(t *testing.T) {
+	var cmds []uint16
+	c := byHandFlags(t, 1|4, func(conn net.Conn, q asked) bool {
+		cmds = append(cmds, q.cmd) // ordered by the calls, which do not overlap
+		conn.Write(pack(uint32(0x67446698), uint32(0), q.cookie))
+		return true
+	})
+	ctx := testContext(t)
+	must(t, c.WriteAt(ctx, make([]byte, 512), 0, true))
+	must(t, c.WriteAt(ctx, make([]byte, 512), 0, false))
+	must(t, c.Zero(ctx, cbt.Extent{Length: 3 << 20}, true, false))
+	if err := c.Trim(ctx, cbt.Extent{Length: 512}, true); !errors.Is(err, nbd.ErrUnsupported) {
+		t.Errorf("trim: %v", err)
+	}
+	if want := []uint16{1, 3, 1, 1, 1, 1, 3}; !slices.Equal(cmds, want) {
+		t.Errorf("commands %v, want %v", cmds, want)
 	}
 }
