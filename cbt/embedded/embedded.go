@@ -1,0 +1,315 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/nbd"
+)
+
+// Place is a record's name in the history, as History gives it.
+type Place struct {
+	Epoch string `json:"epoch"`
+	Seq   uint64 `json:"seq"`
+}
+
+// History is what the volume asks of its journal besides the Sink.
+type History interface {
+	// Head is the newest record's place.
+	Head() Place
+	// Holds reports whether a place is in the current history.
+	Holds(Place) bool
+	// Replay yields the data events of the current history after a place that it
+	// holds, in order.
+	Replay(ctx context.Context, after Place, each func(cbt.Event) error) error
+}
+
+// ErrImage says that a file stands where the image should be, that this journal
+// knows nothing of it, and that the volume has content: neither may overwrite the other.
+var ErrImage = errors.New("the image file is not known to the journal, and the volume already has content; move the file away to have it made anew")
+
+// Options of New.
+type Options struct {
+	Volume     cbt.Volume
+	Image      string        // raw file; made sparse when it is not there
+	Sink       cbt.Sink      // the epoch's writer
+	History    History       // the same journal
+	Memory     cbt.Memory    // keeps the image's place
+	Checkpoint time.Duration // between checkpoints and resync attempts; default 5 s
+	Log        *slog.Logger  // default: discarded
+}
+
+// Device is one embedded volume.
+type Device struct {
+	o     Options
+	store store
+	locks ranges
+	gate  sync.RWMutex // read-held from a write's record to its image; a checkpoint takes it whole
+
+	mu          sync.Mutex // guards below
+	unprotected bool       // writes reach the image only
+	synced      bool
+	wake        chan struct{}
+}
+
+var _ nbd.Device = (*Device)(nil)
+
+// memo is what Memory keeps of a volume.
+type memo struct {
+	Place       Place `json:"place"`       // the image holds every write up to it
+	Unprotected bool  `json:"unprotected"` // the image holds writes that the journal lacks
+}
+
+func (d *Device) key() string { return "embedded/" + d.o.Volume.ID.String() }
+
+// New opens the image and brings it to the journal's head, or the journal to an
+// image that holds more: when it returns, image and head are equal. It opens the
+// volume's interval. It starts nothing.
+func New(ctx context.Context, o Options) (*Device, error) {
+	if o.Checkpoint == 0 {
+		o.Checkpoint = 5 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	img, err := openImage(o.Image, o.Volume.Size)
+	if err != nil {
+		return nil, fmt.Errorf("open embedded volume %s: %w", o.Volume.Name, err)
+	}
+	d := &Device{o: o, store: img, wake: make(chan struct{}, 1)}
+	if err := d.catchUp(ctx, img); err != nil {
+		return nil, errors.Join(fmt.Errorf("open embedded volume %s: %w", o.Volume.Name, err), img.close())
+	}
+	return d, nil
+}
+
+// catchUp makes image and head equal and opens the interval.
+func (d *Device) catchUp(ctx context.Context, img *image) error {
+	var m memo
+	known, err := d.o.Memory.Recall(d.key(), &m)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !known && img.fresh:
+		err = d.rebuild(ctx)
+	case !known:
+		err = d.adopt(ctx, true)
+	case !d.o.History.Holds(m.Place):
+		d.o.Log.Warn("image belongs to another branch; made anew from the head", "volume", d.o.Volume.Name)
+		err = d.rebuild(ctx)
+	case m.Unprotected:
+		err = d.adopt(ctx, false)
+	default:
+		err = d.o.History.Replay(ctx, m.Place, func(ev cbt.Event) error {
+			if ev.Volume != d.o.Volume.ID {
+				return nil
+			}
+			return applyTo(img, ev)
+		})
+	}
+	if errors.Is(err, cbt.ErrDiskFull) {
+		d.o.Log.Warn("journal is full; the volume is served unprotected", "volume", d.o.Volume.Name)
+		return d.setUnprotected()
+	}
+	if err == nil {
+		err = d.checkpoint(ctx)
+	}
+	if err == nil {
+		err = d.record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: d.o.Volume.ID})
+	}
+	if err == nil {
+		d.mu.Lock()
+		d.synced, d.unprotected = true, false
+		d.mu.Unlock()
+	}
+	return err
+}
+
+// Protected reports whether every write is in the journal.
+func (d *Device) Protected() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.synced && !d.unprotected
+}
+
+// Run keeps checkpoints and, after the journal had no room, brings it back level.
+// It returns nil when ctx ends, after a last checkpoint.
+func (d *Device) Run(ctx context.Context) error {
+	t := time.NewTicker(d.o.Checkpoint)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if !d.Protected() {
+				return nil
+			}
+			return d.checkpoint(context.WithoutCancel(ctx))
+		case <-t.C:
+		case <-d.wake:
+			continue // a break was noted; the next tick tries again
+		}
+		if err := d.tick(ctx); err != nil && ctx.Err() == nil {
+			d.o.Log.Warn("embedded volume", "volume", d.o.Volume.Name, "err", err)
+		}
+	}
+}
+
+func (d *Device) tick(ctx context.Context) error {
+	if d.Protected() {
+		return d.checkpoint(ctx)
+	}
+	return d.resync(ctx)
+}
+
+// resync ends an unprotected stretch: from here writes are recorded again, and the
+// whole image is compared with the head under the extents' locks.
+func (d *Device) resync(ctx context.Context) error {
+	d.mu.Lock()
+	d.unprotected = false
+	d.mu.Unlock()
+	err := d.adopt(ctx, false)
+	if err == nil {
+		err = d.checkpoint(ctx)
+	}
+	if err == nil {
+		d.gate.Lock() // no write is between journal and image when the interval opens
+		d.mu.Lock()
+		broken := d.unprotected
+		d.mu.Unlock()
+		if !broken {
+			err = d.record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: d.o.Volume.ID})
+		}
+		d.gate.Unlock()
+		if broken {
+			return nil
+		}
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("resync: %w", err), d.setUnprotected())
+	}
+	d.mu.Lock()
+	d.synced = true
+	d.mu.Unlock()
+	return nil
+}
+
+// adopt records what of the image differs from the head. An image that the journal
+// does not know yet may add to an empty head only.
+func (d *Device) adopt(ctx context.Context, unknown bool) error {
+	const step = 1 << 20
+	have, want := make([]byte, step), make([]byte, step)
+	for off := int64(0); off < d.o.Volume.Size; off += step {
+		n := min(step, d.o.Volume.Size-off)
+		if err := d.adoptPart(ctx, off, have[:n], want[:n], unknown); err != nil {
+			return fmt.Errorf("compare image with head at %d: %w", off, err)
+		}
+	}
+	return nil
+}
+
+func (d *Device) adoptPart(ctx context.Context, off int64, have, want []byte, unknown bool) error {
+	unlock, err := d.locks.lock(ctx, cbt.Extent{Offset: off, Length: int64(len(have))})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := d.store.readAt(ctx, have, off); err != nil {
+		return err
+	}
+	if err := d.o.Sink.ReadHead(ctx, d.o.Volume.ID, off, want); err != nil {
+		return err
+	}
+	for _, e := range differing(have, want) {
+		if unknown && !isZero(want) {
+			return ErrImage
+		}
+		data := append([]byte(nil), have[e.Offset:e.End()]...)
+		ev := cbt.Event{Kind: cbt.EventFill, Volume: d.o.Volume.ID, Extent: cbt.Extent{Offset: off + e.Offset, Length: e.Length}, Data: data}
+		if err := d.record(ctx, ev); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rebuild writes the head over the whole image.
+func (d *Device) rebuild(ctx context.Context) error {
+	const step = 1 << 20
+	buf := make([]byte, step)
+	for off := int64(0); off < d.o.Volume.Size; off += step {
+		p := buf[:min(step, d.o.Volume.Size-off)]
+		if err := d.o.Sink.ReadHead(ctx, d.o.Volume.ID, off, p); err != nil {
+			return fmt.Errorf("rebuild image at %d: %w", off, err)
+		}
+		ev := cbt.Event{Kind: cbt.EventWrite, Extent: cbt.Extent{Offset: off, Length: int64(len(p))}, Data: p}
+		if isZero(p) {
+			ev.Kind = cbt.EventZero
+		}
+		if err := applyTo(d.store, ev); err != nil {
+			return fmt.Errorf("rebuild image at %d: %w", off, err)
+		}
+	}
+	return nil
+}
+
+// checkpoint makes the image durable and remembers up to where it holds every write.
+func (d *Device) checkpoint(ctx context.Context) error {
+	d.gate.Lock()
+	at := d.o.History.Head()
+	d.gate.Unlock()
+	if err := d.store.sync(ctx); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	d.gate.Lock()
+	defer d.gate.Unlock()
+	d.mu.Lock()
+	broken := d.unprotected
+	d.mu.Unlock()
+	if broken {
+		return nil
+	}
+	if err := d.o.Memory.Remember(d.key(), memo{Place: at}); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	return nil
+}
+
+// setUnprotected marks, durably and before the image gets a write that the journal
+// lacks, that the image is ahead; and closes the interval.
+func (d *Device) setUnprotected() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.unprotected {
+		return nil
+	}
+	if err := d.o.Memory.Remember(d.key(), memo{Place: d.o.History.Head(), Unprotected: true}); err != nil {
+		return fmt.Errorf("mark volume unprotected: %w", err)
+	}
+	d.unprotected, d.synced = true, false
+	// The sink owes the gap already where it refused the write; this one is for a
+	// sink that only then has room for it.
+	_, _ = d.o.Sink.Record(context.Background(), cbt.Event{Kind: cbt.EventGap, Volume: d.o.Volume.ID, Cause: cbt.CauseDiskFull, Detail: "the volume is served unprotected"})
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// record returns once ev is safe.
+func (d *Device) record(ctx context.Context, ev cbt.Event) error {
+	p, err := d.o.Sink.Record(ctx, ev)
+	if err != nil {
+		return err
+	}
+	return p.Wait(ctx)
+}
+
+// Close frees the image. Call it after Run has returned and the export is gone.
+func (d *Device) Close() error { return d.store.close() }
