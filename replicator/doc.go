@@ -5,7 +5,7 @@
 // true one (9); delivery is exactly once in effect, since both ends name records by
 // lineage and the receiver's durable cursor says where to go on (10); histories are
 // compared before the first frame, and a divergence halts the group both ways (11);
-// nothing is read from a caller whose key is not pinned (14); memory per connection
+// nothing is read from a caller whose key is not pinned (14); memory per group
 // is bounded by Options.WindowBytes and a few fixed buffers (16). It does not
 // decide who is primary, and does not open or create journals.
 //

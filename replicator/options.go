@@ -52,7 +52,8 @@ type Options struct {
 	RetryFirst        time.Duration // first wait between attempts; 100 ms
 	RetryLimit        time.Duration // longest wait between attempts; 5 s
 	HaltRetry         time.Duration // wait before a halted group is compared again; 30 s
-	WindowBytes       int64         // bytes in flight per connection, our memory for a peer; 16 MiB
+	MaxGroups         int           // that one peer may send over one connection; 64
+	WindowBytes       int64         // bytes in flight per group, our memory for it; 8 MiB
 	MaxFrameBytes     int64         // frames announced larger are refused; 1 GiB
 
 	Events Events
@@ -85,7 +86,8 @@ func (o Options) withDefaults() Options {
 	} {
 		*d.field = cmp.Or(*d.field, d.value)
 	}
-	o.WindowBytes = cmp.Or(o.WindowBytes, 16<<20)
+	o.MaxGroups = cmp.Or(o.MaxGroups, 64)
+	o.WindowBytes = cmp.Or(o.WindowBytes, 8<<20)
 	o.MaxFrameBytes = cmp.Or(o.MaxFrameBytes, 1<<30)
 	return o
 }
@@ -94,7 +96,7 @@ func (o Options) validate() error {
 	if o.Identity == nil {
 		return errors.New("an identity is required")
 	}
-	if o.HeartbeatInterval < 0 || o.IdleTimeout < 0 || o.RetryLimit < o.RetryFirst || o.WindowBytes < chunkBytes || o.MaxFrameBytes < 1 {
+	if o.HeartbeatInterval < 0 || o.IdleTimeout < 0 || o.RetryLimit < o.RetryFirst || o.WindowBytes < chunkBytes || o.MaxGroups < 1 || o.MaxFrameBytes < 1 {
 		return errors.New("intervals are positive, the longest wait is not below the first, the window holds at least 64 KiB")
 	}
 	names, pins := map[string]bool{}, map[Pin]string{}

@@ -20,7 +20,7 @@ type outbox struct {
 
 // maxWaiting is room for every kind of every group that a peer may have; a peer
 // that makes us owe it more does so on purpose.
-const maxWaiting = 8 * maxGroupStreams
+const maxWaiting = 4096
 
 type slot struct {
 	kind messageType

@@ -77,8 +77,8 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	if e.open == 0 || v.opens.byNumber[e.open] != nil {
 		return fmt.Errorf("open group: number %d is taken: %w", e.open, ErrProtocol)
 	}
-	if len(v.opens.byNumber) >= maxGroupStreams {
-		v.send(e.open, e.group, &refuse{code: CodeBusy, text: fmt.Sprintf("more than %d groups at once", maxGroupStreams)})
+	if len(v.opens.byNumber) >= v.r.o.MaxGroups {
+		v.send(e.open, e.group, &refuse{code: CodeBusy, text: fmt.Sprintf("more than %d groups at once", v.r.o.MaxGroups)})
 		return nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -13,15 +13,20 @@ import (
 const (
 	// wantUDPBufferBytes is what quic-go asks of the kernel (its wiki page "UDP Buffer Sizes").
 	wantUDPBufferBytes = 7 << 20
-	// maxGroupStreams bounds the data streams that one peer may have open.
-	maxGroupStreams = 1024
+	controlWindowBytes = 8 << 20
 	// freeHandshakesPerSecond come in without proving their address first; beyond
 	// that callers get a Retry, so that spoofed ones cost us no state.
 	freeHandshakesPerSecond = 20
 )
 
 // quicConfig is used at both ends; only the listening one takes streams.
+//
+// The windows bound what waits for a slow journal: one group's data stream holds
+// at most WindowBytes. The connection's window has room for all of them and the
+// control stream at once, from the start: a group that does not move must hold up
+// neither heartbeats nor another tenant's group.
 func quicConfig(o Options, listening bool) *quic.Config {
+	all := uint64(o.WindowBytes)*uint64(o.MaxGroups) + controlWindowBytes
 	c := &quic.Config{
 		Versions:                       []quic.Version{quic.Version1},
 		HandshakeIdleTimeout:           o.HandshakeTimeout,
@@ -29,15 +34,15 @@ func quicConfig(o Options, listening bool) *quic.Config {
 		KeepAlivePeriod:                o.IdleTimeout / 3,
 		InitialStreamReceiveWindow:     uint64(min(o.WindowBytes, 1<<20)),
 		MaxStreamReceiveWindow:         uint64(o.WindowBytes),
-		InitialConnectionReceiveWindow: uint64(min(o.WindowBytes, 1<<20)),
-		MaxConnectionReceiveWindow:     uint64(o.WindowBytes),
+		InitialConnectionReceiveWindow: all,
+		MaxConnectionReceiveWindow:     all,
 		MaxIncomingStreams:             -1,
 		MaxIncomingUniStreams:          -1,
 		Allow0RTT:                      false,
 	}
 	if listening {
 		c.MaxIncomingStreams = 1 // the control stream
-		c.MaxIncomingUniStreams = maxGroupStreams
+		c.MaxIncomingUniStreams = int64(o.MaxGroups)
 	}
 	return c
 }
