@@ -1,0 +1,172 @@
+package libvirtd
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/novacron/afterimage/testbed/scale"
+)
+
+// patience bounds the daemon's start; it probes QEMU's abilities first.
+const patience = 30 * time.Second
+
+// nobody is the user that the daemon of a root user runs as.
+const nobody = 65534
+
+// Daemon is a running libvirtd.
+type Daemon struct {
+	Dir    string // short, so that sockets fit in it; removed at the test's end
+	Socket string // of libvirtd
+	URI    string // for our own packages and for virsh
+
+	cmd  *exec.Cmd
+	out  bytes.Buffer
+	done chan struct{} // closed once the daemon has ended
+	root bool
+}
+
+// Start runs a libvirtd until t ends. Without libvirtd or QEMU it stops t.
+func Start(t testing.TB) *Daemon {
+	t.Helper()
+	scale.Tools(t, "qemu-system-x86_64", "qemu-img")
+	program := find(t)
+	dir, err := os.MkdirTemp("", "ai")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "run", "libvirt-sock"), done: make(chan struct{}), root: os.Geteuid() == 0}
+	d.URI = "qemu:///session?socket=" + d.Socket
+	if err := d.configure(); err != nil {
+		t.Fatal(err)
+	}
+	d.cmd = exec.Command(program, "-f", filepath.Join(dir, "config/libvirt/libvirtd.conf"), "-p", filepath.Join(dir, "libvirtd.pid"))
+	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, &d.out, &d.out
+	for _, v := range []string{"CONFIG_HOME=config", "RUNTIME_DIR=run", "CACHE_HOME=cache", "DATA_HOME=data"} {
+		name, sub, _ := strings.Cut(v, "=")
+		d.cmd.Env = append(d.cmd.Env, "XDG_"+name+"="+filepath.Join(dir, sub))
+	}
+	d.cmd.Env = append(d.cmd.Env, "HOME="+dir, "PATH="+os.Getenv("PATH"))
+	if d.root {
+		d.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = d.cmd.Wait(); close(d.done) }()
+	t.Cleanup(func() { d.Kill(); d.killMachines(t) })
+	if err := d.answers(); err != nil {
+		d.Kill()
+		t.Fatalf("start libvirtd: %v\n%s", err, &d.out)
+	}
+	return d
+}
+
+// find is libvirtd's path; Debian keeps it where other users' PATH does not look.
+func find(t testing.TB) string {
+	t.Helper()
+	for _, name := range []string{"libvirtd", "/usr/sbin/libvirtd"} {
+		if p, err := exec.LookPath(name); err == nil {
+			return p
+		}
+	}
+	scale.Missing(t, "libvirtd is not installed")
+	return ""
+}
+
+func (d *Daemon) configure() error {
+	for _, sub := range []string{"config/libvirt", "run", "cache", "data"} {
+		if err := os.MkdirAll(filepath.Join(d.Dir, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	files := map[string]string{
+		"config/libvirt/libvirtd.conf": fmt.Sprintf("unix_sock_dir = %q\nauth_unix_rw = \"none\"\n", filepath.Dir(d.Socket)),
+		"config/libvirt/qemu.conf": "security_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n" +
+			"remember_owner = 0\nstdio_handler = \"file\"\n", // file: no virtlogd is needed
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(d.Dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(d.Dir, 0o755); err != nil || !d.root {
+		return err
+	}
+	return filepath.WalkDir(d.Dir, func(p string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chown(p, nobody, nobody)
+	})
+}
+
+// answers returns once the socket takes connections.
+func (d *Daemon) answers() error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for {
+		if c, err := net.Dial("unix", d.Socket); err == nil {
+			return c.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-d.done:
+			return fmt.Errorf("it ended: %v", d.cmd.ProcessState)
+		case <-late:
+			return fmt.Errorf("no answer within %v", patience)
+		}
+	}
+}
+
+// Kill ends the daemon at once and returns when it has gone; machines go on.
+func (d *Daemon) Kill() {
+	_ = d.cmd.Process.Kill()
+	<-d.done
+}
+
+// killMachines ends what libvirtd left running, told by its pid files and
+// checked against the processes' command lines.
+func (d *Daemon) killMachines(t testing.TB) {
+	files, _ := filepath.Glob(filepath.Join(d.Dir, "run/libvirt/qemu/run/*.pid"))
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		pid, errPid := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil || errPid != nil {
+			continue
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || !bytes.Contains(line, []byte(d.Dir)) {
+			continue
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Errorf("kill machine %s: %v", filepath.Base(f), err)
+		}
+	}
+}
+
+// Path is a file name in Dir.
+func (d *Daemon) Path(name string) string { return filepath.Join(d.Dir, name) }
+
+// Own gives files to the user that QEMU runs as.
+func (d *Daemon) Own(t testing.TB, paths ...string) {
+	t.Helper()
+	if !d.root {
+		return
+	}
+	for _, p := range paths {
+		if err := os.Chown(p, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
