@@ -40,12 +40,13 @@ func (d *Device) Trim(ctx context.Context, e cbt.Extent, fua bool) error {
 
 // Flush returns once all that was answered survives the loss of power.
 func (d *Device) Flush(ctx context.Context) error {
-	if !d.Protected() {
-		if err := d.store.sync(ctx); err != nil {
-			return fmt.Errorf("flush: %w", err)
-		}
+	var err error
+	if d.Protected() {
+		err = d.o.Sink.WaitDurable(ctx)
+	} else { // the image holds everything, the journal does not
+		err = d.store.sync(ctx)
 	}
-	if err := d.o.Sink.WaitDurable(ctx); err != nil {
+	if err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	return nil

@@ -38,7 +38,17 @@ type headStore struct {
 }
 
 func (h headStore) readAt(ctx context.Context, p []byte, off int64) error {
-	return h.sink.ReadHead(ctx, h.v.ID, off, p)
+	e := cbt.Extent{Offset: off, Length: int64(len(p))}
+	if e.Aligned() {
+		return h.sink.ReadHead(ctx, h.v.ID, off, p)
+	}
+	whole := e.Round()
+	buf := make([]byte, whole.Length)
+	if err := h.sink.ReadHead(ctx, h.v.ID, whole.Offset, buf); err != nil {
+		return err
+	}
+	copy(p, buf[off-whole.Offset:])
+	return nil
 }
 func (headStore) writeAt([]byte, int64) error { return nil }
 func (headStore) zero(cbt.Extent) error       { return nil }
