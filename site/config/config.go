@@ -15,10 +15,10 @@ import (
 type Config struct {
 	Site    string  `yaml:"site"`              // this site's name, told to peers
 	Data    string  `yaml:"data"`              // directory of the journals and the key
-	Key     string  `yaml:"key"`               // file of the private key; default DATA/site.key
-	Control string  `yaml:"control"`           // unix socket of the control API; default DATA/control.sock
+	Key     string  `yaml:"key,omitempty"`     // file of the private key; default DATA/site.key
+	Control string  `yaml:"control,omitempty"` // unix socket of the control API; default DATA/control.sock
 	Listen  string  `yaml:"listen,omitempty"`  // UDP address for peers; none: this site only dials
-	NBD     string  `yaml:"nbd"`               // unix socket of the exports GROUP/VOLUME; default DATA/nbd.sock
+	NBD     string  `yaml:"nbd,omitempty"`     // unix socket of the exports GROUP/VOLUME; default DATA/nbd.sock
 	Metrics string  `yaml:"metrics,omitempty"` // TCP address of /metrics; none: no metrics
 	Peers   []Peer  `yaml:"peers,omitempty"`
 	Groups  []Group `yaml:"groups,omitempty"`
@@ -53,11 +53,11 @@ const (
 // Group is the volumes that are recovered to one instant.
 type Group struct {
 	Name        string   `yaml:"name"`
-	Tenant      string   `yaml:"tenant"`
-	Role        Role     `yaml:"role"` // at the first start; afterwards the durable role rules
-	Sync        Sync     `yaml:"sync"`
+	Tenant      string   `yaml:"tenant,omitempty"`
+	Role        Role     `yaml:"role,omitempty"` // at the first start; afterwards the durable role rules
+	Sync        Sync     `yaml:"sync,omitempty"`
 	Quota       Bytes    `yaml:"quota,omitempty"`
-	StallBudget Duration `yaml:"stall_budget"`
+	StallBudget Duration `yaml:"stall_budget,omitempty"`
 	RPO         Duration `yaml:"rpo,omitempty"` // objective, shown by status
 	Peers       []string `yaml:"peers,omitempty"`
 	Volumes     []Volume `yaml:"volumes,omitempty"`
@@ -148,6 +148,28 @@ func (c *Config) Peer(name string) (Peer, bool) {
 // Load reads, completes and judges the file at path. Faults of its content are
 // *Problems; a file that cannot be read is a fault of code ConfigMissing.
 func Load(path string) (*Config, error) {
+	text, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, text)
+}
+
+// LoadAsWritten is Load without what the file leaves out: it judges the file but
+// fills in no defaults and leaves relative paths alone.
+func LoadAsWritten(path string) (*Config, error) {
+	text, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := Parse(path, text); err != nil {
+		return nil, err
+	}
+	c := new(Config)
+	return c, decode(text, c)
+}
+
+func read(path string) ([]byte, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		why := err.Error()
@@ -156,7 +178,7 @@ func Load(path string) (*Config, error) {
 		}
 		return nil, &fault.Error{Code: fault.ConfigMissing, What: "read configuration " + path, Why: why, Err: err}
 	}
-	return Parse(path, text)
+	return text, nil
 }
 
 // Parse is Load for text that was read already; path is what problems name and

@@ -80,6 +80,16 @@ func (c *Config) YAML() ([]byte, error) {
 	return yaml.MarshalWithOptions(c.Masked(), yaml.Indent(2), yaml.IndentSequence(true))
 }
 
+// JSON is c as YAML shows it, for encoding/json.
+func (c *Config) JSON() (any, error) {
+	text, err := c.YAML()
+	if err != nil {
+		return nil, err
+	}
+	var v map[string]any
+	return v, yaml.Unmarshal(text, &v)
+}
+
 func typeOf(v any) reflect.Type { return reflect.TypeOf(v).Elem() }
 
 // placeOf is where n begins: for a mapping its first key.

@@ -105,14 +105,14 @@ type Lag struct {
 
 // Peer is another site as this one sees it.
 type Peer struct {
-	Name     string   `json:"name"`
-	Address  string   `json:"address,omitempty"`
-	Pin      string   `json:"pin,omitempty"`
-	State    string   `json:"state"` // connected, disconnected, unpaired, unknown
-	Limit    int64    `json:"limit_bytes_per_second,omitempty"`
-	Groups   int      `json:"groups"`
-	Error    string   `json:"error,omitempty"`
-	WorstRPO *float64 `json:"rpo_seconds,omitempty"`
+	Name       string   `json:"name"`
+	Address    string   `json:"address,omitempty"`
+	Pin        string   `json:"pin,omitempty"`
+	State      string   `json:"state"` // connected, disconnected, unpaired, unknown
+	Limit      int64    `json:"limit_bytes_per_second,omitempty"`
+	Groups     int      `json:"groups"`
+	Error      string   `json:"error,omitempty"`
+	RPOSeconds *float64 `json:"rpo_seconds,omitempty"`
 }
 
 // GroupDetail is all about a group.

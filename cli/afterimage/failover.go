@@ -1,0 +1,154 @@
+package main
+
+import (
+	"fmt"
+	"os/user"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/novacron/afterimage/site"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+func (w *world) failoverCommand() *cli.Command {
+	return noun("failover", "bring a group up at this site",
+		verb("unplanned", "make this site the group's primary after the old one died", "NAME",
+			"Run it at the replica's site. The plan shows the loss in seconds, writes and bytes; --dry-run stops there. A terminal asks for the group's name, a script needs --yes. --force overrides checks that refuse, and is recorded: unreachable is not the same as off.",
+			[]string{"afterimage failover unplanned web --dry-run", "afterimage failover unplanned web --at latest --yes"},
+			[]cli.Flag{
+				atFlag(),
+				&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and change nothing"},
+				&cli.BoolFlag{Name: "yes", Usage: "go on without asking"},
+				&cli.BoolFlag{Name: "force", Usage: "go on although a check refuses"},
+				&cli.BoolFlag{Name: "no-machine", Usage: "promote the history and serve its disks, but start no machine"},
+			}, w.failoverUnplanned),
+	)
+}
+
+func (w *world) failoverUnplanned(c *cli.Context) error {
+	if err := site.CheckAt(c.String("at")); err != nil {
+		return err
+	}
+	_, api, err := w.site(c)
+	if err != nil {
+		return err
+	}
+	p := w.printer(c)
+	q := control.FailoverRequest{Group: c.Args().First(), At: c.String("at"), Force: c.Bool("force"), NoMachine: c.Bool("no-machine"), Operator: operator()}
+	plan, err := api.PlanFailover(c.Context, q)
+	if err != nil {
+		return err
+	}
+	p.resolved(plan.Group, plan.At, plan.Point)
+	if c.Bool("dry-run") {
+		return p.data(plan, func() string { return p.planScreen(plan) })
+	}
+	if len(plan.Refused) > 0 && !q.Force {
+		return fault.New(fault.PrimaryAlive, "fail over "+plan.Group, "%s", strings.Join(plan.Refused, "; ")).With(plan)
+	}
+	p.note("%s", p.planScreen(plan))
+	if err := p.confirm(c.Bool("yes"), plan.Group, "fail over"); err != nil {
+		return err
+	}
+	q.Expect = plan.Digest
+	m := p.meter()
+	done, err := api.Failover(c.Context, q, m.show)
+	m.end()
+	if err != nil {
+		return err
+	}
+	return p.data(done, func() string { return failedOver(done) })
+}
+
+func (p *printer) planScreen(plan control.Plan) string {
+	var b strings.Builder
+	line := func(label, format string, args ...any) {
+		fmt.Fprintf(&b, "%-9s %s\n", label, fmt.Sprintf(format, args...))
+	}
+	line("group", "%s", plan.Group)
+	line("point", "%s, %s (%s)", seqName(plan.Point), p.when(plan.Point.Time), plan.At)
+	line("epoch", "%d begins there", plan.Epoch)
+	line("loss", "%s", lossText(plan.Loss))
+	if plan.Machine != "" {
+		line("machine", "%s", plan.Machine)
+	}
+	if len(plan.Loss.Volumes) > 0 {
+		t := newTable("VOLUME", "WRITES LOST", "BYTES LOST")
+		for _, v := range plan.Loss.Volumes {
+			t.row(v.Volume, fmt.Sprint(v.Writes), size(v.Bytes))
+		}
+		b.WriteString("\n" + t.String())
+	}
+	if len(plan.Peers) > 0 {
+		t := newTable("PEER", "ANSWERS", "HEAD", "TIME")
+		for _, e := range plan.Peers {
+			head := "-"
+			if e.Reachable {
+				head = fmt.Sprintf("#%d.%d", e.Epoch, e.Seq)
+			}
+			t.row(e.Name, yesNo(e.Reachable), head, p.when(e.Time))
+		}
+		b.WriteString("\n" + t.String())
+	}
+	b.WriteString("\n")
+	for i, s := range plan.Steps {
+		fmt.Fprintf(&b, "%d. %s\n", i+1, s)
+	}
+	for _, s := range plan.Warnings {
+		fmt.Fprintf(&b, "warning: %s\n", s)
+	}
+	for _, s := range plan.Refused {
+		fmt.Fprintf(&b, "refused: %s (--force overrides)\n", s)
+	}
+	return b.String()
+}
+
+// lossText never says "none" of what is only not known.
+func lossText(l control.Loss) string {
+	if !l.Known {
+		return "unknown: the source's head was never heard"
+	}
+	s := fmt.Sprintf("%s, %s, %s", seconds(l.Seconds), plural(l.Writes, "write"), size(l.Bytes))
+	if l.Unheard > 0 {
+		s += fmt.Sprintf("; besides whatever was written in the %s since the source was last heard", seconds(l.Unheard))
+	}
+	return s
+}
+
+func failedOver(d control.FailedOver) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s runs here in epoch %d from point %s; role uncommitted\n", d.Group, d.Epoch, seqName(d.Point))
+	fmt.Fprintf(&b, "loss: %s\nRTO: %s\n", lossText(d.Loss), seconds(d.RTOSeconds))
+	if d.Started {
+		fmt.Fprintf(&b, "machine %s is running, QMP %s\n", d.Machine, d.QMP)
+	}
+	if len(d.Exports) > 0 {
+		t := newTable("VOLUME", "SIZE", "EXPORT")
+		for _, e := range d.Exports {
+			t.row(e.Volume, size(e.Size), e.URI)
+		}
+		b.WriteString("\n" + t.String())
+	}
+	if d.Unfenced {
+		b.WriteString("\nNobody proved that the old primary is off. Keep it off.\n")
+	}
+	return b.String()
+}
+
+func yesNo(v bool) string {
+	if v {
+		return "yes"
+	}
+	return "no"
+}
+
+// operator is who runs the command, for the record.
+func operator() string {
+	u, err := user.Current()
+	if err != nil {
+		return "unknown"
+	}
+	return u.Username
+}

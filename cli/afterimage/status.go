@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/novacron/afterimage/site/control"
+)
+
+func (w *world) statusCommand() *cli.Command {
+	return verb("status", "show the site, its groups and peers on one screen", "",
+		"Works with the daemon down: it reads the journals then and says \"daemon not running\".",
+		[]string{"afterimage status", "afterimage status -w", "afterimage status -o json"},
+		[]cli.Flag{
+			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "show it again and again; on a terminal in place, elsewhere one below the other, with -o json as lines"},
+			&cli.DurationFlag{Name: "every", Value: time.Second, Usage: "`SPAN` between two looks of --watch"},
+		}, w.status)
+}
+
+func (w *world) status(c *cli.Context) error {
+	_, api, err := w.site(c)
+	if err != nil {
+		return err
+	}
+	p := w.printer(c)
+	if !c.Bool("watch") {
+		s, err := api.Status(c.Context)
+		if err != nil {
+			return err
+		}
+		return p.data(s, func() string { return p.statusScreen(s) })
+	}
+	if c.Duration("every") < 50*time.Millisecond {
+		return usage("--every %s is too short; 50ms is the least", c.Duration("every"))
+	}
+	return p.watch(c.Context, api, c.Duration("every"))
+}
+
+// watch shows the status until ctx ends; that is no error.
+func (p *printer) watch(ctx context.Context, api control.API, every time.Duration) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		s, err := api.Status(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		case p.json:
+			if err := json.NewEncoder(p.stdout).Encode(s); err != nil {
+				return err
+			}
+		case p.stdoutTTY:
+			fprintf(p.stdout, "\x1b[H\x1b[2J%s", p.statusScreen(s))
+		default:
+			if n > 0 {
+				fprintf(p.stdout, "\n")
+			}
+			fprintf(p.stdout, "%s", p.statusScreen(s))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *printer) statusScreen(s control.Status) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "site %s, %s, daemon %s", s.Site, p.when(s.Time), s.Daemon)
+	if s.PID != 0 {
+		fmt.Fprintf(&b, " (pid %d, since %s)", s.PID, p.when(s.Since))
+	}
+	b.WriteString("\n\n")
+	b.WriteString(p.groupTable(s.Groups))
+	for _, g := range s.Groups {
+		if g.Detail != "" {
+			fmt.Fprintf(&b, "%s/%s: %s\n", g.Tenant, g.Name, g.Detail)
+		}
+	}
+	if len(s.Peers) > 0 {
+		b.WriteString("\n" + p.peerTable(s.Peers))
+	}
+	return b.String()
+}
+
+func (p *printer) groupTable(groups []control.Group) string {
+	if len(groups) == 0 {
+		return "no groups\n"
+	}
+	t := newTable("GROUP", "ROLE", "STATE", "RPO", "BEHIND", "WINDOW", "LAST POINT", "HEAD")
+	t.tint = func(column int, cell string) string {
+		if column != 2 {
+			return cell
+		}
+		return p.colored(stateColor(cell), cell)
+	}
+	for _, g := range groups {
+		t.row(g.Tenant+"/"+g.Name, g.Role, g.State, rpo(g), behind(g.BehindWrites, g.BehindBytes, len(g.Lags) > 0),
+			window(g), p.when(g.LastPoint), fmt.Sprintf("#%d.%d", g.Epoch, g.Seq))
+	}
+	return t.String()
+}
+
+func stateColor(state string) string {
+	switch state {
+	case control.StateSynced, control.StateReceiving, "connected", "streaming":
+		return green
+	case control.StateFailed, control.StateHalted, control.StateGap:
+		return red
+	}
+	return yellow
+}
+
+// rpo is the measured one, and the objective with a mark when it is missed.
+func rpo(g control.Group) string {
+	s := "-"
+	if g.RPOSeconds != nil {
+		s = seconds(*g.RPOSeconds)
+	} else if len(g.Lags) > 0 {
+		s = "unknown"
+	}
+	if g.RPOTarget > 0 {
+		s += "/" + seconds(g.RPOTarget)
+		if g.RPOSeconds == nil || *g.RPOSeconds > g.RPOTarget {
+			s += "!"
+		}
+	}
+	return s
+}
+
+func behind(writes uint64, bytes int64, measured bool) string {
+	if !measured {
+		return "-"
+	}
+	return fmt.Sprintf("%s, %s", plural(writes, "record"), size(bytes))
+}
+
+func window(g control.Group) string {
+	if g.LastPoint.IsZero() {
+		return "-"
+	}
+	return seconds(g.WindowSeconds)
+}

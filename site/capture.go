@@ -1,0 +1,93 @@
+package site
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/qemu"
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/site/config"
+)
+
+// openCaptured opens the disks that the configuration names: images that this
+// site serves, and disks of a machine that are tapped.
+func (l *life) openCaptured(ctx context.Context, r *reign) error {
+	var tapped []qemu.Disk
+	for _, c := range l.cfg.Volumes {
+		v := volumeOf(l.cfg, c)
+		if err := r.writer.AddVolume(ctx, v); err != nil {
+			return fmt.Errorf("add volume %s: %w", v.Name, err)
+		}
+		switch {
+		case c.Embedded != nil:
+			d, err := l.openImage(ctx, r, v, c.Embedded.Image)
+			if err != nil {
+				return fmt.Errorf("open volume %s: %w", v.Name, err)
+			}
+			r.disks = append(r.disks, d)
+		case c.QEMU != nil:
+			tapped = append(tapped, qemu.Disk{Volume: v, Node: c.QEMU.Node})
+			r.disks = append(r.disks, &disk{volume: v, kind: kindTapped})
+		}
+	}
+	if len(tapped) == 0 {
+		return nil
+	}
+	return l.openTracker(r, tapped)
+}
+
+// openJournaled opens the disks of the history at the fork: after a failover the
+// journal is all there is of them.
+func (l *life) openJournaled(ctx context.Context, r *reign) error {
+	volumes, err := l.j.Volumes(journal.Point{Position: journal.Position{Epoch: r.writer.Epoch().ID, Seq: r.writer.Epoch().First()}})
+	if err != nil {
+		return fmt.Errorf("list volumes: %w", err)
+	}
+	for _, v := range volumes {
+		d, err := l.openFromJournal(ctx, r, v)
+		if err != nil {
+			return fmt.Errorf("open volume %s: %w", v.Name, err)
+		}
+		r.disks = append(r.disks, d)
+	}
+	return nil
+}
+
+func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
+	dir := filepath.Join(l.site.tapDir(), cbt.ID(disks[0].Volume.ID).Short())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	q := l.cfg.QEMU
+	log := l.site.o.Log.With("group", l.cfg.Ref())
+	o := qemu.Options{QMP: q.QMP, Disks: disks, Dir: dir, Sink: r.writer, Memory: l.j, Incarnation: l.site.incarnation,
+		StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), WatchdogQMP: q.Watchdog, Log: log,
+		Resize: r.writer.AddVolume,
+		Events: qemu.Events{
+			StateChanged: func(v cbt.VolumeStatus) {
+				log.Info("capture state", "volume", v.Volume.Name, "state", v.State, "cause", v.Cause, "detail", v.Detail)
+			},
+			BytesRead: func(_ cbt.VolumeID, n int64) { l.site.meters.resynced(l.cfg, n) },
+		}}
+	t, err := qemu.New(o)
+	if err != nil {
+		return err
+	}
+	r.tracker = t
+	return nil
+}
+
+// track runs the tracker; its errors are such that no retry of its own cures.
+func (l *life) track(ctx context.Context, r *reign) error {
+	if err := r.tracker.Run(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("tap machine: %w", err)
+	}
+	return nil
+}
+
+// groupLabels are the labels of a group's metrics.
+func groupLabels(g config.Group) []string { return []string{g.Tenant, g.Name} }

@@ -1,0 +1,92 @@
+package site
+
+import (
+	"context"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
+)
+
+// Group implements control.API.
+func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, error) {
+	g, err := s.group(name)
+	if err != nil {
+		return control.GroupDetail{}, err
+	}
+	d := control.GroupDetail{Group: s.groupStatus(ctx, g), ID: g.id.Group.String(), Dir: g.dir, Sync: string(g.cfg.Sync), Stall: time.Duration(g.cfg.StallBudget).Seconds(),
+		Configured: string(g.cfg.Role), Volumes: []control.Volume{}, Lineage: []control.Interval{}, Branches: []control.Branch{}}
+	if g.cfg.Machine != nil {
+		d.Machine = g.cfg.Machine.Name
+	}
+	g.mu.Lock()
+	d.Conflict = g.halted
+	g.mu.Unlock()
+	l, release, err := s.open(g)
+	if err != nil {
+		for _, v := range g.cfg.Volumes {
+			d.Volumes = append(d.Volumes, control.Volume{Name: v.Name, ID: volumeOf(g.cfg, v).ID.String(), Size: int64(v.Size), Kind: kindOf(v)})
+		}
+		return d, nil // the line says why
+	}
+	defer release()
+	lineage := l.j.Lineage()
+	for _, i := range lineage {
+		d.Lineage = append(d.Lineage, control.Interval{Epoch: i.Number, ID: i.Epoch.String(), First: uint64(i.First), Last: uint64(i.Last)})
+	}
+	head := l.j.Head().Epoch
+	for _, b := range l.j.Branches() {
+		current := b.ID == head
+		for _, i := range lineage {
+			current = current || i.Epoch == b.ID
+		}
+		d.Branches = append(d.Branches, control.Branch{Epoch: b.Number, ID: b.ID.String(), Site: b.Site, Begun: b.Begun, First: uint64(b.First()), Last: uint64(b.Last.Seq), Current: current})
+	}
+	return d, l.volumes(ctx, &d)
+}
+
+func kindOf(v config.Volume) string {
+	switch {
+	case v.Embedded != nil:
+		return kindEmbedded
+	case v.QEMU != nil:
+		return kindTapped
+	}
+	return kindReplica
+}
+
+// Words for control.Volume.Kind.
+const (
+	kindEmbedded = "embedded"  // served from an image file
+	kindTapped   = "tapped"    // of a machine whose QEMU mirrors it here
+	kindReplica  = "replica"   // received
+	kindJournal  = "journaled" // served from the journal, after a failover
+)
+
+// volumes lists the disks: those that are captured, else those of the history.
+func (l *life) volumes(ctx context.Context, d *control.GroupDetail) error {
+	if r := l.reigning(); r != nil {
+		states := map[cbt.VolumeID]cbt.VolumeStatus{}
+		for _, v := range l.volumeStates() {
+			states[v.Volume.ID] = v
+		}
+		for _, k := range r.disks {
+			st := states[k.volume.ID]
+			v := control.Volume{Name: k.volume.Name, ID: k.volume.ID.String(), Size: k.volume.Size, Kind: k.kind, State: string(st.State), Cause: string(st.Cause)}
+			if k.device != nil {
+				v.Export = nbdURI("unix", l.site.cfg.NBD, l.exportName(k.volume.Name))
+			}
+			d.Volumes = append(d.Volumes, v)
+		}
+		return nil
+	}
+	head, err := headVolumes(l.j)
+	if err != nil {
+		return explain("list volumes of "+l.cfg.Ref(), err)
+	}
+	for _, v := range head {
+		d.Volumes = append(d.Volumes, control.Volume{Name: v.Name, ID: v.ID.String(), Size: v.Size, Kind: kindReplica})
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,127 @@
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/embedded"
+	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/cbt/qemu"
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// Causes with which contexts of this package end.
+var (
+	errStopping = errors.New("the site is stopping")
+	errDetached = errors.New("the group is being closed")
+	errClosed   = errors.New("the view was closed")
+	errPromoted = errors.New("the group is being promoted")
+)
+
+// codes maps what the packages below return to what a user is told. The first
+// row that matches holds; codes_test.go compares it with their sentinels.
+var codes = []struct {
+	err  error
+	code fault.Code
+}{
+	{journal.ErrNotFound, fault.JournalAbsent},
+	{journal.ErrWrongJournal, fault.PeerUnrelated},
+	{journal.ErrLocked, fault.JournalLocked},
+	{journal.ErrFull, fault.JournalFull},
+	{cbt.ErrDiskFull, fault.JournalFull},
+	{syscall.ENOSPC, fault.JournalFull},
+	{journal.ErrFenced, fault.EpochFenced},
+	{journal.ErrLowerEpoch, fault.EpochFenced},
+	{journal.ErrReadOnly, fault.JournalFormat},
+	{journal.ErrIncompatible, fault.JournalFormat},
+	{journal.ErrUnknownParent, fault.PeerDiverged},
+	{journal.ErrNotContiguous, fault.PeerProtocol},
+	{journal.ErrTailLost, fault.HistoryLost},
+	{journal.ErrNoPoint, fault.PointUnknown},
+	{journal.ErrUnknownVolume, fault.VolumeUnknown},
+	{journal.ErrOutOfRange, fault.Unexpected},
+	{journal.ErrBadAt, fault.AtSyntax},
+	{journal.ErrFailed, fault.JournalStopped},
+	{journal.ErrClosed, fault.JournalStopped},
+	{replicator.ErrHistoryLost, fault.HistoryLost},
+	{replicator.ErrNotReplica, fault.NotReplica},
+	{replicator.ErrUnknownGroup, fault.GroupUnknown},
+	{replicator.ErrNotDurable, fault.PeerProtocol},
+	{replicator.ErrProtocol, fault.PeerProtocol},
+	{replicator.ErrStalled, fault.PeerUnreachable},
+	{replicator.ErrSuperseded, fault.OperationBusy},
+	{replicator.ErrWithdrawn, fault.PeerUnreachable},
+	{qemu.ErrNode, fault.TapTrouble},
+	{qemu.ErrNBDServerBusy, fault.TapTrouble},
+	{qemu.ErrMonitor, fault.TapTrouble},
+	{qemu.ErrLetGo, fault.TapTrouble},
+	{qemu.ErrOptions, fault.TapTrouble},
+	{embedded.ErrImage, fault.ImageTrouble},
+	{nbd.ErrUnknownExport, fault.ViewUnknown},
+	{syscall.EADDRINUSE, fault.ListenTrouble},
+	{context.Canceled, fault.Interrupted},
+	{fs.ErrExist, fault.FileExists},
+}
+
+// explain gives err a code, unless it has one. what says what was attempted.
+func explain(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return err
+	}
+	var damage *journal.DamageError
+	var pin *replicator.PinError
+	var conflict *replicator.Conflict
+	var nowhere *journal.NoPointError
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &damage):
+		return fault.Wrap(fault.JournalDamage, what, err).With(damage)
+	case errors.As(err, &pin):
+		return fault.Wrap(fault.PeerPin, what, err)
+	case errors.As(err, &conflict):
+		if conflict.Cause == nil {
+			return fault.Wrap(fault.PeerDiverged, what, err)
+		}
+	case errors.As(err, &nowhere):
+		e := fault.Wrap(fault.PointUnknown, what, err)
+		if b := nowhere.Before; b != nil {
+			e = e.Advise("The nearest point before it is #%d.%d, %s; point list shows all.", b.Number, b.Seq, b.Time.Format(timeLayout))
+		}
+		return e
+	}
+	for _, row := range codes {
+		if errors.Is(err, row.err) {
+			return fault.Wrap(row.code, what, err)
+		}
+	}
+	if errors.As(err, &path) {
+		return fault.Wrap(fault.FileTrouble, what, err)
+	}
+	return fault.Wrap(fault.Unexpected, what, err)
+}
+
+const timeLayout = "2006-01-02T15:04:05.000Z07:00"
+
+// CheckAt judges the form of an --at.
+func CheckAt(at string) error {
+	if _, err := journal.ParseAt(at); err != nil {
+		return fault.Wrap(fault.AtSyntax, fmt.Sprintf("read --at %q", at), err)
+	}
+	return nil
+}
+
+// isStarting reports that a journal takes no records because its loop has not
+// begun: it neither failed nor is it being closed by us.
+func isStarting(err error) bool {
+	return errors.Is(err, journal.ErrClosed) && !errors.Is(err, journal.ErrFailed)
+}

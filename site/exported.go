@@ -1,0 +1,91 @@
+package site
+
+import (
+	"context"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/nbd"
+)
+
+// exported is a disk as its clients see it: by name, through whatever life its
+// group has at the moment. While a failed group is opened again requests wait, so
+// that a machine that runs from it sees a pause and not an error.
+type exported struct {
+	site *Site
+	name string
+	size int64
+}
+
+var _ nbd.Device = (*exported)(nil)
+
+// with runs f on the disk's device; the journal stays open meanwhile.
+func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.Device) error) error {
+	for {
+		changed := x.site.reignSignal()
+		if l, d := x.site.findExport(x.name); d != nil && d.volume.Size == x.size {
+			ctx, leave, err := guard{l}.enter(ctx)
+			if err == nil {
+				defer leave()
+				return f(ctx, d.device)
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// reignSignal is closed when the next reign begins.
+func (s *Site) reignSignal() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reign
+}
+
+func (s *Site) reignBegan() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.reign)
+	s.reign = make(chan struct{})
+}
+
+// ReadAt implements nbd.Device.
+func (x *exported) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return x.with(ctx, func(ctx context.Context, d nbd.Device) error { return d.ReadAt(ctx, p, off) })
+}
+
+// WriteAt implements nbd.Device.
+func (x *exported) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
+	began := x.site.o.Now()
+	err := x.with(ctx, func(ctx context.Context, d nbd.Device) error { return d.WriteAt(ctx, p, off, fua) })
+	if err == nil {
+		x.site.meters.answered(x.name, x.site.o.Now().Sub(began))
+	}
+	return err
+}
+
+// Zero implements nbd.Device.
+func (x *exported) Zero(ctx context.Context, e cbt.Extent, fua, noHole bool) error {
+	return x.with(ctx, func(ctx context.Context, d nbd.Device) error { return d.Zero(ctx, e, fua, noHole) })
+}
+
+// Trim implements nbd.Device.
+func (x *exported) Trim(ctx context.Context, e cbt.Extent, fua bool) error {
+	return x.with(ctx, func(ctx context.Context, d nbd.Device) error { return d.Trim(ctx, e, fua) })
+}
+
+// Flush implements nbd.Device.
+func (x *exported) Flush(ctx context.Context) error {
+	return x.with(ctx, func(ctx context.Context, d nbd.Device) error { return d.Flush(ctx) })
+}
+
+// Status implements nbd.Device.
+func (x *exported) Status(ctx context.Context, e cbt.Extent) (s []nbd.StatusExtent, err error) {
+	err = x.with(ctx, func(ctx context.Context, d nbd.Device) error {
+		s, err = d.Status(ctx, e)
+		return err
+	})
+	return s, err
+}

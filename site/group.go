@@ -1,0 +1,216 @@
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// group is one group at this site. Its life begins when its journal is open and
+// ends when that is closed; a life that fails is followed by another.
+type group struct {
+	site *Site
+	cfg  config.Group
+	dir  string
+	id   journal.Identity
+
+	mu      sync.Mutex // guards all below
+	life    *life      // nil: the journal is not open
+	failure *fault.Error
+	retry   time.Time // when a failed group is tried again
+	halted  string    // a conflict with a peer, until a stream flows again
+}
+
+// life is one opening of a group's journal.
+type life struct {
+	*group
+	j *journal.Journal
+
+	users sync.WaitGroup // who reads the journal; it is closed after them
+	ctx   context.Context
+
+	mu       sync.Mutex // guards all below
+	closing  bool       // no more users
+	role     reignRecord
+	reign    *reign // nil: a replica
+	promote  chan promotion
+	promoted bool // a promotion is under way
+}
+
+// Pauses between attempts at a group that fails.
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+)
+
+func newGroup(s *Site, c config.Group) *group {
+	return &group{site: s, cfg: c, dir: s.groupDir(c), id: identityOf(c)}
+}
+
+// run lives one life after the other until ctx ends. It never fails: what is
+// wrong with one group must not end the others.
+func (g *group) run(ctx context.Context) {
+	pause := firstRetry
+	for {
+		began := g.site.o.Now()
+		err := g.live(ctx)
+		if ctx.Err() != nil {
+			if err != nil && !errors.Is(err, context.Canceled) {
+				g.site.o.Log.Error("group did not close cleanly", "group", g.cfg.Ref(), "err", err)
+			}
+			return
+		}
+		if g.site.o.Now().Sub(began) > lastRetry {
+			pause = firstRetry
+		}
+		g.failed(err, pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		pause = min(2*pause, lastRetry)
+	}
+}
+
+func (g *group) failed(err error, pause time.Duration) {
+	if err == nil {
+		err = errors.New("the journal ended by itself")
+	}
+	f := fault.Of(explain("run group "+g.cfg.Ref(), err))
+	g.site.o.Log.Error("group failed", "group", g.cfg.Ref(), "code", f.Code, "err", err, "retry_in", pause)
+	g.site.meters.failed(f.Code)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.failure, g.retry = f, g.site.o.Now().Add(pause)
+}
+
+func syncMode(y config.Sync) journal.SyncMode {
+	if y == config.SyncPower {
+		return journal.SyncPower
+	}
+	return journal.SyncProcess
+}
+
+// live opens the journal, plays the group's role, and closes it.
+func (g *group) live(ctx context.Context) (err error) {
+	if err := os.MkdirAll(g.dir, 0o700); err != nil {
+		return fault.Wrap(fault.FileTrouble, "make "+g.dir, err)
+	}
+	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), Now: g.site.o.Now,
+		Log: g.site.o.Log.With("group", g.cfg.Ref())})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, j.Close()) }()
+	r, err := recallRole(j, g.cfg.Role, g.site.o.Now())
+	if err != nil {
+		return err
+	}
+	eg, ctx := errgroup.WithContext(ctx)
+	l := &life{group: g, j: j, ctx: ctx, role: r, promote: make(chan promotion)}
+	// The journal runs until everything that writes to it has ended.
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	eg.Go(func() error {
+		err := j.Run(writing)
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("the journal ended")
+		}
+		return err
+	})
+	eg.Go(func() error {
+		defer stop()
+		err := l.play(ctx)
+		if err == nil {
+			err = ctx.Err()
+		}
+		return err
+	})
+	g.begin(l)
+	<-ctx.Done()
+	l.end()
+	err = eg.Wait()
+	l.users.Wait()
+	return err
+}
+
+// begin makes l the group's life, and end takes it back: then there are no new users.
+func (g *group) begin(l *life) {
+	g.mu.Lock()
+	g.life, g.failure = l, nil
+	g.mu.Unlock()
+	g.site.o.Log.Info("group opened", "group", g.cfg.Ref(), "role", l.role.Role, "head", l.j.Head().Position)
+	g.site.repl.Refresh()
+}
+
+func (l *life) end() {
+	l.group.mu.Lock()
+	l.group.life = nil
+	l.group.mu.Unlock()
+	l.mu.Lock()
+	l.closing = true
+	l.mu.Unlock()
+	l.site.repl.Refresh()
+}
+
+// play is the group's role until ctx ends: a replica waits for records, and for
+// its promotion; then, as a primary from the start, it reigns.
+func (l *life) play(ctx context.Context) error {
+	if !l.roleNow().Role.captures() {
+		select {
+		case <-ctx.Done():
+			return nil
+		case p := <-l.promote:
+			return l.reignFrom(ctx, &p)
+		}
+	}
+	return l.reignFrom(ctx, nil)
+}
+
+func (l *life) roleNow() reignRecord {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.role
+}
+
+func (l *life) setRole(r reignRecord) {
+	l.mu.Lock()
+	l.role = r
+	l.mu.Unlock()
+	l.site.repl.Refresh()
+}
+
+// use gives the open journal until the returned function is called; it must be.
+// The life's context ends when the journal is to be closed.
+func (g *group) use() (*life, func(), error) {
+	g.mu.Lock()
+	l, failure, retry := g.life, g.failure, g.retry
+	g.mu.Unlock()
+	if l == nil {
+		if failure != nil {
+			why := failure.Why
+			if !retry.IsZero() {
+				why += fmt.Sprintf(" (tried again at %s)", retry.Format(timeLayout))
+			}
+			return nil, nil, &fault.Error{Code: fault.GroupFailed, What: "use group " + g.cfg.Ref(), Why: string(failure.Code) + ": " + why, Hint: failure.Advice(), Err: failure}
+		}
+		return nil, nil, fault.New(fault.GroupFailed, "use group "+g.cfg.Ref(), "it is being opened").Advise("Try again in a moment.")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		return nil, nil, fault.New(fault.GroupFailed, "use group "+g.cfg.Ref(), "it is being closed").Advise("Try again in a moment.")
+	}
+	l.users.Add(1)
+	return l, sync.OnceFunc(l.users.Done), nil
+}

@@ -1,0 +1,119 @@
+package site
+
+import (
+	"context"
+	"os"
+
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// open gives a group's journal: the running one, or, in a site that only reads,
+// one that is opened for this use alone and takes no records.
+func (s *Site) open(g *group) (*life, func(), error) {
+	if s.running() {
+		return g.use()
+	}
+	if held(s.cfg.Data) {
+		return nil, nil, fault.New(fault.ControlBroken, "open the journal of "+g.cfg.Ref(), "a daemon holds %s, but its control socket %s does not answer", s.cfg.Data, s.cfg.Control)
+	}
+	if _, err := os.Stat(g.dir); err != nil {
+		return nil, nil, fault.New(fault.JournalAbsent, "open the journal of "+g.cfg.Ref(), "there is none in %s", g.dir)
+	}
+	j, err := journal.Open(g.dir, journal.Options{Sync: syncMode(g.cfg.Sync), Now: s.o.Now, Log: s.o.Log})
+	if err != nil {
+		return nil, nil, explain("open the journal of "+g.cfg.Ref(), err)
+	}
+	shut := func() {
+		if err := j.Close(); err != nil {
+			s.o.Log.Warn("close journal", "group", g.cfg.Ref(), "err", err)
+		}
+	}
+	r, ok, err := roleIn(j)
+	if err != nil {
+		shut()
+		return nil, nil, explain("open the journal of "+g.cfg.Ref(), err)
+	}
+	if !ok {
+		r.Role = role(g.cfg.Role)
+	}
+	return &life{group: g, j: j, ctx: context.Background(), role: r}, shut, nil
+}
+
+// Reach gives the site of c: its daemon where one runs, and for what only reads
+// the journals themselves where none does.
+func Reach(c *config.Config, o Options) control.API {
+	return &reached{daemon: control.NewClient(c.Control), site: newSite(c, o.withDefaults())}
+}
+
+// reached asks the daemon first. A daemon that is there but refuses or breaks is
+// not passed by.
+type reached struct {
+	daemon *control.Client
+	site   *Site
+}
+
+var _ control.API = (*reached)(nil)
+
+func either[T any](here func() (T, error), there func() (T, error)) (T, error) {
+	v, err := there()
+	if control.Absent(err) {
+		return here()
+	}
+	return v, err
+}
+
+func (r *reached) Status(ctx context.Context) (control.Status, error) {
+	return either(func() (control.Status, error) { return r.site.Status(ctx) }, func() (control.Status, error) { return r.daemon.Status(ctx) })
+}
+
+func (r *reached) Group(ctx context.Context, name string) (control.GroupDetail, error) {
+	return either(func() (control.GroupDetail, error) { return r.site.Group(ctx, name) }, func() (control.GroupDetail, error) { return r.daemon.Group(ctx, name) })
+}
+
+func (r *reached) Points(ctx context.Context, q control.PointsQuery) (control.Points, error) {
+	return either(func() (control.Points, error) { return r.site.Points(ctx, q) }, func() (control.Points, error) { return r.daemon.Points(ctx, q) })
+}
+
+func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
+	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
+}
+
+// Serve without a daemon lasts as long as this process: there is nobody to leave
+// a view without a lease to.
+func (r *reached) Serve(ctx context.Context, q control.ServeRequest, opened func(control.View)) error {
+	err := r.daemon.Serve(ctx, q, opened)
+	if !control.Absent(err) {
+		return err
+	}
+	if !q.Lease {
+		return fault.New(fault.NeedsDaemon, "serve a view of "+q.Group, "a detached view lives in the daemon")
+	}
+	return r.site.Serve(ctx, q, opened)
+}
+
+func (r *reached) Views(ctx context.Context) ([]control.View, error) {
+	return either(func() ([]control.View, error) { return r.site.Views(ctx) }, func() ([]control.View, error) { return r.daemon.Views(ctx) })
+}
+
+func (r *reached) CloseView(ctx context.Context, id string) error {
+	err := r.daemon.CloseView(ctx, id)
+	if control.Absent(err) {
+		return r.site.CloseView(ctx, id)
+	}
+	return err
+}
+
+func (r *reached) Restore(ctx context.Context, q control.RestoreRequest, progress func(control.Progress)) (control.Restored, error) {
+	return either(func() (control.Restored, error) { return r.site.Restore(ctx, q, progress) }, func() (control.Restored, error) { return r.daemon.Restore(ctx, q, progress) })
+}
+
+func (r *reached) PlanFailover(ctx context.Context, q control.FailoverRequest) (control.Plan, error) {
+	return either(func() (control.Plan, error) { return r.site.PlanFailover(ctx, q) }, func() (control.Plan, error) { return r.daemon.PlanFailover(ctx, q) })
+}
+
+func (r *reached) Failover(ctx context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {
+	return either(func() (control.FailedOver, error) { return r.site.Failover(ctx, q, progress) }, func() (control.FailedOver, error) { return r.daemon.Failover(ctx, q, progress) })
+}

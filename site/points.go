@@ -1,0 +1,158 @@
+package site
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// resolve finds the point that at means.
+func resolve(ctx context.Context, j *journal.Journal, at string) (journal.Point, error) {
+	a, err := journal.ParseAt(at)
+	if err != nil {
+		return journal.Point{}, fault.Wrap(fault.AtSyntax, fmt.Sprintf("read --at %q", at), err)
+	}
+	p, err := j.Resolve(ctx, a)
+	return p, explain("resolve "+at, err)
+}
+
+// pointAt is the point at seq; epoch 0 means the current lineage.
+func pointAt(ctx context.Context, j *journal.Journal, epoch uint64, seq journal.Seq) (journal.Point, error) {
+	at := fmt.Sprintf("#%d", seq)
+	if epoch != 0 {
+		at = fmt.Sprintf("#%d.%d", epoch, seq)
+	}
+	return resolve(ctx, j, at)
+}
+
+func pointOf(p journal.Point) control.Point {
+	out := control.Point{Epoch: p.Number, Seq: uint64(p.Seq), Time: p.Time}
+	for _, m := range p.Marks {
+		out.Marks = append(out.Marks, control.Mark{Name: m.Name, App: m.App, Pin: m.Pin, Note: m.Note})
+	}
+	for _, v := range p.Volumes {
+		out.Volumes = append(out.Volumes, v.String())
+	}
+	return out
+}
+
+// Points implements control.API.
+func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Points, error) {
+	out := control.Points{Group: q.Group, Spans: []control.Span{}, Gaps: []control.Gap{}, Marks: []control.Point{}}
+	g, err := s.group(q.Group)
+	if err != nil {
+		return out, err
+	}
+	out.Group = g.cfg.Ref()
+	l, release, err := s.open(g)
+	if err != nil {
+		return out, explain("list points of "+out.Group, err)
+	}
+	defer release()
+	if q.At != "" {
+		p, err := resolve(ctx, l.j, q.At)
+		if err != nil {
+			return out, err
+		}
+		c := pointOf(p)
+		out.Resolved = &c
+	}
+	spans, err := l.j.Spans(ctx)
+	if err != nil {
+		return out, explain("list points of "+out.Group, err)
+	}
+	for _, sp := range spans {
+		first, err := pointAt(ctx, l.j, 0, sp.First.Seq)
+		if err != nil {
+			return out, err
+		}
+		last, err := pointAt(ctx, l.j, 0, sp.Last.Seq)
+		if err != nil {
+			return out, err
+		}
+		out.Spans = append(out.Spans, control.Span{First: bare(first), Last: bare(last), Open: sp.Open && l.roleNow().Role.captures(), Ended: string(sp.Ended)})
+	}
+	return out, explain("list points of "+out.Group, listHappenings(ctx, l.j, &out))
+}
+
+// bare is a point without what a span's end does not need.
+func bare(p journal.Point) control.Point {
+	return control.Point{Epoch: p.Number, Seq: uint64(p.Seq), Time: p.Time}
+}
+
+func listHappenings(ctx context.Context, j *journal.Journal, out *control.Points) error {
+	hs, err := j.Happenings(ctx, time.Time{}, time.Time{})
+	if err != nil {
+		return err
+	}
+	vs, err := headVolumes(j)
+	if err != nil {
+		return err
+	}
+	names := map[cbt.VolumeID]string{}
+	for _, v := range vs {
+		names[v.ID] = v.Name
+	}
+	for _, h := range hs {
+		switch h.Kind {
+		case journal.KindGap:
+			out.Gaps = append(out.Gaps, control.Gap{Epoch: h.Number, Seq: uint64(h.Seq), Time: h.Time, Volume: names[h.Volume], Cause: string(h.Cause), Detail: h.Detail})
+		case journal.KindMark:
+			out.Marks = append(out.Marks, control.Point{Epoch: h.Number, Seq: uint64(h.Seq), Time: h.Time,
+				Marks: []control.Mark{{Name: h.Mark.Name, App: h.Mark.App, Pin: h.Mark.Pin, Note: h.Mark.Note}}})
+		}
+	}
+	return nil
+}
+
+// headVolumes is the disks of a group at its head.
+func headVolumes(j *journal.Journal) ([]cbt.Volume, error) {
+	h := j.Head()
+	if h.Position.IsZero() {
+		return nil, nil
+	}
+	return j.Volumes(journal.Point{Position: h.Position, Number: h.Number})
+}
+
+var markName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// Mark implements control.API.
+func (s *Site) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
+	what := fmt.Sprintf("mark %s as %q", q.Group, q.Name)
+	g, err := s.group(q.Group)
+	if err != nil {
+		return control.Point{}, err
+	}
+	if !markName.MatchString(q.Name) {
+		return control.Point{}, fault.New(fault.MarkName, what, "the name has characters that it may not have, or is too long")
+	}
+	if !s.running() {
+		return control.Point{}, fault.New(fault.NeedsDaemon, what, "a mark is a record of the primary's history")
+	}
+	l, release, err := g.use()
+	if err != nil {
+		return control.Point{}, err
+	}
+	defer release()
+	r := l.reigning()
+	if r == nil {
+		return control.Point{}, fault.New(fault.NotPrimary, what, "the group is %s here", l.roleNow().Role)
+	}
+	hs, err := l.j.Happenings(ctx, time.Time{}, time.Time{})
+	if err != nil {
+		return control.Point{}, explain(what, err)
+	}
+	for _, h := range hs {
+		if h.Kind == journal.KindMark && h.Mark.Name == q.Name {
+			return control.Point{}, fault.New(fault.MarkName, what, "point #%d.%d has that name already", h.Number, h.Seq)
+		}
+	}
+	p, err := r.writer.Mark(ctx, journal.Mark{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note})
+	return pointOf(p), explain(what, err)
+}

@@ -1,0 +1,280 @@
+package site
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/config"
+)
+
+// newReplicator wires the groups to the peers that have a pin.
+func (s *Site) newReplicator() (*replicator.Replicator, error) {
+	o := replicator.Options{Site: s.cfg.Site, Identity: s.identity, Listen: s.cfg.Listen, Groups: s.outbound, Receive: s.inbound,
+		HeartbeatInterval: s.o.Heartbeat, Now: s.o.Now, Log: s.o.Log.With("part", "replicator"), Events: s.replicatorEvents()}
+	for _, p := range s.cfg.Peers {
+		if p.Pin == "" {
+			s.o.Log.Warn("peer is not paired: it has no pin", "peer", p.Name)
+			continue
+		}
+		pin, err := replicator.ParsePin(p.Pin)
+		if err != nil {
+			return nil, err
+		}
+		o.Peers = append(o.Peers, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, LimitBytesPerSecond: int64(p.Limit)})
+	}
+	return replicator.New(o)
+}
+
+// outbound is the groups that this site sends.
+func (s *Site) outbound() []replicator.Group {
+	var out []replicator.Group
+	for _, g := range s.groups {
+		g.mu.Lock()
+		l := g.life
+		g.mu.Unlock()
+		if l == nil || !l.roleNow().Role.captures() {
+			continue
+		}
+		paired := slices.DeleteFunc(slices.Clone(g.cfg.Peers), func(name string) bool {
+			p, ok := s.cfg.Peer(name)
+			return !ok || p.Pin == ""
+		})
+		if len(paired) > 0 {
+			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired})
+		}
+	}
+	return out
+}
+
+// inbound is the journal for a group that a peer wants to send.
+func (s *Site) inbound(peer string, id journal.Identity, tenant, name string) (replicator.Replica, error) {
+	for _, g := range s.groups {
+		if g.cfg.Tenant != tenant || g.cfg.Name != name || g.id != id {
+			continue
+		}
+		if !slices.Contains(g.cfg.Peers, peer) {
+			break
+		}
+		g.mu.Lock()
+		l := g.life
+		g.mu.Unlock()
+		if l == nil {
+			return nil, fmt.Errorf("group %s is not open", g.cfg.Ref())
+		}
+		if r := l.roleNow().Role; r.captures() {
+			return guard{l}, fmt.Errorf("%w: it is %s here", replicator.ErrNotReplica, r)
+		}
+		return guard{l}, nil
+	}
+	return nil, fmt.Errorf("%w: %s/%s", replicator.ErrUnknownGroup, tenant, name)
+}
+
+// guard lends a life's journal to the replicator: every call counts as a user, so
+// that the journal is not closed under it, and ends with the life.
+type guard struct{ l *life }
+
+var (
+	_ replicator.Source  = guard{}
+	_ replicator.Replica = guard{}
+)
+
+func (g guard) enter(ctx context.Context) (context.Context, func(), error) {
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
+	if g.l.closing {
+		return nil, nil, journal.ErrClosed
+	}
+	g.l.users.Add(1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(g.l.ctx, func() { cancel(errDetached) })
+	return ctx, func() { stop(); cancel(nil); g.l.users.Done() }, nil
+}
+
+func (g guard) Identity() journal.Identity { return g.l.j.Identity() }
+func (g guard) Head() journal.Head         { return g.l.j.Head() }
+func (g guard) Branches() []journal.Branch { return g.l.j.Branches() }
+
+func (g guard) AppendFrame(ctx context.Context, r io.Reader, bytes int64, claimed journal.Chain) (journal.Cursor, bool, error) {
+	ctx, leave, err := g.enter(ctx)
+	if err != nil {
+		return journal.Cursor{}, false, err
+	}
+	defer leave()
+	if g.l.roleNow().Role.captures() {
+		return journal.Cursor{}, false, replicator.ErrNotReplica
+	}
+	return g.l.j.AppendFrame(ctx, r, bytes, claimed)
+}
+
+func (g guard) WaitDurable(ctx context.Context, p journal.Position) error {
+	ctx, leave, err := g.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return g.l.j.WaitDurable(ctx, p)
+}
+
+func (g guard) Stream(ctx context.Context, after journal.Position) (replicator.Frames, error) {
+	ctx, leave, err := g.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	frames, err := g.l.j.Stream(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	return &guardedFrames{guard: g, frames: frames}, nil
+}
+
+// guardedFrames also guards the reading of a frame's bytes, which the next call
+// or Close ends.
+type guardedFrames struct {
+	guard
+	frames *journal.Stream
+	leave  func()
+}
+
+func (f *guardedFrames) release() {
+	if f.leave != nil {
+		f.leave()
+		f.leave = nil
+	}
+}
+
+func (f *guardedFrames) Next(ctx context.Context) (journal.Frame, error) {
+	f.release()
+	ctx, leave, err := f.enter(ctx)
+	if err != nil {
+		return journal.Frame{}, err
+	}
+	frame, err := f.frames.Next(ctx)
+	if err != nil {
+		leave()
+		return frame, err
+	}
+	f.leave = leave
+	return frame, nil
+}
+
+func (f *guardedFrames) Close() error {
+	f.release()
+	return f.frames.Close()
+}
+
+// peerBook is what is known of the peers' connections.
+type peerBook struct {
+	mu    sync.Mutex // guards known
+	known map[string]*peerState
+}
+
+type peerState struct {
+	connections int
+	err         string    // of the newest failure
+	heard       time.Time // when the newest connection ended; zero while connected or never
+}
+
+func newPeerBook(c *config.Config) *peerBook {
+	b := &peerBook{known: map[string]*peerState{}}
+	for _, p := range c.Peers {
+		b.known[p.Name] = &peerState{}
+	}
+	return b
+}
+
+func (b *peerBook) change(name string, f func(*peerState)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.known[name]; p != nil {
+		f(p)
+	}
+}
+
+func (b *peerBook) get(name string) peerState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.known[name]; p != nil {
+		return *p
+	}
+	return peerState{}
+}
+
+func (s *Site) replicatorEvents() replicator.Events {
+	log := s.o.Log.With("part", "replicator")
+	return replicator.Events{
+		Listening: func(addr net.Addr) {
+			s.mu.Lock()
+			s.addr = addr
+			s.mu.Unlock()
+			log.Info("replicator listens", "address", addr.String())
+		},
+		Connected: func(peer string, addr net.Addr, dialled bool) {
+			s.peers.change(peer, func(p *peerState) { p.connections++; p.err = "" })
+			log.Info("peer connected", "peer", peer, "address", addr.String(), "dialled", dialled)
+		},
+		Disconnected: func(peer string, dialled bool, err error) {
+			s.peers.change(peer, func(p *peerState) {
+				p.connections = max(0, p.connections-1)
+				p.heard = s.o.Now()
+				if err != nil {
+					p.err = err.Error()
+				}
+			})
+		},
+		Streaming: func(peer string, d replicator.Direction, tenant, group string, from journal.Cursor) {
+			log.Info("stream flows", "peer", peer, "direction", d.String(), "group", tenant+"/"+group, "from", from.Position.String())
+			s.halt(tenant, group, "")
+		},
+		Ended: func(peer string, d replicator.Direction, tenant, group string, err error) {
+			log.Info("stream ended", "peer", peer, "direction", d.String(), "group", tenant+"/"+group, "err", err)
+		},
+		Conflict: func(c *replicator.Conflict) {
+			log.Error("histories exclude each other", "peer", c.Peer, "group", c.Tenant+"/"+c.Group, "err", c)
+			s.halt(c.Tenant, c.Group, c.Error())
+		},
+	}
+}
+
+// halt notes a conflict, or its end.
+func (s *Site) halt(tenant, name, why string) {
+	for _, g := range s.groups {
+		if g.cfg.Tenant == tenant && g.cfg.Name == name {
+			g.mu.Lock()
+			g.halted = why
+			g.mu.Unlock()
+		}
+	}
+}
+
+// lagsOf is the replicator's lags of a group.
+func (s *Site) lagsOf(g *group) []replicator.Lag {
+	if s.repl == nil {
+		return nil
+	}
+	var out []replicator.Lag
+	r := g.roleIfOpen()
+	for _, l := range s.repl.Lags() {
+		if l.Identity == g.id && (l.Direction == replicator.Outbound) == r.captures() {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+func (g *group) roleIfOpen() role {
+	g.mu.Lock()
+	l := g.life
+	g.mu.Unlock()
+	if l == nil {
+		return role(g.cfg.Role)
+	}
+	return l.roleNow().Role
+}

@@ -1,0 +1,245 @@
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// Options of a Site; the zero value works.
+type Options struct {
+	Log *slog.Logger     // nil: silent
+	Now func() time.Time // nil: time.Now; must carry a monotonic reading
+	// Heartbeat is how often peers hear of the head; 0: the replicator's default.
+	Heartbeat time.Duration
+	// Executable is the program whose hidden command "watchdog" is the watchdog;
+	// empty: this process's own.
+	Executable string
+	// Machines starts what a failover brings up; nil: nothing can be started.
+	Machines MachineStarter
+}
+
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o
+}
+
+// Site is one end of the product: its groups, its peers and its face. It
+// implements control.API. All methods are safe for concurrent use.
+type Site struct {
+	cfg         *config.Config
+	o           Options
+	incarnation cbt.Incarnation
+	identity    *replicator.Identity
+	lock        *os.File // nil: this site only reads (offline)
+	groups      []*group // as configured
+	repl        *replicator.Replicator
+	disks       *nbd.Server // exports of volumes that this site serves
+	peers       *peerBook
+	meters      *meters
+	watchdog    *watchdog // nil: no group wants one
+
+	mu    sync.Mutex // guards all below
+	since time.Time  // of Run
+	addr  net.Addr   // of the replicator
+	views map[string]*view
+	next  int           // number of the next view
+	reign chan struct{} // closed when a reign begins
+}
+
+var _ control.API = (*Site)(nil)
+
+// Open takes the data directory of c for this process (a second one is refused
+// with fault.DaemonTwice) and reads the site's key. It starts nothing.
+func Open(c *config.Config, o Options) (*Site, error) {
+	lock, err := lockData(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	s := newSite(c, o.withDefaults())
+	s.lock = lock
+	if err := s.prepare(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return s, nil
+}
+
+func newSite(c *config.Config, o Options) *Site {
+	s := &Site{cfg: c, o: o, incarnation: cbt.Incarnation(cbt.NewID()), peers: newPeerBook(c), views: map[string]*view{}, next: 1, reign: make(chan struct{})}
+	for _, g := range c.Groups {
+		s.groups = append(s.groups, newGroup(s, g))
+	}
+	return s
+}
+
+// prepare makes what a running site needs beyond one that reads.
+func (s *Site) prepare() error {
+	var err error
+	if s.identity, err = identify(s.cfg); err != nil {
+		return err
+	}
+	if err := s.sweepSockets(); err != nil {
+		return err
+	}
+	s.meters = newMeters(s)
+	if s.watchdog, err = s.newWatchdog(); err != nil {
+		return explain("set up the watchdog", err)
+	}
+	s.disks = nbd.NewServer(nbd.ServerOptions{Lookup: s.lookupExport, List: s.listExports, Log: s.o.Log.With("part", "nbd"), Events: s.meters.nbdEvents()})
+	if s.repl, err = s.newReplicator(); err != nil {
+		return explain("set up replication", err)
+	}
+	return nil
+}
+
+// sweepSockets makes the directories that sockets of this life lie in.
+func (s *Site) sweepSockets() error {
+	for _, dir := range []string{s.viewDir(), s.tapDir()} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fault.Wrap(fault.FileTrouble, "clear "+dir, err)
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fault.Wrap(fault.FileTrouble, "make "+dir, err)
+		}
+	}
+	return nil
+}
+
+func (s *Site) viewDir() string { return filepath.Join(s.cfg.Data, "v") }
+func (s *Site) tapDir() string  { return filepath.Join(s.cfg.Data, "t") }
+func (s *Site) groupDir(g config.Group) string {
+	return filepath.Join(s.cfg.Data, "groups", g.Tenant, g.Name)
+}
+
+// Run runs the site until ctx ends: then trackers detach, exports drain, journals
+// close, and it returns nil. A group that fails is tried again while the others go
+// on; an address that cannot be listened on ends the site.
+func (s *Site) Run(ctx context.Context) error {
+	listeners, err := s.listen()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.since = s.o.Now()
+	s.mu.Unlock()
+	s.o.Log.Info("site starts", "site", s.cfg.Site, "pin", s.identity.Pin().String(), "data", s.cfg.Data, "control", s.cfg.Control, "groups", len(s.groups))
+	// The groups outlive the site's face: what was asked of a disk is answered
+	// before its journal closes.
+	lives, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	var groups sync.WaitGroup
+	for _, gr := range s.groups {
+		groups.Go(func() { gr.run(lives) })
+	}
+	if s.watchdog != nil {
+		groups.Go(func() {
+			if err := s.watchdog.run(lives, s); err != nil {
+				s.o.Log.Error("no watchdog", "err", err)
+			}
+		})
+	}
+	err = s.face(ctx, listeners)
+	stop(errStopping)
+	groups.Wait()
+	s.o.Log.Info("site stops", "site", s.cfg.Site, "err", err)
+	return err
+}
+
+// face answers peers, clients of disks, the control socket and scrapes, until ctx
+// ends or one of them cannot go on.
+func (s *Site) face(ctx context.Context, l listeners) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return explain("run replication", s.repl.Run(ctx)) })
+	g.Go(func() error { return explain("serve disks", s.disks.Serve(ctx, l.disks)) })
+	g.Go(func() error {
+		return explain("serve the control socket", control.NewServer(s, s.o.Log.With("part", "control")).Serve(ctx, l.control))
+	})
+	if l.metrics != nil {
+		g.Go(func() error { return explain("serve metrics", s.serveMetrics(ctx, l.metrics)) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		s.closeViews(errStopping)
+		return nil
+	})
+	return g.Wait()
+}
+
+// Close frees what Open took. Call it after Run has returned.
+func (s *Site) Close() error {
+	if s.lock == nil {
+		return nil
+	}
+	return errors.Join(s.watchdog.close(), s.lock.Close())
+}
+
+type listeners struct{ control, disks, metrics net.Listener }
+
+// listen takes all addresses but the replicator's, which it takes itself.
+func (s *Site) listen() (l listeners, err error) {
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.control, err = control.Listen(s.cfg.Control); err != nil {
+		return l, err
+	}
+	if err = os.MkdirAll(filepath.Dir(s.cfg.NBD), 0o700); err != nil {
+		return l, fault.Wrap(fault.ListenTrouble, "listen at "+s.cfg.NBD, err)
+	}
+	if l.disks, err = nbd.ListenUnix(s.cfg.NBD, 0o600); err != nil {
+		return l, fault.Wrap(fault.ListenTrouble, "listen at "+s.cfg.NBD, err)
+	}
+	if s.cfg.Metrics != "" {
+		if l.metrics, err = net.Listen("tcp", s.cfg.Metrics); err != nil {
+			return l, fault.Wrap(fault.ListenTrouble, "listen at "+s.cfg.Metrics, err)
+		}
+	}
+	return l, nil
+}
+
+func (l listeners) close() {
+	for _, x := range []net.Listener{l.control, l.disks, l.metrics} {
+		if x != nil {
+			_ = x.Close() // of an opening that failed: its error says more
+		}
+	}
+}
+
+// group finds a group by NAME or TENANT/NAME.
+func (s *Site) group(name string) (*group, error) {
+	c, err := s.cfg.Group(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range s.groups {
+		if g.cfg.Ref() == c.Ref() {
+			return g, nil
+		}
+	}
+	return nil, fault.New(fault.GroupUnknown, "find group "+name, "it is not set up")
+}
+
+func (s *Site) running() bool { return s.lock != nil }
+
+func (s *Site) String() string { return fmt.Sprintf("site %s", s.cfg.Site) }

@@ -1,0 +1,206 @@
+package site
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// Status implements control.API.
+func (s *Site) Status(ctx context.Context) (control.Status, error) {
+	s.mu.Lock()
+	since, addr := s.since, s.addr
+	s.mu.Unlock()
+	st := control.Status{Site: s.cfg.Site, Daemon: control.NotRunning, Pin: knownPin(s.cfg), NBD: s.cfg.NBD, Metrics: s.cfg.Metrics, Listen: s.cfg.Listen,
+		Time: s.o.Now(), Groups: []control.Group{}, Peers: []control.Peer{}}
+	if s.running() {
+		st.Daemon, st.PID, st.Since, st.Pin = control.Running, os.Getpid(), since, s.identity.Pin().String()
+		if addr != nil {
+			st.Listen = addr.String()
+		}
+	}
+	for _, g := range s.groups {
+		st.Groups = append(st.Groups, s.groupStatus(ctx, g))
+	}
+	for _, p := range s.cfg.Peers {
+		e := control.Peer{Name: p.Name, Address: p.Address, Pin: p.Pin, Limit: int64(p.Limit), State: "unknown"}
+		known := s.peers.get(p.Name)
+		switch {
+		case p.Pin == "":
+			e.State = "unpaired"
+		case !s.running():
+		case known.connections > 0:
+			e.State = "connected"
+		default:
+			e.State, e.Error = "disconnected", known.err
+		}
+		for _, g := range st.Groups {
+			for _, l := range g.Lags {
+				if l.Peer == p.Name {
+					e.Groups++
+					e.RPOSeconds = worse(e.RPOSeconds, l.RPOSeconds)
+				}
+			}
+		}
+		st.Peers = append(st.Peers, e)
+	}
+	return st, nil
+}
+
+// groupStatus is a group's line; what cannot be told is left at zero, and a
+// journal that cannot be read makes the line say why.
+func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
+	line := control.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Role: string(g.cfg.Role), State: control.StateStopped,
+		RPOTarget: time.Duration(g.cfg.RPO).Seconds(), Quota: int64(g.cfg.Quota)}
+	l, release, err := s.open(g)
+	if err != nil {
+		g.explainState(&line, err, s.running())
+		return line
+	}
+	defer release()
+	r := l.roleNow()
+	h := l.j.Head()
+	line.Role, line.Since = string(r.Role), r.Since
+	line.Epoch, line.EpochID, line.Seq, line.Durable, line.JournalBytes = h.Number, h.Epoch.String(), uint64(h.Seq), uint64(h.Durable.Seq), h.Bytes
+	if h.Epoch.IsZero() {
+		line.EpochID = ""
+	}
+	for _, lag := range s.lagsOf(g) {
+		x := lagOf(lag)
+		line.Lags = append(line.Lags, x)
+		line.BehindWrites, line.BehindBytes = max(line.BehindWrites, x.BehindWrites), max(line.BehindBytes, x.BehindBytes)
+	}
+	line.RPOSeconds = worstRPO(line.Lags)
+	g.mu.Lock()
+	halted := g.halted
+	g.mu.Unlock()
+	spans, err := l.j.Spans(ctx)
+	if err != nil {
+		g.explainState(&line, err, s.running())
+		return line
+	}
+	window(ctx, &line, l.j, spans)
+	line.State, line.Detail = stateOf(r.Role, spans, line.Lags, l.volumeStates())
+	switch {
+	case !s.running():
+		line.State, line.Detail = control.StateStopped, ""
+	case halted != "":
+		line.State, line.Detail = control.StateHalted, halted
+	}
+	return line
+}
+
+// explainState says why nothing is known of a group.
+func (g *group) explainState(line *control.Group, err error, running bool) {
+	f := fault.Of(explain("look at group "+g.cfg.Ref(), err))
+	switch {
+	case f.Code == fault.JournalAbsent:
+		line.Detail = "no journal yet"
+		return
+	case running:
+		line.State = control.StateFailed
+		g.mu.Lock()
+		if g.failure == nil {
+			line.State = control.StateStarting
+		} else {
+			f = g.failure
+		}
+		g.mu.Unlock()
+	}
+	line.Detail = f.Why
+	if line.State != control.StateStarting {
+		line.Error = f
+	}
+}
+
+// stateOf judges a group from where its points end, its streams and its volumes.
+// It is pure.
+func stateOf(r role, spans []journal.Span, lags []control.Lag, volumes []cbt.VolumeStatus) (state, detail string) {
+	if !r.captures() {
+		for _, l := range lags {
+			if l.State == replicator.StateStreaming.String() {
+				return control.StateReceiving, ""
+			}
+		}
+		for _, l := range lags {
+			if l.Error != "" {
+				return control.StateWaiting, l.Error
+			}
+		}
+		return control.StateWaiting, ""
+	}
+	if n := len(spans); n > 0 && spans[n-1].Open {
+		return control.StateSynced, ""
+	}
+	state = control.StateStarting
+	for _, v := range volumes {
+		switch v.State {
+		case cbt.StateSynced:
+		case cbt.StateSyncing, cbt.StateAttaching:
+			if state != control.StateGap {
+				state = control.StateSyncing
+			}
+		default:
+			state = control.StateGap
+			detail = v.Volume.Name + ": " + string(v.Cause)
+			if v.Detail != "" {
+				detail += ": " + v.Detail
+			}
+		}
+	}
+	return state, detail
+}
+
+// window fills in from when to when there are points.
+func window(ctx context.Context, line *control.Group, j *journal.Journal, spans []journal.Span) {
+	if len(spans) == 0 {
+		return
+	}
+	first, err := pointAt(ctx, j, spans[0].Number, spans[0].First.Seq)
+	if err != nil {
+		return
+	}
+	last, err := pointAt(ctx, j, 0, spans[len(spans)-1].Last.Seq)
+	if err != nil {
+		return
+	}
+	line.LastPoint, line.WindowSeconds = last.Time, last.Time.Sub(first.Time).Seconds()
+}
+
+func lagOf(l replicator.Lag) control.Lag {
+	x := control.Lag{Peer: l.Peer, Direction: l.Direction.String(), State: l.State.String(), BehindWrites: l.Records, BehindBytes: l.Bytes,
+		Durable: uint64(l.Durable.Seq), Moved: l.BytesMoved}
+	if l.Known {
+		s := l.RPO.Seconds()
+		x.RPOSeconds = &s
+	}
+	if l.Err != nil {
+		x.Error = l.Err.Error()
+	}
+	return x
+}
+
+// worstRPO is the largest; nil when there is none or one is unknown.
+func worstRPO(lags []control.Lag) *float64 {
+	var w *float64
+	for _, l := range lags {
+		if l.RPOSeconds == nil {
+			return nil
+		}
+		w = worse(w, l.RPOSeconds)
+	}
+	return w
+}
+
+func worse(a, b *float64) *float64 {
+	if a == nil || b != nil && *b > *a {
+		return b
+	}
+	return a
+}
