@@ -106,6 +106,7 @@ func (a *attachment) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.tracker.announce()
 	if err := m.addTarget(ctx, t.node, d.opts.captureSocket(), t.export); err != nil {
 		return fmt.Errorf("add capture node: %w", err)
 	}

@@ -149,6 +149,9 @@ func (d *disk) attempt(ctx context.Context, m *machine) (held time.Duration, err
 	if !a.synced.IsZero() {
 		held = time.Since(a.synced)
 	}
+	if ctx.Err() != nil {
+		d.leave()
+	}
 	t.letGo(asBreak(err))
 	err = context.Cause(t.live)
 	a.remove(ctx)

@@ -74,6 +74,7 @@ func (g *gaps) run(ctx context.Context) {
 		}
 		due.tap.marked()
 		if _, err := g.sink.Record(ctx, due.event); err != nil && ctx.Err() == nil {
+			g.gate.refuse(err)
 			rest(ctx, nil, pause)
 			pause = min(2*pause, longestPause)
 			continue

@@ -15,13 +15,15 @@ type Gate struct {
 	mu   sync.Mutex
 	shut int           // gaps that have no place in the order yet
 	open chan struct{} // closed when shut falls to zero; nil while it is zero
+	err  error         // the sink refuses the gaps: nobody else need wait to learn it
+	news chan struct{} // closed when err is set; nil while the gate is open
 }
 
 func (g *Gate) hold() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.shut == 0 {
-		g.open = make(chan struct{})
+		g.open, g.news, g.err = make(chan struct{}), make(chan struct{}), nil
 	}
 	g.shut++
 }
@@ -31,21 +33,32 @@ func (g *Gate) release() {
 	defer g.mu.Unlock()
 	if g.shut--; g.shut == 0 {
 		close(g.open)
-		g.open = nil
+		g.open, g.news, g.err = nil, nil, nil
 	}
 }
 
-// pass waits until the gate is open.
+// refuse tells all who wait, and come while the gate is shut, that the sink fails.
+func (g *Gate) refuse(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open != nil && g.err == nil {
+		g.err = err
+		close(g.news)
+	}
+}
+
+// pass waits until the gate is open; it returns the sink's error if that keeps it shut.
 func (g *Gate) pass(ctx context.Context) error {
 	for {
 		g.mu.Lock()
-		open := g.open
+		open, news, err := g.open, g.news, g.err
 		g.mu.Unlock()
-		if open == nil {
-			return nil
+		if open == nil || err != nil {
+			return err
 		}
 		select {
 		case <-open:
+		case <-news:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

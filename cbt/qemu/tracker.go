@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,8 +145,8 @@ func (t *Tracker) lookup(_ context.Context, name string) (*nbd.Export, error) {
 	t.mu.Lock()
 	tap := t.taps[name]
 	if tap == nil && t.opts.faults.anyIncarnation {
-		for n, other := range t.taps {
-			if n[:32] == name[:32] {
+		for _, other := range t.taps {
+			if strings.HasPrefix(name, other.volume.ID.String()+"/") {
 				tap = other
 			}
 		}

@@ -57,6 +57,17 @@ func (t *Tracker) watch(ctx context.Context) {
 	}
 }
 
+// announce tells the watchdog of the taps at once: from the moment that a mirror
+// runs, nobody else can free the guest.
+func (t *Tracker) announce() {
+	taps, _ := t.current()
+	nodes := make([]string, len(taps))
+	for i, tap := range taps {
+		nodes[i] = tap.node
+	}
+	t.opts.Heartbeat.Beat(t.opts.captureSocket(), t.opts.WatchdogQMP, nodes)
+}
+
 func (t *Tracker) yank(ctx context.Context, m *machine, tap *tap) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

@@ -1,0 +1,339 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/cbttest"
+	"github.com/novacron/afterimage/cbt/qmp"
+)
+
+// The test binary is also the capturing process and the watchdog of the tests
+// that stop one; this variable says which.
+const roleVariable = "AFTERIMAGE_TEST_ROLE"
+
+func TestMain(m *testing.M) {
+	var err error
+	switch role := os.Getenv(roleVariable); role {
+	case "":
+		os.Exit(m.Run())
+	case "capture":
+		err = captureProcess()
+	case "watchdog":
+		err = watchdogProcess()
+	default:
+		err = fmt.Errorf("no role %q", role)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// captureOrder is what the test tells the capturing process.
+type captureOrder struct {
+	QMP, Spare, Dir, NBD string
+	Disk                 cbt.Volume
+	Node                 string
+}
+
+// captureProcess captures into memory and starts its watchdog; it says "synced"
+// when it is, once more at every new interval.
+func captureProcess() error {
+	var order captureOrder
+	if err := json.Unmarshal([]byte(os.Getenv("ORDER")), &order); err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	dog := exec.Command(os.Args[0])
+	dog.Env = append(os.Environ(), roleVariable+"=watchdog")
+	dog.ExtraFiles = []*os.File{r}
+	dog.Stderr = os.Stderr
+	if err := dog.Start(); err != nil {
+		return err
+	}
+	r.Close()
+	tr, err := New(Options{
+		QMP: order.QMP, WatchdogQMP: order.Spare, Dir: order.Dir, ReadServer: order.NBD,
+		Disks: []Disk{{Volume: order.Disk, Node: order.Node}},
+		Sink:  cbttest.NewRecorder(order.Disk), Memory: new(cbttest.Memory),
+		Incarnation: cbt.Incarnation(cbt.NewID()), StallBudget: 400 * time.Millisecond, Retry: 100 * time.Millisecond,
+		Heartbeat: NewHeartbeat(w),
+		Log:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Events: Events{StateChanged: func(st cbt.VolumeStatus) {
+			if st.State == cbt.StateSynced {
+				fmt.Printf("synced full=%v\n", st.Resync.Full)
+			}
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	return tr.Run(context.Background())
+}
+
+func watchdogProcess() error {
+	parent, err := os.FindProcess(os.Getppid())
+	if err != nil {
+		return err
+	}
+	return RunWatchdog(context.Background(), WatchdogOptions{
+		Pipe: os.NewFile(3, "beats"), Proc: parent, StallBudget: 700 * time.Millisecond, KillAfter: time.Minute,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+}
+
+// startCapture runs captureProcess; said yields its lines, and is closed at its end.
+func startCapture(t *testing.T, m *cbttest.Machine) (cmd *exec.Cmd, said <-chan string) {
+	t.Helper()
+	v := m.Disks[0].Volume()
+	order, err := json.Marshal(captureOrder{QMP: m.QMP, Spare: m.Spare, Dir: m.Dir, NBD: m.NBD, Disk: v, Node: v.Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd = exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), roleVariable+"=capture", "ORDER="+string(order))
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := make(chan string, 100)
+	go func() {
+		defer close(lines)
+		var buf [4096]byte
+		for {
+			n, err := out.Read(buf[:])
+			for _, l := range strings.Split(strings.TrimSpace(string(buf[:n])), "\n") {
+				if l != "" {
+					lines <- l
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd, lines
+}
+
+func await(t *testing.T, said <-chan string, want string) {
+	t.Helper()
+	ctx := cbttest.Context(t, patience)
+	for {
+		select {
+		case l, ok := <-said:
+			if !ok {
+				t.Fatalf("the capturing process ended before it said %q", want)
+			}
+			if strings.HasPrefix(l, want) {
+				return
+			}
+		case <-ctx.Done():
+			t.Fatalf("the capturing process never said %q", want)
+		}
+	}
+}
+
+// longestWrite writes for d and returns how long the slowest write took.
+func longestWrite(t *testing.T, m *cbttest.Machine, d time.Duration) (longest time.Duration, writes int) {
+	t.Helper()
+	g := m.Guest(t, m.Disks[0].Name)
+	p := bytes.Repeat([]byte{3}, 4096)
+	for end := time.Now().Add(d); time.Now().Before(end); writes++ {
+		began := time.Now()
+		if err := g.WriteAt(cbttest.Context(t, patience), p, int64(writes%200)*4096, false); err != nil {
+			t.Fatalf("the guest saw %v", err)
+		}
+		longest = max(longest, time.Since(began))
+	}
+	return longest, writes
+}
+
+// TestStoppedCaptureDoesNotHangTheGuest stops the capturing process: within 2 s
+// the guest's writes go on, because the watchdog yanks. Woken up, the process
+// finds that it stood still, records a gap and catches up by delta.
+func TestStoppedCaptureDoesNotHangTheGuest(t *testing.T) {
+	m := cbttest.StartQEMU(t, cbttest.DiskSpec{Name: "a", Bytes: 4 << 20})
+	cmd, said := startCapture(t, m)
+	await(t, said, "synced full=true")
+	if longest, n := longestWrite(t, m, 300*time.Millisecond); n < 10 {
+		t.Fatalf("%d writes, longest %v", n, longest)
+	}
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	longest, n := longestWrite(t, m, 3*time.Second)
+	t.Logf("process stopped: %d writes, the longest took %v", n, longest)
+	if longest > 2*time.Second || n < 100 {
+		t.Errorf("guest writes hung for %v, %d were answered", longest, n)
+	}
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	await(t, said, "synced full=false")
+}
+
+// TestStoppedCaptureIsKilledWhereNothingCanBeYanked: a storage daemon knows no
+// yank, so the watchdog kills.
+func TestStoppedCaptureIsKilledWhereNothingCanBeYanked(t *testing.T) {
+	m := cbttest.StartStorageDaemon(t, cbttest.DiskSpec{Name: "a", Bytes: 4 << 20})
+	cmd, said := startCapture(t, m)
+	await(t, said, "synced")
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	longest, n := longestWrite(t, m, 3*time.Second)
+	t.Logf("process stopped: %d writes, the longest took %v", n, longest)
+	if longest > 2*time.Second || n < 100 {
+		t.Errorf("guest writes hung for %v, %d were answered", longest, n)
+	}
+	if state, err := cmd.Process.Wait(); err != nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the process ended with %v, %v", state, err)
+	}
+}
+
+// fakeMonitor records what is yanked.
+type fakeMonitor struct {
+	mu     sync.Mutex // guards yanked
+	yanked []string
+	err    error
+	done   chan struct{}
+}
+
+func (m *fakeMonitor) Execute(context.Context, string, any, any) error { return nil }
+func (m *fakeMonitor) ExecuteOOB(_ context.Context, _ string, a, _ any) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.yanked = append(m.yanked, a.(args)["instances"].([]args)[0]["node-name"].(string))
+	return m.err
+}
+func (m *fakeMonitor) Events(int) EventQueue { return nil }
+func (m *fakeMonitor) Done() <-chan struct{} { return m.done }
+func (m *fakeMonitor) Err() error            { return nil }
+func (m *fakeMonitor) Close() error          { return nil }
+
+// TestWatchdogJudges moves the watchdog's clock by hand.
+func TestWatchdogJudges(t *testing.T) {
+	for name, tc := range map[string]struct {
+		oob     bool
+		err     error
+		silent  time.Duration
+		nodes   []string
+		yanked  int
+		killed  bool
+		beating bool
+	}{
+		"in time":            {oob: true, silent: 900 * time.Millisecond, nodes: []string{"n"}},
+		"nothing to protect": {oob: true, silent: time.Hour},
+		"silent":             {oob: true, silent: 1100 * time.Millisecond, nodes: []string{"n", "o"}, yanked: 2},
+		"no monitor":         {silent: 1100 * time.Millisecond, nodes: []string{"n"}, killed: true},
+		"refused":            {oob: true, err: &qmp.Error{Class: "CommandNotFound"}, silent: 1100 * time.Millisecond, nodes: []string{"n"}, yanked: 1, killed: true},
+		"hung":               {oob: true, err: context.DeadlineExceeded, silent: 1100 * time.Millisecond, nodes: []string{"n"}, yanked: 1, killed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			victim := exec.Command(os.Args[0]) // never started by name: it waits for its pipe
+			victim.Env = append(os.Environ(), roleVariable+"=watchdog")
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			victim.ExtraFiles = []*os.File{r}
+			if err := victim.Start(); err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			defer victim.Wait()
+			defer victim.Process.Kill()
+			mon := &fakeMonitor{err: tc.err, done: make(chan struct{})}
+			dog := &watchdog{opts: WatchdogOptions{Proc: victim.Process}.withDefaults(), watched: map[string]*watched{}}
+			now := time.Now()
+			dog.heard(t.Context(), beat{Key: "k", Nodes: tc.nodes}, now)
+			if tc.oob {
+				l := &line{}
+				l.set(mon)
+				dog.watched["k"].monitor = l
+			}
+			if killed := dog.judge(t.Context(), now.Add(tc.silent)); killed != tc.killed {
+				t.Errorf("killed %v", killed)
+			}
+			if len(mon.yanked) != tc.yanked {
+				t.Errorf("yanked %v", mon.yanked)
+			}
+			if tc.killed {
+				return
+			}
+			if dog.judge(t.Context(), now.Add(tc.silent+time.Second)); tc.yanked > 0 && len(mon.yanked) != tc.yanked {
+				t.Errorf("yanked again: %v", mon.yanked)
+			}
+			if tc.yanked > 0 && !dog.judge(t.Context(), now.Add(12*time.Second)) {
+				t.Error("still silent after KillAfter, and not killed")
+			}
+		})
+	}
+}
+
+func TestBeatsSurviveGarbage(t *testing.T) {
+	in := "{\"key\":\"a\",\"nodes\":[\"x\"]}\n{\"key\":\"b\",\"no\n\n[]\n{\"nodes\":[]}\n{\"key\":\"a\",\"gone\":true}\n"
+	var got []beat
+	if err := readBeats(strings.NewReader(in), func(b beat) { got = append(got, b) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Nodes[0] != "x" || !got[1].Gone {
+		t.Errorf("got %+v", got)
+	}
+	long := strings.NewReader(strings.Repeat("x", 2*longestBeat))
+	if err := readBeats(long, func(beat) {}); !errors.Is(err, errBeat) {
+		t.Errorf("an endless line: %v", err)
+	}
+}
+
+// TestHeartbeatNeverBlocks fills the pipe of a watchdog that does not read.
+func TestHeartbeatNeverBlocks(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	h := NewHeartbeat(w)
+	began := time.Now()
+	nodes := []string{strings.Repeat("n", 3000)}
+	for range 40 { // 120 kB into a pipe of 64 kB
+		h.Beat("k", "", nodes)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("beats took %v", took)
+	}
+	w.Close()
+	n := 0
+	if err := readBeats(io.Reader(r), func(beat) { n++ }); err != nil || n < 10 {
+		t.Errorf("%d beats arrived, %v", n, err)
+	}
+	var none *Heartbeat
+	none.Beat("k", "", nil)
+	none.Gone("k")
+}
