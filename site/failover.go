@@ -93,6 +93,8 @@ func (l *life) judge(p *control.Plan, q control.FailoverRequest, head journal.He
 				}
 			}
 			switch {
+			case lag.State == replicator.StateStreaming && silent(lag):
+				p.Warnings = append(p.Warnings, fmt.Sprintf("peer %s is the primary; its session is silent for %.1f s", name, lag.RPO.Seconds()))
 			case lag.State == replicator.StateStreaming:
 				p.Refused = append(p.Refused, fmt.Sprintf("peer %s is the primary and is in session with this site", name))
 			case lag.Connected && lag.Head.Seq > head.Seq && lag.Head.Epoch == head.Epoch:
@@ -105,6 +107,12 @@ func (l *life) judge(p *control.Plan, q control.FailoverRequest, head journal.He
 	if l.cfg.Machine == nil && !q.NoMachine {
 		p.Warnings = append(p.Warnings, "the configuration names no machine: the disks are served, and nothing is started")
 	}
+}
+
+// silent reports that no heartbeat came for several of their intervals though
+// nothing is left to be taken: the source has stopped, or the link has.
+func silent(lag replicator.Lag) bool {
+	return lag.Known && lag.Records == 0 && lag.RPO > 2*time.Second
 }
 
 // loss counts what the new primary will not have. What was held here and lies

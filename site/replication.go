@@ -14,10 +14,14 @@ import (
 	"github.com/novacron/afterimage/site/config"
 )
 
+// idleTimeout is when a session without a sign of life is over. Keep-alives come
+// thrice as often; a dead primary must not look alive for long.
+const idleTimeout = 5 * time.Second
+
 // newReplicator wires the groups to the peers that have a pin.
 func (s *Site) newReplicator() (*replicator.Replicator, error) {
 	o := replicator.Options{Site: s.cfg.Site, Identity: s.identity, Listen: s.cfg.Listen, Groups: s.outbound, Receive: s.inbound,
-		HeartbeatInterval: s.o.Heartbeat, Now: s.o.Now, Log: s.o.Log.With("part", "replicator"), Events: s.replicatorEvents()}
+		HeartbeatInterval: s.o.Heartbeat, IdleTimeout: idleTimeout, Now: s.o.Now, Log: s.o.Log.With("part", "replicator"), Events: s.replicatorEvents()}
 	for _, p := range s.cfg.Peers {
 		if p.Pin == "" {
 			s.o.Log.Warn("peer is not paired: it has no pin", "peer", p.Name)

@@ -1,0 +1,38 @@
+// Package site is one end of the product: it composes journals, capture,
+// replication and exports into a daemon, and gives it a face (control API,
+// metrics, NBD socket). Child packages: config (the file), control (the API, its
+// client and server), fault (codes of errors).
+//
+// It promises: one process per data directory; a group that fails is tried again
+// while the others go on; the role of a site is durable and the configuration
+// names it for the first start only; what was asked of a disk is answered before
+// its journal closes. It does not promise that an old primary is off: nothing here
+// fences.
+//
+// The main path:
+//
+//  1. Open locks the data directory and reads the site's key; Run listens;
+//  2. group.live opens a journal and plays the role: a replica waits for frames
+//     (Site.inbound), a primary reigns;
+//  3. reignFrom begins an epoch, opens the disks (openCaptured: images and a
+//     tracker; openJournaled: after a failover) and blocks;
+//  4. a client's write reaches exported, the disk, journal.Writer; the replicator
+//     reads it again through Site.outbound;
+//  5. Serve and Restore read journal.View; Failover hands a promotion to the
+//     waiting life, which then reigns from the point.
+//
+// Without a daemon, Reach opens journals for reading, one command at a time.
+//
+// Goroutines of the process. Run: one for each group (group.run), one each for
+// the replicator, the NBD server, the control server, the metrics server, the
+// views' end, the watchdog's keeper (watchdog.run). An open group: journal.Run
+// (committer, syncer, finisher), play, and in a reign one per embedded disk
+// (checkpoints) and one for the tracker (its own doc lists its). The replicator:
+// sampler, acceptor, one dialler per peer, and per connection those of its link.
+// Servers: one per connection, for NBD one more per request in flight. Views: one
+// server each. A restore to qcow2: one server while it lasts. Nothing else.
+//
+// Locks are taken in the order group, life, Site; none is held across I/O. Whoever
+// touches an open journal counts as a user of its life (group.use, guard): it is
+// closed after the last one has left.
+package site
