@@ -168,6 +168,12 @@ func (p *pair) upReplica() {
 func (p *pair) caughtUp() {
 	p.Helper()
 	want := p.from.Head().Durable
+	defer func() {
+		if p.Failed() {
+			p.Logf("source %+v", p.source.lag())
+			p.Logf("replica at %+v: %+v", p.to.Head(), p.replica.lag())
+		}
+	}()
 	eventually(p.T, "replica caught up", func() bool { return p.to.Head().Durable == want })
 	p.sameFrames()
 }

@@ -103,7 +103,7 @@ func siteOf(replica Replica) site {
 
 // refuse tells the peer, with our history, why the group does not come in.
 func (in *inbound) refuse(replica Replica, err error) {
-	no := &refuse{code: refusalOf(err), text: clip(err.Error(), maxTextBytes)}
+	no := &refuse{code: refusalOf(err), text: clipText(err.Error(), maxTextBytes)}
 	var conflict *Conflict
 	var damage *journal.DamageError
 	switch {
@@ -239,12 +239,16 @@ func (in *inbound) frames(ctx context.Context, replica Replica, data *quic.Recei
 		}
 		p.frame()
 		in.mu.Lock()
-		if at.Seq > in.appended.Seq {
-			in.appended = at
-		}
+		in.appended = at
 		in.mu.Unlock()
 		in.poke()
 	}
+}
+
+func (in *inbound) appendedNow() journal.Cursor {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.appended
 }
 
 // poke wakes ackLoop.
@@ -258,26 +262,27 @@ func (in *inbound) poke() {
 // ackLoop acknowledges what is durable here, the newest of it at once: while it
 // waits for the disk, more is appended.
 func (in *inbound) ackLoop(ctx context.Context, replica Replica) error {
+	lineage := in.theirs.lineage()
+	waited := in.appendedNow().Position
 	for {
 		select {
 		case <-in.wake:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		in.mu.Lock()
-		appended, durable := in.appended, in.durable
-		in.mu.Unlock()
-		if appended.Seq > durable.Seq {
+		if appended := in.appendedNow(); appended.Position != waited {
 			if !in.r.faults.ackEarly {
 				if err := replica.WaitDurable(ctx, appended.Position); err != nil {
 					return fmt.Errorf("wait until seq %d is durable: %w", appended.Seq, err)
 				}
 			}
-			durable = appended
+			waited = appended.Position
+			in.mu.Lock()
+			in.durable = clip(lineage, in.theirs.head, appended)
+			in.mu.Unlock()
 		}
 		in.mu.Lock()
-		in.durable = durable
-		heard, p := in.heard, in.progress
+		durable, heard, p := in.durable, in.heard, in.progress
 		in.mu.Unlock()
 		if p.stored(durable) {
 			in.r.o.Events.Durable(in.peer.Name, Inbound, in.tenant, in.group, durable)

@@ -204,11 +204,11 @@ func closeLink(conn *quic.Conn, err error) {
 	case errors.Is(err, ErrSuperseded):
 		code, text = CodeSuperseded, err.Error()
 	}
-	_ = conn.CloseWithError(quic.ApplicationErrorCode(code), clip(text, 200)) // nil or already closed
+	_ = conn.CloseWithError(quic.ApplicationErrorCode(code), clipText(text, 200)) // nil or already closed
 }
 
-// clip shortens s to at most n bytes of valid UTF-8.
-func clip(s string, n int) string {
+// clipText shortens s to at most n bytes of valid UTF-8.
+func clipText(s string, n int) string {
 	if len(s) > n {
 		s = s[:n]
 	}

@@ -85,7 +85,7 @@ func (p *progress) fork(head journal.Head, branches []journal.Branch) {
 func (p *progress) acked(durable journal.Cursor, heard int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	advanced := durable.Seq > p.lag.Durable.Seq
+	advanced := durable.Position != p.lag.Durable.Position
 	if advanced {
 		p.lag.Durable, p.moved = durable, p.clock.now()
 	}
@@ -121,7 +121,7 @@ func (p *progress) heard(h *heartbeat, arrived time.Time, o offset) {
 func (p *progress) stored(durable journal.Cursor) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	advanced := durable.Seq > p.lag.Durable.Seq
+	advanced := durable.Position != p.lag.Durable.Position
 	if advanced {
 		p.lag.Durable, p.moved = durable, p.clock.now()
 	}
@@ -177,14 +177,11 @@ func (p *progress) stalled(limit time.Duration) bool {
 	return p.lag.State == StateStreaming && p.lag.Durable.Seq < p.lag.Head.Seq && p.clock.now().Sub(p.moved) > limit
 }
 
-// snapshot is the lag now. head is the source's present head, nil at the replica.
-func (p *progress) snapshot(head *journal.Head) Lag {
+// snapshot is the lag now.
+func (p *progress) snapshot() Lag {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.lag
-	if head != nil {
-		l.Head, p.bytes = head.Position, head.Bytes
-	}
 	now := p.clock.now()
 	l.Records = behind(l.Head.Seq, l.Durable.Seq)
 	l.Bytes = p.ledger.behindBytes(l.Head.Seq, p.bytes, l.Durable.Seq)

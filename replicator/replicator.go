@@ -199,11 +199,11 @@ func (r *Replicator) Lags() []Lag {
 	r.mu.Unlock()
 	var lags []Lag
 	for _, g := range out {
-		head := g.Source.Head()
-		lags = append(lags, g.progress.snapshot(&head))
+		g.sample(r.clock) // what was written since the last heartbeat counts
+		lags = append(lags, g.progress.snapshot())
 	}
 	for _, p := range in {
-		lags = append(lags, p.snapshot(nil))
+		lags = append(lags, p.snapshot())
 	}
 	slices.SortFunc(lags, func(a, b Lag) int {
 		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Group, b.Group),

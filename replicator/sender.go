@@ -205,6 +205,9 @@ func (s *sender) acked(o *opening, a *ack) error {
 	if a.durable.Seq > sent {
 		return fmt.Errorf("handle acknowledgement: of seq %d, sent up to %d: %w", a.durable.Seq, sent, ErrProtocol)
 	}
+	if a.durable.Seq == 0 {
+		a.durable = journal.Cursor{} // before the first record
+	}
 	// A heartbeat that is yet to be sent cannot have been heard.
 	heard := min(a.heard, s.r.clock.nanos(s.r.o.Now()))
 	if o.group.progress.acked(a.durable, heard) {

@@ -38,7 +38,7 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 		err = s.conflict(g, v, ours, theirs)
 	}
 	if err != nil {
-		s.send(o.number, id, &refuse{code: CodeConflict, text: clip(err.Error(), maxTextBytes), head: ours.head, branches: ours.branches})
+		s.send(o.number, id, &refuse{code: CodeConflict, text: clipText(err.Error(), maxTextBytes), head: ours.head, branches: ours.branches})
 		return false, err
 	}
 	from := resumeAt(v.relation.Common, yes.durable)
@@ -56,14 +56,14 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 		defer close(watched)
 		s.watch(ctx, o, ours)
 	}()
-	err = s.frames(ctx, o, from)
+	err = s.frames(ctx, o, from, ours.lineage())
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
 	cancel(err)
 	<-watched
 	if code := endCode(err); code != CodeNone {
-		s.send(o.number, id, &refuse{code: code, text: clip(err.Error(), maxTextBytes)})
+		s.send(o.number, id, &refuse{code: code, text: clipText(err.Error(), maxTextBytes)})
 	}
 	return true, err
 }
@@ -154,7 +154,7 @@ func newConflict(peer, tenant, group string, id journal.Identity, v verdict, our
 }
 
 // frames sends durable frames after from until ctx ends or something fails.
-func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor) error {
+func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, lineage journal.Lineage) error {
 	g := o.group
 	frames, err := g.Source.Stream(ctx, from.Position)
 	if err != nil {
@@ -178,11 +178,12 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor) er
 		if err != nil {
 			return &readError{err}
 		}
-		if err := s.admissible(g, f, next); err != nil {
+		if err := s.admissible(g, f, next, lineage); err != nil {
 			return err
 		}
+		next = clip(lineage, o.epoch, journal.Cursor{Position: f.Last}).Seq + 1
 		o.mu.Lock()
-		o.sent = f.Last.Seq
+		o.sent = next - 1
 		o.mu.Unlock()
 		h := frameHeader{bytes: f.Bytes, first: f.First.Seq, last: f.Last.Seq, epoch: f.Last.Epoch, chain: f.Chain}
 		if _, err := data.Write(h.encode()); err != nil {
@@ -192,14 +193,13 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor) er
 			return err
 		}
 		g.progress.frame()
-		next = f.Last.Seq + 1
 	}
 }
 
 // admissible holds what a source offers against promises 9 and 10: nothing is sent
 // that power loss could take back here, and nothing is left out.
-func (s *sender) admissible(g *outgroup, f journal.Frame, next journal.Seq) error {
-	if durable := g.Source.Head().Durable; f.Last.Seq > durable.Seq && !s.r.faults.sendUndurable {
+func (s *sender) admissible(g *outgroup, f journal.Frame, next journal.Seq, l journal.Lineage) error {
+	if durable := g.Source.Head().Durable; !covers(l, durable.Position, f.Last) && !s.r.faults.sendUndurable {
 		return fmt.Errorf("send frame %d..%d: durable up to %d: %w", f.First.Seq, f.Last.Seq, durable.Seq, ErrNotDurable)
 	}
 	if f.First.Seq > next || f.Last.Seq < next || f.Bytes <= 0 || f.Bytes > s.r.o.MaxFrameBytes {
