@@ -80,8 +80,13 @@ func NewServer(o ServerOptions) *Server { return &Server{opts: o.withDefaults()}
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	serving, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(serving, func() { l.Close() })
-	defer stop()
+	// Closing a unix listener removes its file; that must not happen after Serve
+	// has returned, when another may listen there.
+	closed := make(chan struct{})
+	context.AfterFunc(serving, func() {
+		defer close(closed)
+		l.Close()
+	})
 	var conns sync.WaitGroup
 	var stuck sync.Once
 	var stuckErr error
@@ -94,6 +99,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		})
 	})
 	cancel()
+	<-closed
 	conns.Wait()
 	return errors.Join(err, stuckErr)
 }
