@@ -1,0 +1,24 @@
+// Package libvirt reaches the disks of a domain through libvirtd.
+//
+// It finds a domain's disks with the QEMU nodes that they are, tells the
+// domain's state and definition, and lends package qemu a monitor, so that the
+// tap of a QMP socket runs through libvirtd as well. Everything is asked of the
+// daemon each time; nothing about a domain is kept.
+//
+//  1. Connect dials the unix socket that a URI names and opens the driver;
+//  2. Conn.Domain finds a domain by name or UUID;
+//  3. Domain.Disks joins the live definition with QEMU's own list of drives: the
+//     definition has names and sources, QEMU the node that the guest's device uses;
+//  4. DialMonitor opens a connection of its own for Tracker options of package
+//     qemu: commands travel as libvirt's monitor passthrough, events come back by
+//     its monitor events.
+//
+// Passthrough taints the domain ("custom-monitor"): libvirtd notes it in its log.
+// It has no out-of-band commands, so a QEMU whose main loop hangs cannot be
+// reached this way: ExecuteOOB returns qmp.ErrNoOOB.
+//
+// The RPC client beneath cannot give up a call: when a context ends, Conn.Call
+// returns at once and the call goes on until libvirtd answers or the Conn closes.
+// What it did then is unknown. Methods are safe for concurrent use; libvirtd
+// serves a few calls of a connection at a time.
+package libvirt

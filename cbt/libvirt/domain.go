@@ -1,0 +1,154 @@
+package libvirt
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	rpc "github.com/digitalocean/go-libvirt"
+
+	"github.com/novacron/afterimage/cbt/qmp"
+)
+
+// State is what a domain does; the texts are virsh's.
+type State string
+
+// States of a domain.
+const (
+	StateRunning   State = "running"
+	StateIdle      State = "idle"
+	StatePaused    State = "paused"
+	StateStopping  State = "in shutdown"
+	StateOff       State = "shut off"
+	StateCrashed   State = "crashed"
+	StateSuspended State = "pmsuspended"
+	StateUnknown   State = "no state"
+)
+
+var states = map[rpc.DomainState]State{
+	rpc.DomainRunning: StateRunning, rpc.DomainBlocked: StateIdle, rpc.DomainPaused: StatePaused,
+	rpc.DomainShutdown: StateStopping, rpc.DomainShutoff: StateOff, rpc.DomainCrashed: StateCrashed,
+	rpc.DomainPmsuspended: StateSuspended,
+}
+
+// Domain is a machine that libvirtd knows.
+type Domain struct {
+	Name string
+	UUID string // with dashes
+
+	conn *Conn
+	dom  rpc.Domain
+}
+
+// Domain finds a domain by name, or by UUID where no name fits.
+func (c *Conn) Domain(ctx context.Context, name string) (*Domain, error) {
+	var dom rpc.Domain
+	err := c.Call(ctx, "look up domain "+name, func(l *rpc.Libvirt) (err error) {
+		dom, err = l.DomainLookupByName(name)
+		if rpc.IsNotFound(err) {
+			if id, ok := parseUUID(name); ok {
+				dom, err = l.DomainLookupByUUID(id)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Adopt(dom), nil
+}
+
+// Adopt makes a Domain of what an RPC call returned.
+func (c *Conn) Adopt(dom rpc.Domain) *Domain {
+	h := hex.EncodeToString(dom.UUID[:])
+	uuid := strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
+	return &Domain{Name: dom.Name, UUID: uuid, conn: c, dom: dom}
+}
+
+func parseUUID(s string) (id rpc.UUID, ok bool) {
+	h := strings.ReplaceAll(s, "-", "")
+	if hex.DecodedLen(len(h)) != len(id) {
+		return id, false
+	}
+	_, err := hex.Decode(id[:], []byte(h))
+	return id, err == nil
+}
+
+// RPC is what the RPC client calls d.
+func (d *Domain) RPC() rpc.Domain { return d.dom }
+
+// State asks what d does now.
+func (d *Domain) State(ctx context.Context) (State, error) {
+	var n int32
+	err := d.conn.Call(ctx, "state of "+d.Name, func(l *rpc.Libvirt) (err error) {
+		n, _, err = l.DomainGetState(d.dom, 0)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	if s, ok := states[rpc.DomainState(n)]; ok {
+		return s, nil
+	}
+	return StateUnknown, nil
+}
+
+// Definition is the XML that d would be defined with again, without secrets. A
+// transient domain's carries aliases and indexes, which libvirt ignores there.
+func (d *Domain) Definition(ctx context.Context) (string, error) {
+	return d.xml(ctx, rpc.DomainXMLInactive)
+}
+
+func (d *Domain) xml(ctx context.Context, flags rpc.DomainXMLFlags) (string, error) {
+	var text string
+	err := d.conn.Call(ctx, "definition of "+d.Name, func(l *rpc.Libvirt) (err error) {
+		text, err = l.DomainGetXMLDesc(d.dom, flags)
+		return err
+	})
+	return text, err
+}
+
+// Execute runs a QMP command in d's QEMU by monitor passthrough, as a
+// qmp.Client would; a refusal by QEMU is a *qmp.Error.
+func (d *Domain) Execute(ctx context.Context, command string, args, result any) error {
+	in := map[string]any{"execute": command}
+	if args != nil {
+		in["arguments"] = args
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("libvirt: marshal %s: %w", command, err)
+	}
+	var text string
+	err = d.conn.Call(ctx, "monitor command "+command, func(l *rpc.Libvirt) (err error) {
+		text, err = l.QEMUDomainMonitorCommand(d.dom, string(b), 0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var out struct {
+		Return json.RawMessage `json:"return"`
+		Error  *struct {
+			Class string `json:"class"`
+			Desc  string `json:"desc"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		return fmt.Errorf("%w to %s: %w", ErrReply, command, err)
+	}
+	switch {
+	case out.Error != nil:
+		return &qmp.Error{Command: command, Class: out.Error.Class, Desc: out.Error.Desc}
+	case out.Return == nil:
+		return fmt.Errorf("%w to %s: neither return nor error", ErrReply, command)
+	case result == nil:
+		return nil
+	}
+	if err := json.Unmarshal(out.Return, result); err != nil {
+		return fmt.Errorf("%w to %s: %w", ErrReply, command, err)
+	}
+	return nil
+}
