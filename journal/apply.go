@@ -6,13 +6,24 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/zeebo/blake3"
 )
+
+// staleIndexName is the file that says that the index must be built anew.
+const staleIndexName = "index.damaged"
 
 // openIndex opens Pebble. It holds nothing that the segments do not, so it has no
 // write-ahead log and an index that does not open is made anew.
 func (j *Journal) openIndex() error {
-	dir := j.o.FS.PathJoin(j.dir, "index")
+	dir, stale := j.o.FS.PathJoin(j.dir, "index"), j.o.FS.PathJoin(j.dir, staleIndexName)
+	if there, err := exists(j.o.FS, stale); err != nil {
+		return err
+	} else if there {
+		if err := errors.Join(j.o.FS.RemoveAll(dir), j.o.FS.Remove(stale)); err != nil {
+			return fmt.Errorf("remove damaged index: %w", err)
+		}
+	}
 	db, err := pebble.Open(dir, j.pebbleOptions())
 	if err != nil {
 		j.o.Log.Warn("index does not open; building it anew from the segments", "dir", dir, "err", err)
@@ -31,6 +42,20 @@ func (j *Journal) pebbleOptions() *pebble.Options {
 	return &pebble.Options{
 		FS: j.o.FS, DisableWAL: true, FormatMajorVersion: pebble.FormatNewest,
 		MemTableSize: 16 << 20, CacheSize: 32 << 20, Logger: pebbleLog{j},
+		EventListener: &pebble.EventListener{DataCorruption: j.indexDamaged, BackgroundError: func(err error) { pebbleLog{j}.Errorf("%v", err) }},
+	}
+}
+
+// indexDamaged has the next opening build the index anew; until then what needs
+// the damaged part fails.
+func (j *Journal) indexDamaged(i pebble.DataCorruptionInfo) {
+	j.o.Log.Error("index is damaged; it will be built anew at the next opening", "file", i.Path, "err", i.Details)
+	f, err := j.o.FS.Create(j.o.FS.PathJoin(j.dir, staleIndexName), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close(), syncDir(j.o.FS, j.dir))
+	}
+	if err != nil {
+		j.o.Log.Error("mark index as damaged", "err", err)
 	}
 }
 
@@ -97,6 +122,7 @@ func (j *Journal) chain(w *written) {
 	}
 	w.h.Chain = before // what precedes w; the header's own copy lags
 	j.mu.Lock()
+	j.held -= w.held
 	j.pushEnd(w)
 	j.trimChainedLocked()
 	j.broadcastLocked()
@@ -109,6 +135,7 @@ func (j *Journal) pushEnd(w *written) {
 		Cursor: Cursor{Position{w.h.Epoch, w.h.Last}, w.chain}, Time: w.end, Segment: w.segment, Offset: w.offset + w.h.Bytes,
 		StartSegment: w.segment, Start: w.offset, Bytes: bytes + w.h.Bytes, Epochs: int(w.ordinal),
 	})
+	j.recent.push(Cursor{Position{w.h.Epoch, w.h.Last}, w.chain})
 }
 
 func nextChain(before Chain, image []byte) Chain {

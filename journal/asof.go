@@ -8,8 +8,6 @@ import (
 	"hash/crc32"
 	"sort"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"github.com/novacron/afterimage/cbt"
 )
 
@@ -32,14 +30,14 @@ func (j *Journal) reader(l Lineage) *asOf {
 }
 
 // seek is the first key that may hold the newest visible version of n.
-func (a *asOf) seek(it *pebble.Iterator, k []byte, volume uint32, n node, interval int) ([]byte, bool) {
+func (a *asOf) seek(it iterator, k []byte, volume uint32, n node, interval int) ([]byte, bool) {
 	k = indexKey(k, volume, n, a.ordinals[interval], a.lineage[interval].Last)
 	return k, it.SeekGE(k)
 }
 
 // visible leaves it at the newest version of node n in the lineage and returns
 // its seq; 0 when there is none.
-func (a *asOf) visible(it *pebble.Iterator, k []byte, volume uint32, n node) (Seq, []byte, error) {
+func (a *asOf) visible(it iterator, k []byte, volume uint32, n node) (Seq, []byte, error) {
 	k, ok := a.seek(it, k, volume, n, len(a.lineage)-1)
 	for ok {
 		e, err := decodeIndexKey(it.Key())
@@ -82,9 +80,9 @@ func (a *asOf) resolve(volume uint32, e cbt.Extent) (_ []int16, _ []found, err e
 	if len(a.lineage) == 0 {
 		return sectors, nil, nil
 	}
-	it, err := a.j.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefixIndex}, UpperBound: []byte{prefixIndex + 1}})
+	it, err := a.j.iterate([]byte{prefixIndex}, []byte{prefixIndex + 1})
 	if err != nil {
-		return nil, nil, fmt.Errorf("read index: %w", err)
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	a.j.mu.Lock()
@@ -278,9 +276,9 @@ func (a *asOf) status(ctx context.Context, v volumeBody, e cbt.Extent) ([]Status
 // nextPayload is the first offset at or after at, rounded down to its node, where
 // some version of some lineage has a payload.
 func (a *asOf) nextPayload(volume uint32, at int64) (_ int64, err error) {
-	it, err := a.j.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefixIndex}, UpperBound: []byte{prefixIndex + 1}})
+	it, err := a.j.iterate([]byte{prefixIndex}, []byte{prefixIndex + 1})
 	if err != nil {
-		return 0, fmt.Errorf("read index: %w", err)
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	next := int64(1) << 62

@@ -20,6 +20,8 @@ type through struct {
 	frameEnd
 	Durable frameEnd `json:"durable"`
 	Samples sampling `json:"samples"`
+	// ReadOnly says that a frame carries a feature that this version may not write after.
+	ReadOnly bool `json:"read_only,omitempty"`
 }
 
 // sampling decides which frames get a sample: the first of an epoch or segment,
@@ -124,9 +126,9 @@ func catalogue(b *pebble.Batch, r *record, ordinal uint32, s Seq) error {
 
 // eachHappening calls f for the records of kind k in l, oldest first.
 func (j *Journal) eachHappening(k Kind, l Lineage, f func(Interval, Seq, happening) error) (err error) {
-	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: happenKey(k, 0, 0), UpperBound: happenKey(k+1, 0, 0)})
+	it, err := j.iterate(happenKey(k, 0, 0), happenKey(k+1, 0, 0))
 	if err != nil {
-		return fmt.Errorf("read catalogue: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	for _, i := range l {

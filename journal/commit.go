@@ -18,6 +18,7 @@ type commit struct {
 	recs    []*record
 	first   Seq
 	bytes   int64 // of payloads
+	meta    int   // bytes of the encoded records
 	data    bool  // some record is refused when the disk is full
 	done    chan struct{}
 	err     error // set before done is closed
@@ -49,6 +50,7 @@ type written struct {
 	segment uint64
 	offset  int64
 	image   []byte // the frame as stored; nil when chain is known
+	held    int64  // bytes of image that count against maxPending
 	chain   Chain
 	end     time.Time // of the last record
 }
@@ -61,19 +63,43 @@ type output struct {
 	fresh   bool     // segment number does not exist yet
 	free    int64    // bytes that may be written until disk space is looked at again
 	retired []vfs.File
-	tail    Cursor // of the last frame written, chain only if known
+	tail    Position // of the last frame written
 }
 
 // enqueueLocked gives r its seq and time and puts it in the open commit. Gaps that
 // a failure left owing go first.
 func (j *Journal) enqueueLocked(r *record) pendingRecord {
+	if r.kind == KindGap {
+		delete(j.owed, r.volumeID)
+	}
+	j.payOwedLocked()
+	switch r.kind {
+	case KindSynced:
+		j.live[r.volumeID] = true
+	case KindGap:
+		delete(j.live, r.volumeID)
+	}
+	return j.addLocked(r)
+}
+
+// payOwedLocked records the gaps that are owed.
+func (j *Journal) payOwedLocked() {
 	for v, cause := range j.owed {
 		delete(j.owed, v)
-		if b, ok := j.volumes[v]; ok && !(r.kind == KindGap && r.volume == b.Ordinal) {
+		delete(j.live, v)
+		if b, ok := j.volumes[v]; ok {
 			j.addLocked(&record{kind: KindGap, volume: b.Ordinal, volumeID: v, body: encodeBody(gapBody{Cause: cause})})
 		}
 	}
-	return j.addLocked(r)
+}
+
+// oweLocked notes that volume v lost a write. Where that ends an interval the gap
+// is recorded at once: nothing may look synced meanwhile.
+func (j *Journal) oweLocked(v cbt.VolumeID) {
+	j.owed[v] = cbt.CauseDiskFull
+	if j.live[v] {
+		j.payOwedLocked()
+	}
 }
 
 func (j *Journal) addLocked(r *record) pendingRecord {
@@ -88,11 +114,12 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 		c = j.queue[n-1]
 	}
 	size := int64(len(r.data))
-	if c == nil || c.ordinal != ordinal || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > targetFrame) {
+	meta := r.encodedBytes()
+	if c == nil || c.ordinal != ordinal || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > targetFrame) || (c.meta > 0 && c.meta+meta > targetMeta) {
 		c = &commit{ordinal: ordinal, first: j.next, done: make(chan struct{})}
 		j.queue = append(j.queue, c)
 	}
-	c.recs, c.bytes = append(c.recs, r), c.bytes+size
+	c.recs, c.bytes, c.meta = append(c.recs, r), c.bytes+size, c.meta+meta
 	c.data = c.data || r.kind.hasExtent()
 	p := pendingRecord{c, j.next}
 	j.next++
@@ -150,30 +177,45 @@ func (j *Journal) take() *commit {
 	return c
 }
 
-// refuse fails c and all that is queued behind it: their seqs are given anew, and
-// a gap is owed for each volume that lost a write.
+// refuse fails c and all that is queued behind it: their seqs are given anew,
+// what they changed is taken back, and a gap is owed for each volume that lost a
+// write. c's payloads may be laid out already.
 func (j *Journal) refuse(c *commit, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, q := range append([]*commit{c}, j.queue...) {
-		for _, r := range q.recs {
+	all := append([]*commit{c}, j.queue...)
+	j.queue = nil
+	lost := make(map[cbt.VolumeID]bool)
+	for i := len(all) - 1; i >= 0; i-- { // the newest is taken back first
+		q := all[i]
+		for k := len(q.recs) - 1; k >= 0; k-- {
+			r := q.recs[k]
 			switch {
 			case r.kind.hasExtent():
-				j.owed[r.volumeID] = cbt.CauseDiskFull
+				lost[r.volumeID] = true
 			case r.kind == KindGap:
 				var b gapBody
 				_ = decodeBody(r.body, &b) // encoded by us
 				j.owed[r.volumeID] = b.Cause
+			case r.undo != nil:
+				r.undo()
 			}
-			j.pending -= int64(len(r.data))
 		}
+		j.pending -= q.bytes
+	}
+	j.next = j.written + 1
+	j.refusals++
+	if j.err == nil {
+		for v := range lost {
+			j.oweLocked(v)
+		}
+	}
+	for k, q := range all {
 		q.err = err
-		if !j.o.faults.replyEarly {
+		if !j.o.faults.replyEarly || k > 0 {
 			close(q.done)
 		}
 	}
-	j.queue = nil
-	j.next = j.written + 1
 	j.broadcastLocked()
 }
 
@@ -188,7 +230,7 @@ func (j *Journal) writeCommit(c *commit) error {
 	if _, err := j.out.file.WriteAt(image, j.out.at); err != nil {
 		return fullOr(err)
 	}
-	w := &written{ordinal: c.ordinal, h: h, recs: c.recs, segment: j.out.number, offset: j.out.at, image: image, end: c.recs[len(c.recs)-1].time}
+	w := &written{ordinal: c.ordinal, h: h, recs: c.recs, segment: j.out.number, offset: j.out.at, image: image, held: h.Bytes, end: c.recs[len(c.recs)-1].time}
 	j.advance(w, c)
 	return nil
 }
@@ -197,22 +239,27 @@ func (j *Journal) writeCommit(c *commit) error {
 func (j *Journal) advance(w *written, c *commit) {
 	j.out.at += w.h.Bytes
 	j.out.free -= w.h.Bytes
-	j.out.tail = Cursor{Position: Position{w.h.Epoch, w.h.Last}}
+	j.out.tail = Position{w.h.Epoch, w.h.Last}
 	j.mu.Lock()
 	j.written, j.headTime = w.h.Last, w.end
 	j.bytes += w.h.Bytes
 	j.lineage[len(j.lineage)-1].Last = w.h.Last
+	j.held += w.held
 	if c != nil {
 		j.pending -= c.bytes
-		if j.o.Sync == SyncPower && !j.o.faults.replyEarly {
+		switch {
+		case j.o.faults.replyEarly:
+		case j.err != nil: // what the page cache holds after a failed fsync is not known
+			c.err = j.err
+			close(c.done)
+		case j.o.Sync == SyncPower:
 			j.awaiting = append(j.awaiting, c)
+		default:
+			close(c.done)
 		}
 	}
 	j.broadcastLocked()
 	j.mu.Unlock()
-	if c != nil && j.o.Sync == SyncProcess && !j.o.faults.replyEarly {
-		close(c.done)
-	}
 	j.finish <- w
 	select {
 	case j.unsynced <- struct{}{}:
@@ -272,7 +319,7 @@ func (j *Journal) makeRoom(h frameHeader, data bool) error {
 		}
 	}
 	if !j.out.fresh && j.out.at > pageBytes && j.out.at+h.Bytes+pageBytes > j.o.SegmentBytes {
-		if err := j.seal(h); err != nil {
+		if err := j.seal(); err != nil {
 			return err
 		}
 	}
@@ -291,7 +338,7 @@ func (j *Journal) makeRoom(h frameHeader, data bool) error {
 
 // seal writes the trailer and makes the whole segment durable; the next one does
 // not exist before that, so a missing trailer is never a torn one.
-func (j *Journal) seal(h frameHeader) error {
+func (j *Journal) seal() error {
 	if j.out.file == nil {
 		f, err := j.o.FS.OpenReadWrite(j.segs.path(j.out.number), vfs.WriteCategoryUnspecified)
 		if err != nil {
@@ -299,7 +346,14 @@ func (j *Journal) seal(h frameHeader) error {
 		}
 		j.out.file = f
 	}
-	t := segmentPage{Magic: trailerMagic, Number: j.out.number, Identity: j.identity, Epoch: j.out.tail.Epoch, EpochNum: h.Number, Seq: j.out.tail.Seq, Chain: j.out.tail.Chain, Time: j.o.Now()}
+	t := segmentPage{Magic: trailerMagic, Number: j.out.number, Identity: j.identity, Epoch: j.out.tail.Epoch, Seq: j.out.tail.Seq, Time: j.o.Now()}
+	j.mu.Lock()
+	known := j.chained[len(j.chained)-1].Cursor
+	t.ChainSeq, t.Chain = known.Seq, known.Chain
+	if o := j.ordinalLocked(t.Epoch); o > 0 {
+		t.EpochNum = j.branches[o-1].Number
+	}
+	j.mu.Unlock()
 	if _, err := j.out.file.WriteAt(t.encode(), j.out.at); err != nil {
 		return fullOr(err)
 	}
@@ -317,8 +371,9 @@ func (j *Journal) createSegment(h frameHeader) error {
 	if err != nil {
 		return fullOr(err)
 	}
-	p := segmentPage{Magic: segmentMagic, Number: j.out.number, Identity: j.identity, Epoch: h.Epoch, EpochNum: h.Number, Seq: h.First, Chain: h.Chain, Time: j.o.Now()}
-	if err = f.Preallocate(0, max(j.o.SegmentBytes, h.Bytes+2*pageBytes)); err == nil {
+	p := segmentPage{Magic: segmentMagic, Number: j.out.number, Identity: j.identity, Epoch: h.Epoch, EpochNum: h.Number, Seq: h.First, ChainSeq: h.ChainSeq, Chain: h.Chain, Time: j.o.Now()}
+	err = fullOr(f.Preallocate(0, max(j.o.SegmentBytes, h.Bytes+2*pageBytes)))
+	if !errors.Is(err, ErrFull) { // a file system that cannot preallocate does without
 		_, err = f.WriteAt(p.encode(), 0)
 	}
 	if err != nil {

@@ -136,25 +136,47 @@ func (j *Journal) branchesLocked() []Branch {
 	return out
 }
 
-// Lineage is the history that the head ends.
+// Lineage is the history that the head ends. An epoch of which nothing is written
+// yet is not in it.
 func (j *Journal) Lineage() Lineage {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return append(Lineage(nil), j.lineage...)
+	return append(Lineage(nil), j.lineage.written()...)
 }
 
-// WaitDurable returns once the record at p survives the loss of power.
+// WaitDurable returns once the record at p survives the loss of power. A record
+// that will never be held is an error: of an epoch unknown here (ErrUnknownParent),
+// beyond the end of an earlier one (ErrFenced), refused while it waited (ErrFull).
 func (j *Journal) WaitDurable(ctx context.Context, p Position) error {
-	return j.waitFor(ctx, func() bool {
-		n := len(j.branches)
-		if n == 0 {
-			return p.IsZero()
+	j.mu.Lock()
+	before := j.refusals
+	j.mu.Unlock()
+	var ended error
+	err := j.waitFor(ctx, func() bool {
+		if p.IsZero() {
+			return true
 		}
-		if j.branches[n-1].ID != p.Epoch {
-			return true // ended epochs are durable to their end
+		o := int(j.ordinalLocked(p.Epoch))
+		switch {
+		case o == 0:
+			ended = fmt.Errorf("wait for record %s: %w", p, ErrUnknownParent)
+		case o < len(j.branches): // ended epochs are durable to their end
+			if p.Seq > j.branches[o-1].Last.Seq {
+				ended = fmt.Errorf("wait for record %s: %w", p, ErrFenced)
+			}
+		case j.durableLocked().Seq >= p.Seq:
+		default:
+			if j.refusals == before || j.next > p.Seq {
+				return false
+			}
+			ended = fmt.Errorf("wait for record %s: %w", p, ErrFull)
 		}
-		return j.durableLocked().Seq >= p.Seq
+		return true
 	})
+	if err != nil {
+		return err
+	}
+	return ended
 }
 
 // waitIndexed returns once reads see seq s of the newest epoch.

@@ -55,11 +55,13 @@ const (
 	sealedTagBytes   = 16
 
 	maxMetaBytes    = 8 << 20        // one 32 MiB record has a 32 KiB table; sealed, 160 KiB
+	targetMeta      = 1 << 20        // a frame closes when its records take this much
 	maxFrameBytes   = 64 << 20       // checked before any allocation
 	maxBodyBytes    = 1 << 20        // JSON of a control record (a machine's definition)
+	maxDetailBytes  = 4 << 10        // a gap's detail is cut to it
 	maxFrameRecords = 1 << 16        // bounded by maxMetaBytes anyway
 	targetFrame     = 4 << 20        // a frame closes when it holds this much
-	maxPending      = 64 << 20       // bytes under way before Record blocks
+	maxPending      = 64 << 20       // bytes under way, to the chain, before Record blocks
 	knownIncompat   = 0              // no incompatible feature is known yet
 	knownROCompat   = 0              // no read-only compatible feature is known yet
 	maxExtentLength = int64(1) << 62 // sanity bound of a zero or trim
@@ -134,7 +136,7 @@ func sealMeta(meta []byte) {
 }
 
 // decodeFrameHeader reads b[:frameHeaderBytes] and checks every length in it; the
-// checksum needs the whole meta (checkMeta).
+// checksum, and after it the features, need the whole meta (checkMeta).
 func decodeFrameHeader(b []byte) (frameHeader, error) {
 	var h frameHeader
 	if len(b) < frameHeaderBytes || string(b[:4]) != frameMagic {
@@ -176,16 +178,17 @@ func decodeFrameHeader(b []byte) (frameHeader, error) {
 	h.Number = le.Uint64(b[176:])
 	copy(h.Incarnation[:], b[184:])
 	copy(h.KeyID[:], b[200:])
-	return h, h.Features.check()
+	return h, nil
 }
 
-// checkMeta verifies the checksum over meta, which is header and records.
-func checkMeta(meta []byte) error {
+// checkMeta verifies the checksum over meta, which is header and records, and then
+// that its features are known: a flipped bit is not taken for a feature.
+func checkMeta(h frameHeader, meta []byte) error {
 	want := binary.LittleEndian.Uint32(meta[28:])
 	crc := crc32.Update(0, castagnoli, meta[:28])
 	crc = crc32.Update(crc, castagnoli, []byte{0, 0, 0, 0})
 	if crc = crc32.Update(crc, castagnoli, meta[32:]); crc != want {
 		return badFrame("checksum of header and records is %08x, stored %08x", crc, want)
 	}
-	return nil
+	return h.Features.check()
 }

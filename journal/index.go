@@ -34,8 +34,8 @@ import (
 const (
 	levelSector   = 0
 	levelCell     = 1
-	levelMegabyte = 3 // the largest node of a payload
-	maxLevel      = 14
+	levelMegabyte = 3  // the largest node of a payload
+	maxLevel      = 13 // of 1 EiB; a node of level 14 would overflow an int64
 
 	valueZero  = 0
 	valueCells = 1

@@ -103,12 +103,18 @@ type Journal struct {
 	branches []Branch // index + 1 is the epoch's ordinal in the index
 	lineage  Lineage  // of the newest epoch; its last interval ends at written
 	volumes  map[cbt.VolumeID]volumeBody
-	ordinals uint32 // highest volume ordinal given
+	ordinals uint32                  // highest volume ordinal given
+	names    map[uint32]cbt.VolumeID // by ordinal, in any branch: for errors at open
 	writer   *Writer
 	next     Seq // seq of the next record
 	lastTime time.Time
-	queue    []*commit // not yet written; the last one is open
-	pending  int64     // bytes in queue
+	queue    []*commit             // not yet written; the last one is open
+	pending  int64                 // payload bytes of what is not yet written
+	held     int64                 // frame bytes written, kept for the chain
+	refusals int                   // how often ErrFull emptied the queue
+	live     map[cbt.VolumeID]bool // volumes whose newest record of the two is synced, not gap
+	freed    bool                  // Close has begun to free
+	readers  int                   // iterators of the index that are open
 	owed     map[cbt.VolumeID]cbt.Cause
 	written  Seq        // newest record in a segment file
 	bytes    int64      // frame bytes written in this life and before
@@ -117,6 +123,7 @@ type Journal struct {
 	chained  []frameEnd // frames whose chain value is known, from the durable one on
 	indexed  Seq        // newest record that reads see
 	levels   map[uint32]uint16
+	recent   recent    // chain values of the newest frame ends
 	through  through   // owned by finishLoop while Run runs
 	headTime time.Time // of written
 
@@ -147,6 +154,8 @@ func Open(dir string, o Options) (*Journal, error) {
 		volumes:  make(map[cbt.VolumeID]volumeBody),
 		owed:     make(map[cbt.VolumeID]cbt.Cause),
 		levels:   make(map[uint32]uint16),
+		live:     make(map[cbt.VolumeID]bool),
+		names:    make(map[uint32]cbt.VolumeID),
 		unsynced: make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64),
 	}
 	if err := j.open(); err != nil {
@@ -164,7 +173,7 @@ func (j *Journal) open() error {
 	if !here && j.o.Create == nil {
 		return ErrNotFound
 	}
-	if err := fs.MkdirAll(j.segs.dir, 0o700); err != nil {
+	if err := makeDir(fs, j.segs.dir); err != nil {
 		return err
 	}
 	if j.lock, err = fs.Lock(fs.PathJoin(j.dir, "LOCK")); err != nil {
@@ -204,6 +213,9 @@ func (j *Journal) identify(here bool) error {
 		}
 		j.identity = id.Identity
 		return nil
+	}
+	if ns, err := j.segmentList(); err != nil || len(ns) > 0 {
+		return errors.Join(fmt.Errorf("%w: segments without %s", ErrWrongJournal, identityName), err)
 	}
 	j.identity = *j.o.Create
 	tmp := path + ".new"
@@ -252,10 +264,12 @@ func (j *Journal) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-j.failed():
 		}
+		j.fileMu.Lock() // a frame that is being received or an epoch that begins is in before
 		j.mu.Lock()
 		j.closing = true
 		j.broadcastLocked()
 		j.mu.Unlock()
+		j.fileMu.Unlock()
 		close(stop)
 		return nil
 	})
@@ -272,7 +286,8 @@ func (j *Journal) Run(ctx context.Context) error {
 	return j.closeCleanly()
 }
 
-// Close frees what Open took. Call it after Run has returned.
+// Close frees what Open took. Call it after Run has returned; reads that are under
+// way end first, later ones are refused.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	j.closing = true
@@ -282,6 +297,15 @@ func (j *Journal) Close() error {
 }
 
 func (j *Journal) free() error {
+	j.mu.Lock()
+	j.freed = true
+	for j.readers > 0 {
+		ch := j.changed
+		j.mu.Unlock()
+		<-ch
+		j.mu.Lock()
+	}
+	j.mu.Unlock()
 	var errs []error
 	if j.db != nil {
 		errs = append(errs, j.db.Close())
@@ -291,6 +315,10 @@ func (j *Journal) free() error {
 		errs = append(errs, j.out.file.Close())
 		j.out.file = nil
 	}
+	for _, f := range j.out.retired {
+		errs = append(errs, f.Close())
+	}
+	j.out.retired = nil
 	j.segs.close()
 	if j.site != nil {
 		errs = append(errs, j.site.close())
@@ -300,6 +328,44 @@ func (j *Journal) free() error {
 		j.lock = nil
 	}
 	return errors.Join(errs...)
+}
+
+// iterator is one of the index that Close waits for.
+type iterator struct {
+	*pebble.Iterator
+	j *Journal
+}
+
+// iterate reads the index's keys from lower up to upper.
+func (j *Journal) iterate(lower, upper []byte) (iterator, error) {
+	j.mu.Lock()
+	if j.freed {
+		j.mu.Unlock()
+		return iterator{}, fmt.Errorf("read index: %w", ErrClosed)
+	}
+	j.readers++
+	j.mu.Unlock()
+	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		j.readEnded()
+		return iterator{}, fmt.Errorf("read index: %w", err)
+	}
+	return iterator{it, j}, nil
+}
+
+func (i iterator) Close() error {
+	err := i.Iterator.Close()
+	i.j.readEnded()
+	return err
+}
+
+func (j *Journal) readEnded() {
+	j.mu.Lock()
+	j.readers--
+	if j.freed {
+		j.broadcastLocked()
+	}
+	j.mu.Unlock()
 }
 
 // broadcastLocked wakes everybody who waits for a change of state.

@@ -26,6 +26,14 @@ func (l Lineage) Owner(s Seq) (Interval, bool) {
 	return Interval{}, false
 }
 
+// written is l without an interval at its end that holds nothing yet.
+func (l Lineage) written() Lineage {
+	if n := len(l); n > 0 && l[n-1].Last < l[n-1].First {
+		return l[:n-1]
+	}
+	return l
+}
+
 // Holds reports whether p lies in l.
 func (l Lineage) Holds(p Position) bool {
 	i, ok := l.Owner(p.Seq)
@@ -123,6 +131,7 @@ func Relate(ours []Branch, ourHead EpochID, theirs []Branch, theirHead EpochID) 
 	if err != nil {
 		return Relation{}, fmt.Errorf("relate histories: theirs: %w", err)
 	}
+	ol, tl = startedBoth(ol, tl), startedBoth(tl, ol)
 	r := Relation{Ours: find(ours, ourHead), Theirs: find(theirs, theirHead)}
 	switch {
 	case len(tl) == 0 && len(ol) == 0:
@@ -141,9 +150,12 @@ func Relate(ours []Branch, ourHead EpochID, theirs []Branch, theirHead EpochID) 
 		r.Kind = Unrelated
 		return r, nil
 	}
-	if chainsDiffer(common, ours, theirs) {
-		r.Kind = Diverged
-		return r, nil
+	for _, i := range ol { // wherever both know a chain value of what they share
+		p := Position{i.Epoch, min(i.Last, common.Seq)}
+		if i.First <= common.Seq && chainsDiffer(p, ours, theirs) {
+			r.Kind = Diverged
+			return r, nil
+		}
 	}
 	ourEnd, theirEnd := lastOf(ol), lastOf(tl)
 	switch {
@@ -159,6 +171,19 @@ func Relate(ours []Branch, ourHead EpochID, theirs []Branch, theirHead EpochID) 
 		r.Kind, r.OurTail = Diverged, ourEnd.Epoch == common.Epoch
 	}
 	return r, nil
+}
+
+// startedBoth is l without an epoch at its end that holds nothing here but is
+// known to the other side: its parent is where l really ends.
+func startedBoth(l, other Lineage) Lineage {
+	if w := l.written(); len(w) < len(l) {
+		for _, i := range other {
+			if i.Epoch == l[len(l)-1].Epoch {
+				return w
+			}
+		}
+	}
+	return l
 }
 
 func lastOf(l Lineage) Position { i := l[len(l)-1]; return Position{i.Epoch, i.Last} }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sort"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2"
 )
 
 // spot is a frame's place and what is known of it.
@@ -20,9 +18,9 @@ type spot struct {
 
 // sampleBefore is the newest sample of an epoch at or before seq s.
 func (j *Journal) sampleBefore(ordinal uint32, s Seq) (_ sample, _ bool, err error) {
-	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: sampleKey(ordinal, 0), UpperBound: sampleKey(ordinal+1, 0)})
+	it, err := j.iterate(sampleKey(ordinal, 0), sampleKey(ordinal+1, 0))
 	if err != nil {
-		return sample{}, false, fmt.Errorf("read index: %w", err)
+		return sample{}, false, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	if !it.SeekLT(sampleKey(ordinal, s+1)) {
@@ -177,7 +175,10 @@ func (j *Journal) seqAt(i Interval, t time.Time) (Seq, bool, error) {
 			if at, err = j.overTrailer(at); err == nil {
 				continue
 			}
-			return s, found, nil // the end of the log
+			if s >= i.Last {
+				return s, found, nil
+			}
+			return 0, false, &DamageError{Hop: "read", Epoch: i.Epoch, Seq: s + 1, File: segmentName(at.segment), Offset: at.offset, What: err.Error()}
 		}
 		if err != nil {
 			return 0, false, err

@@ -75,7 +75,9 @@ func spansOf(l Lineage, turns []turn, carry bool) []Span {
 				members[t.volume] = true
 			}
 		case KindGap:
-			end(t.seq, t.gap.Cause, t.gap.Detail)
+			if synced[t.volume] { // a disk that joins closes nothing for the others
+				end(t.seq, t.gap.Cause, t.gap.Detail)
+			}
 			delete(synced, t.volume)
 		case KindSynced:
 			members[t.volume], synced[t.volume] = true, true
@@ -144,10 +146,7 @@ func (j *Journal) settled(ctx context.Context) (Lineage, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	if k := len(l); k > 0 && l[k-1].Last < l[k-1].First {
-		l = l[:k-1]
-	}
-	return l, j.waitIndexed(ctx, n, s)
+	return l.written(), j.waitIndexed(ctx, n, s)
 }
 
 // pointAt is the point at record p, or a *NoPointError.

@@ -8,14 +8,16 @@ import (
 )
 
 // AppendFrame is the replica's side: it reads one frame of size bytes from r, as
-// stored at the peer, verifies identity, order, every cell and the chain, and
+// stored at the peer, verifies identity, order, every byte and the chain, and
 // appends it. claimed, unless zero, must be the chain value after it. It returns
 // where the journal stands then; dup says that the frame was held already and was
 // only read. The frame is durable when WaitDurable says so.
 //
 // Errors: ErrLowerEpoch, ErrNotContiguous, ErrUnknownParent, ErrWrongJournal,
-// ErrIncompatible, ErrFull, ErrFenced while a Writer is in charge, *DamageError.
-// After any error the journal is as before. One caller at a time.
+// ErrIncompatible, ErrReadOnly, ErrFull, ErrFenced once a Writer is in charge,
+// *DamageError, what r returns. After any of them the journal is as before: the
+// header, without which there is no frame, is written last. One caller at a time;
+// r may block without holding up anybody else.
 func (j *Journal) AppendFrame(ctx context.Context, r io.Reader, size int64, claimed Chain) (c Cursor, dup bool, err error) {
 	c, dup, err = j.appendFrame(ctx, r, size, claimed)
 	if err != nil {
@@ -38,34 +40,30 @@ func (j *Journal) appendFrame(ctx context.Context, r io.Reader, size int64, clai
 		}
 		return Cursor{Position: Position{h.Epoch, h.Last}}, held, noEOF(err)
 	}
-	if recs[0].kind == KindEpoch {
-		// The epoch before must be whole before another begins.
-		if err := j.drain(ctx); err != nil {
-			return Cursor{}, false, err
-		}
-	}
-	j.fileMu.Lock()
-	defer j.fileMu.Unlock()
-	e, before, err := j.admit(h, recs)
+	a, err := j.admit(ctx, h, recs)
 	if err != nil {
 		return Cursor{}, false, err
 	}
-	if err := j.makeRoom(h, true); err != nil {
+	if err := j.land(a); err != nil {
 		return Cursor{}, false, err
 	}
-	chain, bad, err := frameScan(h, recs, meta, before, r, j.o.faults.headerOnlyCRC, func(p []byte, at int64) error {
-		_, err := j.out.file.WriteAt(p, j.out.at+at)
-		return fullOr(err)
+	chain, bad, err := frameScan(h, recs, meta, a.before, r, j.o.faults.headerOnlyCRC, func(p []byte, at int64) error {
+		if at == 0 {
+			return nil // the header goes last
+		}
+		return j.fill(a, p, at)
 	})
 	switch {
+	case errors.Is(err, errBadFrame):
+		return Cursor{}, false, damaged(h, err)
 	case err != nil:
 		return Cursor{}, false, err
 	case bad >= 0:
-		return Cursor{}, false, &DamageError{Hop: "receive", Volume: j.volumeOf(recs[bad].volume), Epoch: h.Epoch, Seq: h.First + Seq(bad), Offset: recs[bad].payload, What: "checksum of a cell differs"}
+		return Cursor{}, false, &DamageError{Hop: "receive", Volume: j.volumeOf(recs[bad].volume), Epoch: h.Epoch, Seq: h.First + Seq(bad), Offset: recs[bad].payload, What: damagedBytes}
 	case claimed != Chain{} && claimed != chain:
 		return Cursor{}, false, &DamageError{Hop: "receive", Epoch: h.Epoch, Seq: h.First, What: "chain value differs from the sender's"}
 	}
-	if err := j.accept(h, recs, e, chain); err != nil {
+	if err := j.accept(a, meta, chain); err != nil {
 		return Cursor{}, false, err
 	}
 	return Cursor{Position{h.Epoch, h.Last}, chain}, false, nil
@@ -82,27 +80,27 @@ func readMeta(r io.Reader, size int64) (frameHeader, []byte, []*record, error) {
 		err = badFrame("%d bytes announced, %d in its header", size, h.Bytes)
 	}
 	if err != nil {
-		return h, nil, nil, damaged(err)
+		return h, nil, nil, damaged(h, err)
 	}
 	meta = append(meta, make([]byte, h.MetaBytes-frameHeaderBytes)...)
 	if _, err := io.ReadFull(r, meta[frameHeaderBytes:]); err != nil {
 		return h, nil, nil, noEOF(err)
 	}
-	if err := checkMeta(meta); err != nil {
-		return h, nil, nil, damaged(err)
+	if err := checkMeta(h, meta); err != nil {
+		return h, nil, nil, damaged(h, err)
 	}
 	rs, err := decodeRecords(h, meta)
 	if err != nil {
-		return h, nil, nil, damaged(err)
+		return h, nil, nil, damaged(h, err)
 	}
 	return h, meta, pointers(rs), nil
 }
 
-func damaged(err error) error {
+func damaged(h frameHeader, err error) error {
 	if errors.Is(err, ErrIncompatible) {
 		return err
 	}
-	return &DamageError{Hop: "receive", What: err.Error()}
+	return &DamageError{Hop: "receive", Epoch: h.Epoch, Seq: h.First, What: err.Error()}
 }
 
 // holds reports that a frame is here already.
@@ -110,70 +108,152 @@ func (j *Journal) holds(h frameHeader) (bool, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
-	case j.readOnly:
+	case j.readOnly || h.Features.readOnly():
 		return false, ErrReadOnly
 	case j.err != nil:
 		return false, j.err
 	case !j.running || j.closing:
 		return false, ErrClosed
 	}
-	o := j.ordinalLocked(h.Epoch)
+	n := len(j.branches)
+	o := int(j.ordinalLocked(h.Epoch))
 	if o == 0 {
+		if n > 0 && h.Number <= j.branches[n-1].Number {
+			return false, fmt.Errorf("%w: epoch %d after %d", ErrLowerEpoch, h.Number, j.branches[n-1].Number)
+		}
 		return false, nil
 	}
 	end := j.branches[o-1].Last.Seq
-	if int(o) == len(j.branches) {
+	if o == n {
 		end = j.written
 	}
 	if h.Last <= end {
 		return true, nil
 	}
-	if int(o) < len(j.branches) {
-		return false, fmt.Errorf("%w: epoch %d after %d", ErrLowerEpoch, h.Number, j.branches[len(j.branches)-1].Number)
+	if o < n {
+		return false, fmt.Errorf("%w: epoch %d after %d", ErrLowerEpoch, h.Number, j.branches[n-1].Number)
 	}
 	return false, nil
 }
 
-// admit decides whether a frame goes on from what is held. fileMu is held.
-func (j *Journal) admit(h frameHeader, recs []*record) (*Epoch, Chain, error) {
-	j.mu.Lock()
-	if j.writer != nil {
-		j.mu.Unlock()
-		return nil, Chain{}, fmt.Errorf("%w: this site is the primary", ErrFenced)
-	}
-	n := len(j.branches)
-	same := n > 0 && j.branches[n-1].ID == h.Epoch
-	j.mu.Unlock()
-	if same { // the chain value before it must be known first
-		if err := j.waitFor(context.Background(), func() bool { return j.chained[len(j.chained)-1].Seq >= j.written }); err != nil {
-			return nil, Chain{}, err
-		}
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	e, before, err := j.follows(h, recs)
-	if err != nil || e == nil || e.Parent.IsZero() {
-		return e, before, err
-	}
-	for _, b := range j.branches { // same names over different bytes are found here
-		if b.Last.Position == e.Parent.Position && b.Last.Chain != e.Parent.Chain {
-			return nil, Chain{}, &DamageError{Hop: "receive", Epoch: h.Epoch, Seq: h.First, What: "the parent's chain value differs from ours"}
-		}
-	}
-	return e, before, nil
+// arrival is a frame on its way into a segment.
+type arrival struct {
+	h       frameHeader
+	recs    []*record
+	before  Chain
+	begins  *Epoch // it begins this epoch
+	fork    forkPoint
+	segment uint64 // where it lands
+	offset  int64
 }
 
-// accept makes a frame that lies in the segment the newest one.
-func (j *Journal) accept(h frameHeader, recs []*record, e *Epoch, chain Chain) error {
-	if e != nil {
-		if err := j.beginReceived(*e); err != nil {
-			return err
+// admit decides whether a frame goes on from what is held.
+func (j *Journal) admit(ctx context.Context, h frameHeader, recs []*record) (*arrival, error) {
+	if recs[0].kind == KindEpoch { // the epoch before must be whole before another begins
+		if err := j.drain(ctx); err != nil {
+			return nil, err
 		}
+	} else if err := j.waitFor(ctx, func() bool { return j.chained[len(j.chained)-1].Seq >= j.written }); err != nil {
+		return nil, err // the chain value before it must be known first
+	}
+	a := &arrival{h: h, recs: recs}
+	var err error
+	j.mu.Lock()
+	a.begins, a.before, err = j.follows(h, recs)
+	differs := err == nil && a.begins == nil && j.recent.contradicts(h)
+	j.mu.Unlock()
+	if differs {
+		return nil, &DamageError{Hop: "receive", Epoch: h.Epoch, Seq: h.ChainSeq, What: "the sender's chain value differs from ours"}
+	}
+	if err != nil || a.begins == nil {
+		return a, err
+	}
+	parent := a.begins.Parent
+	if a.fork, err = j.forkAt(ctx, parent.Position); err != nil || parent.IsZero() {
+		return a, err
+	}
+	ours, err := j.chainOf(parent.Position)
+	if err == nil && ours != parent.Chain { // same names over different bytes
+		err = &DamageError{Hop: "receive", Epoch: h.Epoch, Seq: h.First, What: "the parent's chain value differs from ours"}
+	}
+	return a, err
+}
+
+// land finds the place for a frame.
+func (j *Journal) land(a *arrival) error {
+	j.fileMu.Lock()
+	defer j.fileMu.Unlock()
+	if err := j.mayReceive(); err != nil {
+		return err
+	}
+	data := false
+	for _, r := range a.recs {
+		data = data || r.kind.hasPayload()
 	}
 	j.mu.Lock()
-	w := &written{ordinal: uint32(len(j.branches)), h: h, recs: recs, segment: j.out.number, offset: j.out.at, chain: chain, end: recs[len(recs)-1].time}
-	j.next = h.Last + 1
-	for _, r := range recs {
+	total := j.bytes + a.h.Bytes
+	j.mu.Unlock()
+	if q := j.o.QuotaBytes; data && q > 0 && total > q {
+		return fmt.Errorf("quota of %d bytes: %w", q, ErrFull)
+	}
+	if err := j.outcome(j.makeRoom(a.h, data)); err != nil {
+		return err
+	}
+	a.segment, a.offset = j.out.number, j.out.at
+	return nil
+}
+
+// mayReceive is why no frame may be received, or nil.
+func (j *Journal) mayReceive() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.err != nil:
+		return j.err
+	case !j.running || j.closing:
+		return ErrClosed
+	case j.writer != nil:
+		return fmt.Errorf("%w: this site is the primary", ErrFenced)
+	}
+	return nil
+}
+
+// outcome makes a failure to write terminal, but for a lack of space.
+func (j *Journal) outcome(err error) error {
+	if err == nil || errors.Is(err, ErrFull) {
+		return err
+	}
+	return j.fail(fmt.Errorf("write received frame: %w", err))
+}
+
+// fill writes a part of a frame to its place.
+func (j *Journal) fill(a *arrival, p []byte, at int64) error {
+	j.fileMu.Lock()
+	defer j.fileMu.Unlock()
+	if err := j.mayReceive(); err != nil {
+		return err
+	}
+	_, err := j.out.file.WriteAt(p, a.offset+at)
+	return j.outcome(fullOr(err))
+}
+
+// accept writes a verified frame's header and makes it the newest frame.
+func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
+	j.fileMu.Lock()
+	defer j.fileMu.Unlock()
+	if err := j.mayReceive(); err != nil {
+		return err
+	}
+	if _, err := j.out.file.WriteAt(meta, a.offset); err != nil {
+		return j.outcome(fullOr(err))
+	}
+	j.mu.Lock()
+	if a.begins != nil {
+		_ = j.beginLocked(*a.begins, a.fork) // its record is written
+	}
+	w := &written{ordinal: uint32(len(j.branches)), h: a.h, recs: a.recs, segment: a.segment, offset: a.offset, chain: chain, end: a.recs[len(a.recs)-1].time}
+	j.next = a.h.Last + 1
+	for _, r := range a.recs {
 		if r.kind == KindVolume {
 			var b volumeBody
 			if decodeBody(r.body, &b) == nil {
@@ -185,30 +265,5 @@ func (j *Journal) accept(h frameHeader, recs []*record, e *Epoch, chain Chain) e
 	j.lastTime = later(j.lastTime, w.end)
 	j.mu.Unlock()
 	j.advance(w, nil)
-	return nil
-}
-
-// beginReceived is fork for an epoch that another site began.
-func (j *Journal) beginReceived(e Epoch) error {
-	l, err := j.lineageAt(e.Parent.Position)
-	if err != nil {
-		return err
-	}
-	volumes, err := j.volumesIn(l)
-	if err != nil {
-		return err
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if d := j.durableLocked().Cursor; len(j.branches) > 0 && d.Epoch == j.branches[len(j.branches)-1].ID {
-		j.branches[len(j.branches)-1].Last = d
-	}
-	end := j.chained[len(j.chained)-1]
-	end.Cursor, end.Start, end.Epochs = e.Parent, 0, len(j.branches)
-	j.branches = append(j.branches, Branch{Epoch: e, Last: e.Parent})
-	j.lineage = append(l, Interval{e.ID, e.Number, e.First(), e.Parent.Seq})
-	j.chained = []frameEnd{end}
-	j.written, j.synced, j.indexed = e.Parent.Seq, e.Parent.Seq, e.Parent.Seq
-	j.volumes = volumes
 	return nil
 }

@@ -47,16 +47,16 @@ func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 func (k Kind) hasPayload() bool { return k == KindWrite || k == KindFill }
 func (k Kind) hasExtent() bool  { return k >= KindWrite && k <= KindFill }
 
-// Flags of a record.
-const (
-	flagCompressed = 1 << 0
-	flagSealed     = 1 << 1
+// Bit 0 of a record's flags is for a compressed payload, bit 1 for a sealed one.
+// This version writes neither and refuses both.
+
+var (
+	errNoFrame  = errors.New("no frame here")
+	errBadFrame = errors.New("bad frame")
 )
 
-var errNoFrame = errors.New("no frame here")
-
 func badFrame(format string, args ...any) error {
-	return fmt.Errorf("bad frame: "+format, args...)
+	return fmt.Errorf("%w: %w", errBadFrame, fmt.Errorf(format, args...))
 }
 
 // record is one decoded or to-be-encoded record.
@@ -74,6 +74,7 @@ type record struct {
 	cells    []uint32 // CRC32C a cell, of records with payload
 	data     []byte   // to be written; nil in a decoded record
 	volumeID cbt.VolumeID
+	undo     func() // takes back what recording it changed, when it is refused; under mu
 }
 
 // cellsOf is how many 4 KiB cells of the volume e touches.

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/novacron/afterimage/cbt"
 )
@@ -20,9 +23,16 @@ import (
 // been durable (ErrTailLost).
 func (j *Journal) recover() error {
 	j.chained = []frameEnd{{}}
+	if err := j.syncNewest(); err != nil {
+		return err
+	}
 	known, err := j.loadIndex()
 	if err != nil {
-		return err
+		j.o.Log.Warn("index does not read; building it anew from the segments", "dir", j.dir, "err", err)
+		known = through{}
+		if err := j.resetIndex(); err != nil {
+			return err
+		}
 	}
 	err = j.replayTail()
 	if err == nil && known.Seq > 0 && j.behind(known.Position) {
@@ -40,6 +50,24 @@ func (j *Journal) recover() error {
 	return j.setLineage()
 }
 
+// syncNewest makes what the newest segment holds durable: after the death of a
+// process it may lie in the page cache alone, and all that is recovered counts as
+// durable. Older segments were synced when they were sealed.
+func (j *Journal) syncNewest() error {
+	ns, err := j.segmentList()
+	if err != nil || len(ns) == 0 {
+		return err
+	}
+	f, err := j.o.FS.OpenReadWrite(j.segs.path(ns[len(ns)-1]), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.SyncData(), f.Close(), syncDir(j.o.FS, j.segs.dir)); err != nil {
+		return fmt.Errorf("sync newest segment: %w", err)
+	}
+	return nil
+}
+
 // behind reports that p is not held.
 func (j *Journal) behind(p Position) bool {
 	n := len(j.branches)
@@ -55,7 +83,7 @@ func (j *Journal) resetIndex() error {
 		return fmt.Errorf("remove index: %w", err)
 	}
 	j.branches, j.levels, j.through = nil, make(map[uint32]uint16), through{}
-	j.chained, j.written, j.bytes = []frameEnd{{}}, 0, 0
+	j.chained, j.recent, j.written, j.bytes = []frameEnd{{}}, recent{}, 0, 0
 	return j.openIndex()
 }
 
@@ -100,11 +128,12 @@ func (j *Journal) loadIndex() (through, error) {
 	}
 	j.through = t
 	j.through.frameEnd = t.Durable
+	j.readOnly = t.ReadOnly
 	return t, nil
 }
 
 func (j *Journal) scanPrefix(prefix byte, f func(k, v []byte) error) (err error) {
-	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefix}, UpperBound: []byte{prefix + 1}})
+	it, err := j.iterate([]byte{prefix}, []byte{prefix + 1})
 	if err != nil {
 		return err
 	}
@@ -120,15 +149,25 @@ func (j *Journal) scanPrefix(prefix byte, f func(k, v []byte) error) (err error)
 // replayTail reads segments from the durable place on and leaves the journal's
 // state at the last valid frame.
 func (j *Journal) replayTail() error {
+	if err := j.scanVolumeOrdinals(); err != nil {
+		return err
+	}
 	at := j.through.frameEnd
-	j.chained = []frameEnd{at}
+	j.chained, j.recent = []frameEnd{at}, recentFrom(at.Cursor)
 	j.written, j.headTime, j.lastTime = at.Seq, at.Time, at.Time
 	if at.Segment == 0 {
 		at.Segment, at.Offset = 1, pageBytes
 	} else if err := j.checkDurable(at); err != nil {
 		return err
 	}
+	entered := uint64(0)
 	for {
+		if at.Segment != entered {
+			if err := j.checkHeader(at.Segment); err != nil {
+				return err
+			}
+			entered = at.Segment
+		}
 		w, err := j.readFrame(at.Segment, at.Offset)
 		var damage *DamageError
 		switch {
@@ -150,7 +189,7 @@ func (j *Journal) replayTail() error {
 				return j.tailLost(at)
 			}
 			return j.endAt(next, next.Offset == 0)
-		case errors.Is(err, ErrIncompatible):
+		case err != nil && !torn(err):
 			return err
 		case err != nil:
 			if j.provenLater(at.Segment, at.Offset, j.written+1) {
@@ -158,12 +197,26 @@ func (j *Journal) replayTail() error {
 			}
 			return j.endAt(at, false)
 		}
-		j.readOnly = j.readOnly || w.h.Features.readOnly()
+		if w.h.Features.readOnly() {
+			j.readOnly, j.through.ReadOnly = true, true
+		}
 		if err := j.replayed(w); err != nil {
 			return err
 		}
 		at = j.through.frameEnd
 	}
+}
+
+// torn reports that err, met where a frame was looked for, may be what a crash
+// left: half a frame, or a whole one of the place's former life. An error of the
+// device, another group's frame or one of a newer version never is.
+func torn(err error) bool {
+	for _, e := range []error{errBadFrame, io.ErrUnexpectedEOF, ErrNotContiguous, ErrUnknownParent, ErrLowerEpoch} {
+		if errors.Is(err, e) {
+			return !errors.Is(err, ErrIncompatible)
+		}
+	}
+	return false
 }
 
 func (j *Journal) tailLost(at frameEnd) error {
@@ -179,10 +232,14 @@ func (j *Journal) checkDurable(at frameEnd) error {
 	if err == nil && (h.Last != at.Seq || h.Epoch != at.Epoch) {
 		err = fmt.Errorf("found epoch %s, records %d to %d", h.Epoch.Short(), h.First, h.Last)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
+		j.readOnly = j.readOnly || h.Features.readOnly()
 		return nil
-	}
-	if j.provenLater(at.Segment, at.Offset, at.Seq) {
+	case errors.Is(err, ErrIncompatible):
+		return err
+	case h.Last == at.Seq && h.Epoch == at.Epoch, j.provenLater(at.Segment, at.Offset, at.Seq):
+		// It is there, or was: damage, not a loss. The index knows what it held.
 		j.o.Log.Error("damaged frame found at open", "segment", segmentName(at.StartSegment), "offset", at.Start, "err", err)
 		return nil
 	}
@@ -218,7 +275,7 @@ func (j *Journal) readFrame(segment uint64, off int64) (*written, error) {
 	w.h.Chain = before
 	if bad >= 0 {
 		return w, &DamageError{Hop: "open", Volume: j.volumeOf(recs[bad].volume), Epoch: h.Epoch, Seq: h.First + Seq(bad),
-			File: segmentName(segment), Offset: off + recs[bad].payload, What: "checksum of a cell differs"}
+			File: segmentName(segment), Offset: off + recs[bad].payload, What: damagedBytes}
 	}
 	return w, nil
 }
@@ -286,6 +343,12 @@ func (j *Journal) replayed(w *written) error {
 	}
 	j.written, j.headTime, j.lastTime = w.h.Last, w.end, later(j.lastTime, w.end)
 	j.chained = j.chained[len(j.chained)-1:]
+	for _, r := range w.recs {
+		var b volumeBody
+		if r.kind == KindVolume && decodeBody(r.body, &b) == nil {
+			j.names[b.Ordinal] = b.ID
+		}
+	}
 	return nil
 }
 
@@ -329,7 +392,7 @@ func (j *Journal) nextSegment(at frameEnd) (next frameEnd, ended bool, err error
 func (j *Journal) checkHeader(n uint64) error {
 	page := make([]byte, pageBytes)
 	if err := j.segs.readAt(n, page, 0); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 		return err
@@ -347,36 +410,50 @@ func (j *Journal) checkHeader(n uint64) error {
 	return nil
 }
 
-// provenLater looks behind a place for a valid frame which says that record s of
-// the newest epoch had been durable.
+// provenLater looks behind a place for proof that record s of the newest epoch, or
+// what stood at the place, had been durable: a later segment, for one is synced
+// before the next is made; a frame of a reign of this site which says so; or one of
+// a reign that is not known yet, for its first record was durable before its second
+// was written. What a received frame says of durability was true at its source.
 func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
-	var epoch EpochID
-	if n := len(j.branches); n > 0 {
-		epoch = j.branches[n-1].ID
+	ns, err := j.segmentList()
+	if err != nil {
+		j.o.Log.Error("look for later frames", "err", err)
+		return true // not knowing is no reason to cut the log here
 	}
+	if len(ns) > 0 && ns[len(ns)-1] > segment {
+		return true
+	}
+	ids, err := j.reigns()
+	if err != nil {
+		j.o.Log.Error("look for later frames", "err", err)
+		return true
+	}
+	newest := len(j.branches)
 	page := make([]byte, pageBytes)
-	for ; ; segment, off = segment+1, pageBytes {
-		if there, err := exists(j.o.FS, j.segs.path(segment)); err != nil || !there {
-			return false
+	for off = (off + pageBytes - 1) &^ (pageBytes - 1); j.segs.readAt(segment, page, off) == nil; off += pageBytes {
+		if string(page[:4]) != frameMagic {
+			continue
 		}
-		for off = (off + pageBytes - 1) &^ (pageBytes - 1); ; off += pageBytes {
-			if j.segs.readAt(segment, page, off) != nil {
-				break
-			}
-			if string(page[:4]) != frameMagic {
-				continue
-			}
-			h, _, err := j.segs.frameAt(segment, off)
-			if err == nil && h.Identity == j.identity && (h.Epoch == epoch || epoch.IsZero()) && h.First > s && h.Durable >= s {
+		h, _, err := j.segs.frameAt(segment, off)
+		if err != nil || h.Identity != j.identity || !slices.Contains(ids, h.Epoch) {
+			continue
+		}
+		switch int(j.ordinalOf(h.Epoch)) {
+		case 0:
+			return true
+		case newest:
+			if h.First > s && h.Durable >= s {
 				return true
 			}
 		}
 	}
+	return false
 }
 
 // endAt makes a place the end of the log, where the next frame goes.
 func (j *Journal) endAt(at frameEnd, fresh bool) error {
-	j.out = output{number: at.Segment, at: at.Offset, fresh: fresh, tail: j.chained[len(j.chained)-1].Cursor}
+	j.out = output{number: at.Segment, at: at.Offset, fresh: fresh, tail: j.chained[len(j.chained)-1].Position}
 	if fresh {
 		j.out.at = pageBytes
 	}
@@ -425,6 +502,7 @@ func (j *Journal) scanVolumeOrdinals() error {
 			return err
 		}
 		j.ordinals = max(j.ordinals, b.Ordinal)
+		j.names[b.Ordinal] = b.ID
 		return nil
 	})
 }
@@ -437,6 +515,9 @@ func (j *Journal) checkAnchor() error {
 	ok, err := j.site.recall(anchorKey, &a)
 	if err != nil || !ok || a.IsZero() {
 		return err
+	}
+	if last := j.chained[len(j.chained)-1].Cursor; last.Position == a.Position && last.Chain != a.Chain {
+		return &DamageError{Hop: "open", Epoch: a.Epoch, Seq: a.Seq, File: "segments", What: "the head's chain value is not the one the journal was closed with"}
 	}
 	if j.behind(a.Position) {
 		return fmt.Errorf("%w: the journal was closed at record %d of epoch %s and ends at %d", ErrTailLost, a.Seq, a.Epoch.Short(), j.written)
@@ -463,5 +544,5 @@ func (j *Journal) volumeOf(ordinal uint32) cbt.VolumeID {
 			return id
 		}
 	}
-	return cbt.VolumeID{}
+	return j.names[ordinal]
 }

@@ -9,6 +9,9 @@ import (
 	"github.com/zeebo/blake3"
 )
 
+// damagedBytes is what is wrong with a frame whose header and records are right.
+const damagedBytes = "a payload differs from its checksums, or bytes beside it are set"
+
 // scanBytes is how much of a frame is in memory at once.
 const scanBytes = 256 << 10
 
@@ -44,7 +47,8 @@ func cellsIn(recs []*record) ([]cellCheck, error) {
 // frameScan reads the rest of a frame, whose meta has been read and checked, in
 // pieces of scanBytes: it verifies each cell, computes the chain value and hands
 // the pieces to each, with their offset in the frame. bad is the first damaged
-// record, -1 if there is none; a damaged one does not end the scan.
+// record, -1 if there is none; a damaged one does not end the scan. Bytes between
+// the payloads and behind them must be zero, so that no byte goes unchecked.
 func frameScan(h frameHeader, recs []*record, meta []byte, before Chain, rest io.Reader, skipCells bool, each func(p []byte, at int64) error) (chain Chain, bad int, err error) {
 	bad = -1
 	cells, err := cellsIn(recs)
@@ -66,6 +70,9 @@ func frameScan(h frameHeader, recs []*record, meta []byte, before Chain, rest io
 		}
 		_, _ = hash.Write(p)
 		end := at + int64(len(p))
+		if bad < 0 && !skipCells && !zeroOutside(p, at, cells) {
+			bad = 0
+		}
 		for len(cells) > 0 && cells[0].at < end {
 			c := cells[0]
 			from, to := max(c.at, at), min(c.end, end)
@@ -88,6 +95,31 @@ func frameScan(h frameHeader, recs []*record, meta []byte, before Chain, rest io
 	}
 	hash.Sum(chain[:0])
 	return chain, bad, nil
+}
+
+// zeroOutside reports that p, which lies at at in its frame, is zero wherever no
+// cell lies.
+func zeroOutside(p []byte, at int64, cells []cellCheck) bool {
+	end, free := at+int64(len(p)), at
+	for _, c := range cells {
+		if c.at >= end {
+			break
+		}
+		if c.at > free && !allZero(p[free-at:c.at-at]) {
+			return false
+		}
+		free = max(free, c.end)
+	}
+	return free >= end || allZero(p[free-at:])
+}
+
+func allZero(p []byte) bool {
+	for _, b := range p {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func noEOF(err error) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,12 +20,13 @@ import (
 //
 //	header:  | "AiSg" | ver 2 | len 2 | 3 masks | crc 4 | number 8 |
 //	   32    | tenant | group | stream | epoch id (16 each)
-//	   96    | epoch number 8 | first seq 8 | chain in 32 | created 8 | zeros …
+//	   96    | epoch number 8 | first seq 8 | chain 32 | created 8 | chain seq 8 | zeros …
 //	trailer: | "AiTr" | ver 2 | len 2 | 3 masks | crc 4 | number 8 |
 //	   32    | tenant | group | stream | epoch id (16 each)
-//	   96    | epoch number 8 | last seq 8 | chain out 32 | sealed 8 | zeros …
+//	   96    | epoch number 8 | last seq 8 | chain 32 | sealed 8 | chain seq 8 | zeros …
 //
-// Both are CRC32C over the page with the crc zero. A segment that is recycled
+// Both are CRC32C over the page with the crc zero. Chain is, as in a frame, the
+// value after the frame that ends at chain seq, which may lag. A segment that is recycled
 // gets a new header first: frames whose epoch and seq do not follow on from it
 // are of its former life.
 const (
@@ -41,6 +43,7 @@ type segmentPage struct {
 	Epoch    EpochID
 	EpochNum uint64
 	Seq      Seq // header: of the first frame; trailer: the last of the last frame
+	ChainSeq Seq
 	Chain    Chain
 	Time     time.Time
 }
@@ -63,6 +66,7 @@ func (s *segmentPage) encode() []byte {
 	le.PutUint64(b[104:], uint64(s.Seq))
 	copy(b[112:], s.Chain[:])
 	le.PutUint64(b[144:], uint64(s.Time.UnixNano()))
+	le.PutUint64(b[152:], uint64(s.ChainSeq))
 	le.PutUint32(b[20:], crc32.Checksum(b, castagnoli))
 	return b
 }
@@ -79,12 +83,12 @@ func decodeSegmentPage(b []byte, magic string) (segmentPage, error) {
 	page := append([]byte(nil), b[:pageBytes]...)
 	le.PutUint32(page[20:], 0)
 	if crc32.Checksum(page, castagnoli) != le.Uint32(b[20:]) {
-		return s, errors.New("checksum of segment page differs")
+		return s, badFrame("checksum of segment page differs")
 	}
 	s = segmentPage{
 		Magic: magic, Features: features{le.Uint32(b[8:]), le.Uint32(b[12:]), le.Uint32(b[16:])},
 		Number: le.Uint64(b[24:]), EpochNum: le.Uint64(b[96:]), Seq: Seq(le.Uint64(b[104:])),
-		Time: time.Unix(0, int64(le.Uint64(b[144:]))),
+		Time: time.Unix(0, int64(le.Uint64(b[144:]))), ChainSeq: Seq(le.Uint64(b[152:])),
 	}
 	copy(s.Identity.Tenant[:], b[32:])
 	copy(s.Identity.Group[:], b[48:])
@@ -116,6 +120,7 @@ type segments struct {
 	mu   sync.Mutex // guards open and tick
 	open map[uint64]*openSegment
 	tick uint64
+	shut bool // closed for good
 }
 
 type openSegment struct {
@@ -132,6 +137,9 @@ func (s *segments) path(n uint64) string { return s.fs.PathJoin(s.dir, segmentNa
 func (s *segments) acquire(n uint64) (*openSegment, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.shut {
+		return nil, ErrClosed
+	}
 	f := s.open[n]
 	if f == nil {
 		file, err := s.fs.Open(s.path(n))
@@ -172,6 +180,7 @@ func (s *segments) evictLocked() {
 func (s *segments) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.shut = true
 	for n, f := range s.open {
 		_ = f.Close() // opened for reading only
 		delete(s.open, n)
@@ -200,8 +209,8 @@ func (s *segments) readAt(n uint64, p []byte, off int64) error {
 func (s *segments) frameAt(n uint64, off int64) (frameHeader, []byte, error) {
 	first := make([]byte, pageBytes)
 	if err := s.readAt(n, first, off); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return frameHeader{}, nil, errNoFrame
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", errNoFrame, err)
 		}
 		return frameHeader{}, nil, err
 	}
@@ -214,9 +223,12 @@ func (s *segments) frameAt(n uint64, off int64) (frameHeader, []byte, error) {
 		meta = make([]byte, h.MetaBytes)
 		copy(meta, first)
 		if err := s.readAt(n, meta[pageBytes:], off+pageBytes); err != nil {
-			return h, nil, badFrame("records cut short: %v", err)
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				err = badFrame("records cut short")
+			}
+			return h, nil, err
 		}
 	}
 	meta = meta[:h.MetaBytes]
-	return h, meta, checkMeta(meta)
+	return h, meta, checkMeta(h, meta)
 }

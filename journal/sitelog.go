@@ -53,6 +53,10 @@ func openSiteLog(fs vfs.FS, dir string) (*siteLog, error) {
 		return nil, fmt.Errorf("open site log: %w", err)
 	}
 	l.file = f
+	// What is read may have reached no more than the page cache.
+	if err := errors.Join(f.Sync(), syncDir(fs, dir)); err != nil {
+		return nil, errors.Join(fmt.Errorf("sync site log: %w", err), f.Close())
+	}
 	if err := l.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open site log: %w", err), f.Close())
 	}
@@ -170,11 +174,14 @@ func (l *siteLog) remember(key string, v any) error {
 	return nil
 }
 
+// rewriteLocked puts the live values into a new file. A failure before the new
+// file takes the old one's place leaves the old one in use: the next call tries
+// again. After that nothing is known of either.
 func (l *siteLog) rewriteLocked() error {
 	tmp := l.fs.PathJoin(l.dir, siteRewriteName)
 	f, err := l.fs.Create(tmp, vfs.WriteCategoryUnspecified)
 	if err != nil {
-		return fmt.Errorf("rewrite site log: %w", err)
+		return nil
 	}
 	var out []byte
 	var chain Chain
@@ -188,15 +195,17 @@ func (l *siteLog) rewriteLocked() error {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("rewrite site log: %w", err)
+		return nil
 	}
-	if err := l.fs.Rename(tmp, l.fs.PathJoin(l.dir, siteLogName)); err != nil {
-		return fmt.Errorf("rewrite site log: %w", err)
-	}
-	if err := syncDir(l.fs, l.dir); err != nil {
-		return fmt.Errorf("rewrite site log: %w", err)
+	err = l.fs.Rename(tmp, l.fs.PathJoin(l.dir, siteLogName))
+	if err == nil {
+		err = syncDir(l.fs, l.dir)
 	}
 	_ = l.file.Close() // the old file is gone from the directory
+	if err != nil {
+		l.file = nil
+		return fmt.Errorf("rewrite site log: %w: %w", ErrFailed, err)
+	}
 	l.file, err = l.fs.OpenReadWrite(l.fs.PathJoin(l.dir, siteLogName), vfs.WriteCategoryUnspecified)
 	if err != nil {
 		l.file = nil
@@ -229,6 +238,29 @@ func (l *siteLog) close() error {
 	f := l.file
 	l.file = nil
 	return f.Close()
+}
+
+// makeDir makes dir and what is missing above it, durably.
+func makeDir(fs vfs.FS, dir string) error {
+	top := dir
+	for {
+		there, err := exists(fs, top)
+		up := fs.PathDir(top)
+		if there || err != nil || up == top {
+			break
+		}
+		top = up
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for at := dir; at != top; {
+		at = fs.PathDir(at)
+		if err := syncDir(fs, at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func syncDir(fs vfs.FS, dir string) error {

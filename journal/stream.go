@@ -21,12 +21,13 @@ type Frame struct {
 	Reader              io.Reader
 }
 
-// Stream yields durable frames along the current lineage, in order. One goroutine
-// uses it.
+// Stream yields durable frames along the current lineage, in order. When a fork
+// leaves what it has yielded outside the lineage it ends with ErrNotContiguous: the
+// two sites must find out anew where they stand. One goroutine uses it.
 type Stream struct {
 	j     *Journal
 	at    spot
-	after Position // last record that the reader holds
+	after Position // last record of the lineage that the reader holds
 	found bool
 }
 
@@ -63,16 +64,17 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 		}
 		at := s.at
 		s.at.offset += h.Bytes
-		if !s.wanted(h) {
+		last, ok := s.wanted(h)
+		if !ok {
 			continue
 		}
 		recs, err := decodeRecords(h, meta)
 		if err != nil {
 			return Frame{}, &DamageError{Hop: "stream", Epoch: h.Epoch, Seq: h.First, File: segmentName(at.segment), Offset: at.offset, What: err.Error()}
 		}
-		s.after = Position{h.Epoch, h.Last}
+		s.after = Position{h.Epoch, last}
 		return Frame{
-			First: Position{h.Epoch, h.First}, Last: s.after, FirstTime: recs[0].time, LastTime: recs[len(recs)-1].time,
+			First: Position{h.Epoch, h.First}, Last: Position{h.Epoch, h.Last}, FirstTime: recs[0].time, LastTime: recs[len(recs)-1].time,
 			Bytes: h.Bytes, Records: h.Count, Reader: io.LimitReader(&sectionOf{s.j.segs, at.segment, at.offset}, h.Bytes),
 		}, nil
 	}
@@ -80,14 +82,20 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 
 // waitMore returns once there is a durable record of the lineage after s.after.
 func (s *Stream) waitMore(ctx context.Context) error {
-	return s.j.waitFor(ctx, func() bool {
-		n := len(s.j.branches)
-		if n == 0 {
+	left := false
+	err := s.j.waitFor(ctx, func() bool {
+		if len(s.j.branches) == 0 {
 			return false
 		}
-		d := s.j.durableLocked()
-		return d.Seq > s.after.Seq || (d.Epoch != s.after.Epoch && d.Epoch == s.j.branches[n-1].ID && s.after.Seq < d.Seq)
+		if left = !s.after.IsZero() && !s.j.lineage.Holds(s.after); left {
+			return true
+		}
+		return s.j.durableLocked().Seq > s.after.Seq
 	})
+	if err == nil && left {
+		err = fmt.Errorf("record %s: %w: a fork left it outside the current lineage", s.after, ErrNotContiguous)
+	}
+	return err
 }
 
 // begin finds the first frame to look at.
@@ -104,17 +112,16 @@ func (s *Stream) begin() error {
 	return nil
 }
 
-// wanted reports that a frame goes on from s.after in the current lineage.
-func (s *Stream) wanted(h frameHeader) bool {
-	if h.Last <= s.after.Seq {
-		return false
-	}
+// wanted reports that a frame goes on from s.after in the current lineage, and the
+// last of its records that lies in it.
+func (s *Stream) wanted(h frameHeader) (Seq, bool) {
 	for _, i := range s.j.Lineage() {
 		if i.Epoch == h.Epoch {
-			return h.First <= i.Last
+			last := min(h.Last, i.Last)
+			return last, h.First <= i.Last && last > s.after.Seq
 		}
 	}
-	return false
+	return 0, false
 }
 
 // Close frees the stream.
@@ -127,6 +134,9 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 	if err != nil {
 		return err
 	}
+	if !after.IsZero() && !l.Holds(after) {
+		return fmt.Errorf("replay after %s: %w: not in the current lineage", after, ErrNotContiguous)
+	}
 	if len(l) == 0 || lastOf(l).Seq <= after.Seq {
 		return nil
 	}
@@ -134,9 +144,9 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 	if err != nil {
 		return err
 	}
-	byOrdinal := make(map[uint32]cbt.VolumeID)
-	for id, v := range vs {
-		byOrdinal[v.Ordinal] = id
+	byOrdinal := make(map[uint32]volumeBody)
+	for _, v := range vs {
+		byOrdinal[v.Ordinal] = v
 	}
 	at := spot{segment: 1, offset: pageBytes}
 	if !after.IsZero() {
@@ -165,7 +175,7 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 	return nil
 }
 
-func (j *Journal) replayFrame(l Lineage, at spot, h frameHeader, meta []byte, done Seq, ids map[uint32]cbt.VolumeID, each func(Seq, cbt.Event) error) (Seq, error) {
+func (j *Journal) replayFrame(l Lineage, at spot, h frameHeader, meta []byte, done Seq, ids map[uint32]volumeBody, each func(Seq, cbt.Event) error) (Seq, error) {
 	recs, err := decodeRecords(h, meta)
 	if err != nil {
 		return done, err
@@ -176,7 +186,8 @@ func (j *Journal) replayFrame(l Lineage, at spot, h frameHeader, meta []byte, do
 			continue
 		}
 		done = s
-		ev := cbt.Event{Volume: ids[r.volume], Extent: r.extent}
+		v := ids[r.volume]
+		ev := cbt.Event{Volume: v.ID, Extent: r.extent}
 		switch r.kind {
 		case KindWrite, KindFill:
 			ev.Kind, ev.Data = cbt.EventWrite, make([]byte, r.extent.Length)
@@ -193,6 +204,13 @@ func (j *Journal) replayFrame(l Lineage, at spot, h frameHeader, meta []byte, do
 		case KindTrim:
 			ev.Kind = cbt.EventTrim
 		default:
+			continue
+		}
+		if ev.Extent.End() > v.Size { // from before the volume shrank
+			ev.Extent.Length = max(v.Size-ev.Extent.Offset, 0)
+			ev.Data = ev.Data[:min(int64(len(ev.Data)), ev.Extent.Length)]
+		}
+		if ev.Extent.Length == 0 {
 			continue
 		}
 		if err := each(s, ev); err != nil {
