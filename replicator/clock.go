@@ -40,12 +40,13 @@ func (o offset) known() bool { return !o.local.IsZero() }
 // somewhere between our sending and our hearing, whatever the two ways took.
 // ours sent and heard, theirs received and answered.
 func measure(sent, heard time.Time, received, answered int64) offset {
-	round := heard.Sub(sent) - time.Duration(answered-received)
-	if round < 0 {
-		return offset{} // the peer claims to have taken longer than we waited
+	waited, thought := heard.Sub(sent), time.Duration(answered-received)
+	slack := drift(thought) // the two clocks may differ about how long that was
+	if thought < 0 || thought > waited+slack {
+		return offset{}
 	}
-	middle := sent.Add(heard.Sub(sent) / 2)
-	return offset{local: middle, remote: received + (answered-received)/2, margin: (round + 1) / 2}
+	margin := max(waited-thought, 0)/2 + slack + 1
+	return offset{local: sent.Add(waited / 2), remote: received + int64(thought/2), margin: margin}
 }
 
 // better is the one of o and p that is more exact at now, drift included.

@@ -198,10 +198,9 @@ type relay struct {
 	cut   atomic.Bool
 	wg    sync.WaitGroup
 
-	mu      sync.Mutex // guards all below
-	target  *net.UDPAddr
-	flows   map[string]*net.UDPConn
-	dropped int
+	mu     sync.Mutex // guards all below
+	target *net.UDPAddr
+	flows  map[string]*net.UDPConn
 }
 
 func newRelay(t *testing.T) *relay {
