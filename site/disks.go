@@ -83,12 +83,15 @@ func (h history) Replay(ctx context.Context, after embedded.Place, each func(cbt
 	return h.j.Replay(ctx, at, func(_ journal.Seq, ev cbt.Event) error { return each(ev) })
 }
 
-// beginEpoch waits for the journal to run: its loop starts beside us.
-func (l *life) beginEpoch(ctx context.Context, from journal.Position) (*journal.Writer, error) {
+// awaited is a journal whose loop starts beside us: an epoch begins once it runs.
+type awaited struct{ *journal.Journal }
+
+// BeginEpoch is the journal's, and waits for its loop.
+func (a awaited) BeginEpoch(ctx context.Context, site string, parent journal.Position, atLeast uint64) (*journal.Writer, error) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		w, err := l.j.BeginEpoch(ctx, l.site.cfg.Site, from, 0)
+		w, err := a.Journal.BeginEpoch(ctx, site, parent, atLeast)
 		if err == nil || !isStarting(err) {
 			return w, err
 		}

@@ -14,12 +14,12 @@
 //  1. Open locks the data directory and reads the site's key; Run listens;
 //  2. group.live opens a journal and plays the role: a replica waits for frames
 //     (Site.inbound), a primary reigns;
-//  3. reignFrom begins an epoch, opens the disks (openCaptured: images and a
-//     tracker; openJournaled: after a failover) and blocks;
+//  3. enthrone begins an epoch, crown opens the disks (openCaptured: images and a
+//     tracker; openJournaled: after a failover), rule blocks;
 //  4. a client's write reaches exported, the disk, journal.Writer; the replicator
 //     reads it again through Site.outbound;
-//  5. Serve and Restore read journal.View; Failover hands a promotion to the
-//     waiting life, which then reigns from the point.
+//  5. Serve and Restore read journal.View; Failover makes a plan (plan.go), carries
+//     it out through package recovery, and hands the reign to the waiting life.
 //
 // Without a daemon, Reach opens journals for reading, one command at a time.
 //

@@ -12,6 +12,7 @@ import (
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -21,7 +22,6 @@ var (
 	errStopping = errors.New("the site is stopping")
 	errDetached = errors.New("the group is being closed")
 	errClosed   = errors.New("the view was closed")
-	errPromoted = errors.New("the group is being promoted")
 )
 
 // codes maps what the packages below return to what a user is told. The first
@@ -63,6 +63,18 @@ var codes = []struct {
 	{qemu.ErrLetGo, fault.TapTrouble},
 	{qemu.ErrOptions, fault.TapTrouble},
 	{embedded.ErrImage, fault.ImageTrouble},
+	{recovery.ErrUnfenced, fault.NotFenced},
+	{recovery.ErrRefused, fault.PrimaryAlive},
+	{recovery.ErrOtherPromotion, fault.OperationBusy},
+	{recovery.ErrMachine, fault.MachineTrouble},
+	{recovery.ErrNotRunning, fault.MachineTrouble},
+	{recovery.ErrWrongMachine, fault.MachineTrouble},
+	{recovery.ErrExited, fault.MachineTrouble},
+	{recovery.ErrUnhealthy, fault.MachineTrouble},
+	{recovery.ErrExists, fault.FileExists},
+	{recovery.ErrNotRegular, fault.FileExists},
+	{recovery.ErrNoTool, fault.ToolMissing},
+	{recovery.ErrDiffers, fault.RestoreDiffers},
 	{nbd.ErrUnknownExport, fault.ViewUnknown},
 	{syscall.EADDRINUSE, fault.ListenTrouble},
 	{context.Canceled, fault.Interrupted},

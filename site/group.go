@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -40,10 +41,11 @@ type life struct {
 
 	mu       sync.Mutex // guards all below
 	closing  bool       // no more users
-	role     reignRecord
+	role     recovery.Reign
 	reign    *reign // nil: a replica
-	promote  chan promotion
-	promoted bool // a promotion is under way
+	failover bool   // one is under way
+
+	crowned chan coronation // what a failover has made, for play
 }
 
 // Pauses between attempts at a group that fails.
@@ -112,12 +114,12 @@ func (g *group) live(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, j.Close()) }()
-	r, err := recallRole(j, g.cfg.Role, g.site.o.Now())
+	r, err := firstReign(j, g.cfg.Role, g.site.o.Now())
 	if err != nil {
 		return err
 	}
 	eg, ctx := errgroup.WithContext(ctx)
-	l := &life{group: g, j: j, ctx: ctx, role: r, promote: make(chan promotion)}
+	l := &life{group: g, j: j, ctx: ctx, role: r, crowned: make(chan coronation)}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -164,26 +166,37 @@ func (l *life) end() {
 }
 
 // play is the group's role until ctx ends: a replica waits for records, and for
-// its promotion; then, as a primary from the start, it reigns.
+// a failover; then, as a primary from the start, it reigns. A failover that was
+// interrupted is finished first.
 func (l *life) play(ctx context.Context) error {
-	if !l.roleNow().Role.captures() {
-		select {
-		case <-ctx.Done():
-			return nil
-		case p := <-l.promote:
-			return l.reignFrom(ctx, &p)
-		}
+	if err := l.finishPromotion(ctx); err != nil {
+		return err
 	}
-	return l.reignFrom(ctx, nil)
+	if l.roleNow().Role.Captures() {
+		r, err := l.enthrone(ctx)
+		if err != nil {
+			return err
+		}
+		return l.rule(ctx, r)
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case c := <-l.crowned:
+		if c.err != nil {
+			return c.err
+		}
+		return l.rule(ctx, c.reign)
+	}
 }
 
-func (l *life) roleNow() reignRecord {
+func (l *life) roleNow() recovery.Reign {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.role
 }
 
-func (l *life) setRole(r reignRecord) {
+func (l *life) setRole(r recovery.Reign) {
 	l.mu.Lock()
 	l.role = r
 	l.mu.Unlock()

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -29,15 +29,12 @@ type meters struct {
 	acks     *prometheus.HistogramVec // of disks that this site serves
 	resync   *prometheus.CounterVec
 	unpinned prometheus.Counter
-
-	mu    sync.Mutex // guards names
-	names map[string][]string
 }
 
 func newMeters(s *Site) *meters {
 	m := &meters{
-		registry: prometheus.NewRegistry(), names: map[string][]string{},
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "afterimage_errors_total", Help: "Errors by code, see afterimage explain."}, []string{"code"}),
+		registry: prometheus.NewRegistry(),
+		errors:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "afterimage_errors_total", Help: "Errors by code, see afterimage explain."}, []string{"code"}),
 		acks: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "afterimage_write_ack_duration_seconds", Help: "From a write's arrival to its answer, of disks that this site serves.",
 			Buckets: prometheus.ExponentialBuckets(16e-6, 2, 18)}, []string{"group", "disk"}),
 		resync:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "afterimage_resync_read_bytes_total", Help: "Bytes read again from live disks to close gaps."}, []string{"tenant", "group"}),
@@ -145,7 +142,7 @@ func (c *states) group(set func(*prometheus.Desc, float64, ...string), g control
 	set(descJournal, float64(g.JournalBytes), g.Tenant, g.Name)
 	set(descLimit, float64(g.Quota), g.Tenant, g.Name)
 	set(descSynced, one(g.State == control.StateSynced), g.Tenant, g.Name)
-	set(descPrimary, one(role(g.Role).captures()), g.Tenant, g.Name)
+	set(descPrimary, one(recovery.Role(g.Role).Captures()), g.Tenant, g.Name)
 	set(descSplit, one(g.State == control.StateHalted), g.Tenant, g.Name)
 	set(descGroupUp, one(g.State != control.StateFailed), g.Tenant, g.Name)
 	last := 0.0

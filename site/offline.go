@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -31,13 +32,13 @@ func (s *Site) open(g *group) (*life, func(), error) {
 			s.o.Log.Warn("close journal", "group", g.cfg.Ref(), "err", err)
 		}
 	}
-	r, ok, err := roleIn(j)
+	r, ok, err := recovery.RecallReign(j)
 	if err != nil {
 		shut()
 		return nil, nil, explain("open the journal of "+g.cfg.Ref(), err)
 	}
 	if !ok {
-		r.Role = role(g.cfg.Role)
+		r.Role = recovery.Role(g.cfg.Role)
 	}
 	return &life{group: g, j: j, ctx: context.Background(), role: r}, shut, nil
 }

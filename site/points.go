@@ -76,7 +76,7 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 		if err != nil {
 			return out, err
 		}
-		out.Spans = append(out.Spans, control.Span{First: bare(first), Last: bare(last), Open: sp.Open && l.roleNow().Role.captures(), Ended: string(sp.Ended)})
+		out.Spans = append(out.Spans, control.Span{First: bare(first), Last: bare(last), Open: sp.Open && l.roleNow().Role.Captures(), Ended: string(sp.Ended)})
 	}
 	return out, explain("list points of "+out.Group, listHappenings(ctx, l.j, &out))
 }

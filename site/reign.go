@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 )
 
@@ -56,16 +58,55 @@ func (l *life) volumeStates() []cbt.VolumeStatus {
 	return out
 }
 
-// reignFrom begins an epoch, opens the disks and captures until ctx ends. With a
-// promotion the epoch forks at its point and the outcome is told to who asked.
-func (l *life) reignFrom(ctx context.Context, p *promotion) error {
-	r, err := l.enthrone(ctx, p)
-	if p != nil {
-		p.done <- outcome{reign: r, err: err}
+// coronation is a reign that a failover has made, or why its epoch has none.
+type coronation struct {
+	reign *reign
+	err   error
+}
+
+// firstReign reads the role, and at the first start makes the configured one durable.
+func firstReign(j *journal.Journal, first config.Role, now time.Time) (recovery.Reign, error) {
+	r, ok, err := recovery.RecallReign(j)
+	if err != nil || ok {
+		return r, err
+	}
+	r = recovery.Reign{Role: recovery.Role(first), Since: now}
+	return r, recovery.RememberReign(j, r)
+}
+
+// enthrone begins an epoch at the head and opens the disks.
+func (l *life) enthrone(ctx context.Context) (*reign, error) {
+	w, err := awaited{l.j}.BeginEpoch(ctx, l.site.cfg.Site, journal.Position{}, 0)
+	if err != nil {
+		return nil, err
+	}
+	return l.crown(ctx, w)
+}
+
+// crown opens the disks of w's epoch and makes them the group's: all that can fail
+// before the first write is taken.
+func (l *life) crown(ctx context.Context, w *journal.Writer) (*reign, error) {
+	r := &reign{writer: w}
+	err := l.describe(ctx, w)
+	if err == nil && l.roleNow().Role == recovery.Uncommitted {
+		err = l.openJournaled(ctx, r)
+	} else if err == nil {
+		err = l.openCaptured(ctx, r)
 	}
 	if err != nil {
-		return err
+		return nil, errors.Join(err, closeDisks(r.disks))
 	}
+	l.mu.Lock()
+	l.reign = r
+	l.mu.Unlock()
+	l.site.reignBegan()
+	l.site.repl.Refresh()
+	l.site.o.Log.Info("epoch begins", "group", l.cfg.Ref(), "epoch", w.Epoch().Number, "id", w.Epoch().ID.Short(), "role", l.roleNow().Role)
+	return r, nil
+}
+
+// rule captures until ctx ends.
+func (l *life) rule(ctx context.Context, r *reign) error {
 	g, running := errgroup.WithContext(ctx)
 	for _, d := range r.disks {
 		if d.run != nil {
@@ -81,55 +122,11 @@ func (l *life) reignFrom(ctx context.Context, p *promotion) error {
 		g.Go(func() error { return l.track(running, r) })
 	}
 	g.Go(func() error { <-running.Done(); return nil })
-	err = g.Wait()
+	err := g.Wait()
 	l.mu.Lock()
 	l.reign = nil
 	l.mu.Unlock()
 	return errors.Join(err, closeDisks(r.disks))
-}
-
-// enthrone does all that can fail before the first write is taken.
-func (l *life) enthrone(ctx context.Context, p *promotion) (r *reign, err error) {
-	from := journal.Position{}
-	if p != nil {
-		from = p.from
-	}
-	w, err := l.beginEpoch(ctx, from)
-	if err != nil {
-		return nil, fmt.Errorf("begin epoch: %w", err)
-	}
-	if p != nil {
-		rec := p.record
-		rec.Epoch, rec.ID, rec.Since = w.Epoch().Number, w.Epoch().ID, l.site.o.Now()
-		if err := rememberRole(l.j, rec); err != nil {
-			return nil, err
-		}
-		l.setRole(rec)
-	}
-	r = &reign{writer: w}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, closeDisks(r.disks))
-		}
-	}()
-	if err := l.describe(ctx, w); err != nil {
-		return r, err
-	}
-	if l.roleNow().Role == uncommitted {
-		err = l.openJournaled(ctx, r)
-	} else {
-		err = l.openCaptured(ctx, r)
-	}
-	if err != nil {
-		return r, err
-	}
-	l.mu.Lock()
-	l.reign = r
-	l.mu.Unlock()
-	l.site.reignBegan()
-	l.site.repl.Refresh()
-	l.site.o.Log.Info("epoch begins", "group", l.cfg.Ref(), "epoch", w.Epoch().Number, "id", w.Epoch().ID.Short(), "role", l.roleNow().Role)
-	return r, nil
 }
 
 // describe records what machine the group's disks belong to, so that every point

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 )
@@ -43,7 +44,7 @@ func (s *Site) outbound() []replicator.Group {
 		g.mu.Lock()
 		l := g.life
 		g.mu.Unlock()
-		if l == nil || !l.roleNow().Role.captures() {
+		if l == nil || !l.roleNow().Role.Captures() {
 			continue
 		}
 		paired := slices.DeleteFunc(slices.Clone(g.cfg.Peers), func(name string) bool {
@@ -72,7 +73,7 @@ func (s *Site) inbound(peer string, id journal.Identity, tenant, name string) (r
 		if l == nil {
 			return nil, fmt.Errorf("group %s is not open", g.cfg.Ref())
 		}
-		if r := l.roleNow().Role; r.captures() {
+		if r := l.roleNow().Role; r.Captures() {
 			return guard{l}, fmt.Errorf("%w: it is %s here", replicator.ErrNotReplica, r)
 		}
 		return guard{l}, nil
@@ -111,7 +112,7 @@ func (g guard) AppendFrame(ctx context.Context, r io.Reader, bytes int64, claime
 		return journal.Cursor{}, false, err
 	}
 	defer leave()
-	if g.l.roleNow().Role.captures() {
+	if g.l.roleNow().Role.Captures() {
 		return journal.Cursor{}, false, replicator.ErrNotReplica
 	}
 	return g.l.j.AppendFrame(ctx, r, bytes, claimed)
@@ -266,19 +267,19 @@ func (s *Site) lagsOf(g *group) []replicator.Lag {
 	var out []replicator.Lag
 	r := g.roleIfOpen()
 	for _, l := range s.repl.Lags() {
-		if l.Identity == g.id && (l.Direction == replicator.Outbound) == r.captures() {
+		if l.Identity == g.id && (l.Direction == replicator.Outbound) == r.Captures() {
 			out = append(out, l)
 		}
 	}
 	return out
 }
 
-func (g *group) roleIfOpen() role {
+func (g *group) roleIfOpen() recovery.Role {
 	g.mu.Lock()
 	l := g.life
 	g.mu.Unlock()
 	if l == nil {
-		return role(g.cfg.Role)
+		return recovery.Role(g.cfg.Role)
 	}
 	return l.roleNow().Role
 }

@@ -3,7 +3,6 @@ package site
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -21,9 +21,8 @@ type target struct {
 	path   string
 }
 
-// Restore implements control.API. Every file is written under another name beside its
-// place, synced, read back and compared; only then it is given its name. When
-// the caller goes away or something fails, what was not finished is removed.
+// Restore implements control.API: recovery.Restore for each volume. When the
+// caller goes away or something fails, what was not finished is removed.
 func (s *Site) Restore(ctx context.Context, q control.RestoreRequest, progress func(control.Progress)) (control.Restored, error) {
 	what := "restore " + q.Group
 	began := s.o.Now()
@@ -126,53 +125,19 @@ func extensionOf(format string) string {
 	return ".raw"
 }
 
-// restoreVolume writes t beside its place, has it checked, and puts it there.
-func restoreVolume(ctx context.Context, view *journal.View, t target, q control.RestoreRequest, progress func(control.Progress)) (f control.RestoredFile, err error) {
-	dir := filepath.Dir(t.path)
-	part, err := os.CreateTemp(dir, "."+filepath.Base(t.path)+".part-*")
-	if err != nil {
-		return f, err
-	}
-	kept := false
-	defer func() {
-		cerr := part.Close()
-		if !kept {
-			cerr = errors.Join(cerr, os.Remove(part.Name()))
-		}
-		err = errors.Join(err, cerr)
-	}()
-	f = control.RestoredFile{Volume: t.volume.Name, Path: t.path, Format: q.Format, Bytes: t.volume.Size}
+// restoreVolume writes one volume to its file.
+func restoreVolume(ctx context.Context, view *journal.View, t target, q control.RestoreRequest, progress func(control.Progress)) (control.RestoredFile, error) {
+	o := recovery.RestoreOptions{Format: recovery.Raw, Sparse: q.Format == control.FormatSparse, Overwrite: q.Overwrite}
 	switch q.Format {
 	case control.FormatRaw, control.FormatSparse:
-		err = restoreRaw(ctx, view, t.volume, part, q.Format == control.FormatSparse, &f, progress)
 	case control.FormatQCOW2:
-		err = restoreQCOW2(ctx, view, t.volume, part.Name(), &f, progress)
+		o.Format = recovery.QCOW2
 	default:
-		err = fault.New(fault.Usage, "restore "+q.Group, "format %q is none of raw, sparse, qcow2", q.Format)
+		return control.RestoredFile{}, fault.New(fault.Usage, "restore "+q.Group, "format %q is none of raw, sparse, qcow2", q.Format)
 	}
-	if err != nil {
-		return f, err
+	o.Progress = func(step string, done, total int64) {
+		progress(control.Progress{Step: step + " " + t.volume.Name, Done: done, Total: total})
 	}
-	if err := part.Sync(); err != nil {
-		return f, err
-	}
-	if err := settle(part.Name(), t.path, q.Overwrite); err != nil {
-		return f, err
-	}
-	kept = true
-	return f, syncDir(dir)
+	r, err := recovery.Restore(ctx, view, t.volume, t.path, o)
+	return control.RestoredFile{Volume: t.volume.Name, Path: r.Path, Format: q.Format, Bytes: r.Bytes, Data: r.Data, SHA256: r.SHA256, Verified: err == nil}, err
 }
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-func differs(path, want, got string) error {
-	return fault.New(fault.RestoreDiffers, "verify "+path, "its content has the SHA-256 %s, the point's is %s", got, want)
-}
-
-func step(verb string, v cbt.Volume) string { return fmt.Sprintf("%s %s", verb, v.Name) }

@@ -30,8 +30,6 @@ type Options struct {
 	// Executable is the program whose hidden command "watchdog" is the watchdog;
 	// empty: this process's own.
 	Executable string
-	// Machines starts what a failover brings up; nil: nothing can be started.
-	Machines MachineStarter
 }
 
 func (o Options) withDefaults() Options {

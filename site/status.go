@@ -7,6 +7,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -121,8 +122,8 @@ func (g *group) explainState(line *control.Group, err error, running bool) {
 
 // stateOf judges a group from where its points end, its streams and its volumes.
 // It is pure.
-func stateOf(r role, spans []journal.Span, lags []control.Lag, volumes []cbt.VolumeStatus) (state, detail string) {
-	if !r.captures() {
+func stateOf(r recovery.Role, spans []journal.Span, lags []control.Lag, volumes []cbt.VolumeStatus) (state, detail string) {
+	if !r.Captures() {
 		for _, l := range lags {
 			if l.State == replicator.StateStreaming.String() {
 				return control.StateReceiving, ""

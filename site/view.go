@@ -12,6 +12,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -109,9 +110,9 @@ func (s *Site) viewExports(jv *journal.View, scratch bool) ([]*nbd.Export, []fun
 	var exports []*nbd.Export
 	var layers []func() error
 	for _, vol := range jv.Volumes() {
-		var d nbd.Device = viewDevice{jv, vol.ID}
+		d := recovery.ViewDevice(jv, vol.ID)
 		if scratch {
-			o, err := newOverlay(s.cfg.Data, d, vol.Size)
+			o, err := recovery.NewScratch(d, vol.Size, s.cfg.Data)
 			if err != nil {
 				return exports, layers, err
 			}

@@ -46,7 +46,7 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 		return p.data(plan, func() string { return p.planScreen(plan) })
 	}
 	if len(plan.Refused) > 0 && !q.Force {
-		return fault.New(fault.PrimaryAlive, "fail over "+plan.Group, "%s", strings.Join(plan.Refused, "; ")).With(plan)
+		return refused(plan)
 	}
 	p.note("%s", p.planScreen(plan))
 	if err := p.confirm(c.Bool("yes"), plan.Group, "fail over"); err != nil {
@@ -62,6 +62,17 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 	return p.data(done, func() string { return failedOver(done) })
 }
 
+// refused is the error of a plan that only --force carries out.
+func refused(plan control.Plan) error {
+	code := fault.NotFenced
+	for _, e := range plan.Peers {
+		if e.Reachable && e.Primary {
+			code = fault.PrimaryAlive
+		}
+	}
+	return fault.New(code, "fail over "+plan.Group, "%s", strings.Join(plan.Refused, "; ")).With(plan)
+}
+
 func (p *printer) planScreen(plan control.Plan) string {
 	var b strings.Builder
 	line := func(label, format string, args ...any) {
@@ -70,12 +81,16 @@ func (p *printer) planScreen(plan control.Plan) string {
 	line("group", "%s", plan.Group)
 	line("point", "%s, %s (%s)", seqName(plan.Point), p.when(plan.Point.Time), plan.At)
 	line("epoch", "%d begins there", plan.Epoch)
+	line("fence", "%s", plan.Fence)
 	line("loss", "%s", lossText(plan.Loss))
+	if n := plan.Loss.NeverArrived; n.Records > 0 {
+		line("", "of it never arrived: %s, %s, %s", seconds(n.Seconds), plural(n.Records, "record"), size(n.Bytes))
+	}
 	if plan.Machine != "" {
 		line("machine", "%s", plan.Machine)
 	}
 	if len(plan.Loss.Volumes) > 0 {
-		t := newTable("VOLUME", "WRITES LOST", "BYTES LOST")
+		t := newTable("VOLUME", "WRITES GIVEN UP", "BYTES")
 		for _, v := range plan.Loss.Volumes {
 			t.row(v.Volume, fmt.Sprint(v.Writes), size(v.Bytes))
 		}
@@ -125,11 +140,14 @@ func failedOver(d control.FailedOver) string {
 		fmt.Fprintf(&b, "machine %s is running, QMP %s\n", d.Machine, d.QMP)
 	}
 	if len(d.Exports) > 0 {
-		t := newTable("VOLUME", "SIZE", "EXPORT")
+		t := newTable("VOLUME", "EXPORT")
 		for _, e := range d.Exports {
-			t.row(e.Volume, size(e.Size), e.URI)
+			t.row(e.Volume, e.URI)
 		}
 		b.WriteString("\n" + t.String())
+	}
+	if d.Report != "" {
+		fmt.Fprintf(&b, "report: %s\n", d.Report)
 	}
 	if d.Unfenced {
 		b.WriteString("\nNobody proved that the old primary is off. Keep it off.\n")

@@ -176,20 +176,23 @@ func (s *shape) machine(path string, g Group) {
 			s.report(fault.ConfigReference, s.at(at+".volume"), at, fmt.Sprintf("volume %q is not defined", d.Volume), "the group's volumes: "+volumeNames(g))
 		}
 	}
+	if h := g.Machine.Health; h != nil && h.Prefix == "" {
+		s.absent(path+".health.prefix", "how the line begins that tells that the machine is up")
+	}
 	for i, a := range g.Machine.Args {
 		for _, word := range placeholders(a) {
 			if !known[word] {
-				s.wrong(fmt.Sprintf("%s.args[%d]", path, i), fmt.Sprintf("{%s} stands for nothing", word), "known are {dir}, {serial}, {qmp}, {nbd}, {name}")
+				s.wrong(fmt.Sprintf("%s.args[%d]", path, i), fmt.Sprintf("{%s} stands for nothing", word), "known are {dir}, {name}, {qmp}, {qmp2}, {serial}, {nbd}, {uri:VOLUME}, {disk:VOLUME}")
 			}
 		}
 	}
 }
 
 // known are the words that may stand in braces in machine arguments.
-var known = map[string]bool{"dir": true, "serial": true, "qmp": true, "nbd": true, "name": true}
+var known = map[string]bool{"dir": true, "serial": true, "qmp": true, "qmp2": true, "nbd": true, "name": true}
 
-// placeholders are the words in braces of arg that look like ours: letters only.
-// Braces of JSON (-blockdev '{"driver":…}') do not.
+// placeholders are the words in braces of arg that look like ours: letters and
+// digits only. Braces of JSON (-blockdev '{"driver":…}') do not.
 func placeholders(arg string) []string {
 	var words []string
 	for {
@@ -198,7 +201,7 @@ func placeholders(arg string) []string {
 			return words
 		}
 		word, tail, ok := strings.Cut(rest, "}")
-		if ok && word != "" && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz") == "" {
+		if ok && word != "" && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz0123456789") == "" {
 			words, rest = append(words, word), tail
 		}
 		arg = rest

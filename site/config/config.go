@@ -98,7 +98,15 @@ type Machine struct {
 	Binary string        `yaml:"binary"`
 	Disks  []MachineDisk `yaml:"disks"`
 	Args   []string      `yaml:"args,omitempty"`
-	Ready  Duration      `yaml:"ready,omitempty"` // how long its QMP may take to answer
+	Ready  Duration      `yaml:"ready,omitempty"` // how long QEMU may take until it runs
+	Health *Health       `yaml:"health,omitempty"`
+}
+
+// Health is a line on the serial console that tells that the machine is up; Args
+// must have it written: -serial file:{serial}.
+type Health struct {
+	Prefix  string   `yaml:"prefix"`
+	Timeout Duration `yaml:"timeout,omitempty"`
 }
 
 // MachineDisk makes a volume, served by this site, the block node ID of the
@@ -106,13 +114,15 @@ type Machine struct {
 //
 //	-blockdev driver=nbd,node-name=ID,server.type=unix,server.path=…,export=…
 //
-// before Args, which attach the node to a device:
+// before Args, which attach the node to a device (errors stop the guest there
+// unless Args say otherwise):
 //
-//	-device virtio-blk-pci,drive=ID,werror=stop,rerror=stop
+//	-device virtio-blk-pci,drive=ID
 //
-// In Args {dir}, {serial}, {qmp}, {nbd} and {name} stand for the machine's
-// directory, a file for its serial port, its QMP socket, this site's NBD socket
-// and its name.
+// In Args {dir}, {name}, {qmp}, {qmp2}, {serial} and {nbd} stand for the machine's
+// directory, its name, its two QMP sockets, a file for its serial port and this
+// site's NBD socket, {uri:VOLUME} and {disk:VOLUME} for where a volume is served
+// (recovery.Machine).
 type MachineDisk struct {
 	Volume string `yaml:"volume"`
 	ID     string `yaml:"id"`

@@ -24,6 +24,7 @@ type Plan struct {
 	Loss     Loss       `json:"loss"`
 	Peers    []PlanPeer `json:"peers"`
 	Machine  string     `json:"machine,omitempty"`
+	Fence    string     `json:"fence"` // unknown, proven
 	Steps    []string   `json:"steps"`
 	Warnings []string   `json:"warnings,omitempty"`
 	// Refused says which check speaks against it; --force overrides.
@@ -35,12 +36,20 @@ type Plan struct {
 // source that is known here. The true loss may be larger by what the source
 // wrote after its last heartbeat: Unheard seconds ago.
 type Loss struct {
-	Known   bool         `json:"known"` // false: no head of the source was ever heard
-	Seconds float64      `json:"seconds"`
-	Writes  uint64       `json:"writes"`
-	Bytes   int64        `json:"bytes"`
-	Unheard float64      `json:"unheard_seconds"`
-	Volumes []VolumeLoss `json:"volumes,omitempty"`
+	Known        bool         `json:"known"` // false: no head of the source was ever heard
+	Seconds      float64      `json:"seconds"`
+	Writes       uint64       `json:"writes"`
+	Bytes        int64        `json:"bytes"`
+	Unheard      float64      `json:"unheard_seconds"`
+	Volumes      []VolumeLoss `json:"volumes,omitempty"` // of what is held here and given up
+	NeverArrived NeverArrived `json:"never_arrived"`
+}
+
+// NeverArrived is what the source had beyond this site when it was last heard.
+type NeverArrived struct {
+	Seconds float64 `json:"seconds"`
+	Records uint64  `json:"records"`
+	Bytes   int64   `json:"bytes"`
 }
 
 // VolumeLoss is one volume's part of the records held here after the point.
@@ -54,6 +63,7 @@ type VolumeLoss struct {
 type PlanPeer struct {
 	Name      string    `json:"name"`
 	Reachable bool      `json:"reachable"`
+	Primary   bool      `json:"primary,omitempty"` // it captures
 	Epoch     uint64    `json:"epoch,omitempty"`
 	Seq       uint64    `json:"seq,omitempty"`
 	Time      time.Time `json:"time,omitzero"`
@@ -69,4 +79,6 @@ type FailedOver struct {
 	Started    bool               `json:"machine_started"`
 	QMP        string             `json:"qmp,omitempty"`
 	Serial     string             `json:"serial,omitempty"`
+	PID        int                `json:"pid,omitempty"`
+	Report     string             `json:"report,omitempty"` // file with the evidence
 }

@@ -189,4 +189,7 @@ var table = []Entry{
 	{PeerAhead, ExitObjective, "a peer holds more",
 		"A reachable peer holds newer records than this site.",
 		"Fail over there, let it catch up first, or say --force to accept the loss shown."},
+	{NotFenced, ExitSplitBrain, "the old primary is not proven off",
+		"Nobody proved that the old primary is off. Unreachable is not off: it may still run and write a second history.",
+		"Switch it off yourself, look at --dry-run, then say --force; that you did is recorded."},
 }

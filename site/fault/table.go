@@ -74,6 +74,7 @@ const (
 	PlanStale       Code = "AI-E0705"
 	FailoverTrouble Code = "AI-E0706"
 	PeerAhead       Code = "AI-E0707"
+	NotFenced       Code = "AI-E0708"
 )
 
 // Entry explains one code.

@@ -1,0 +1,158 @@
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// PlanFailover implements control.API.
+func (s *Site) PlanFailover(ctx context.Context, q control.FailoverRequest) (control.Plan, error) {
+	l, release, err := s.forFailover(q)
+	if err != nil {
+		return control.Plan{}, err
+	}
+	defer release()
+	plan, err := l.plan(ctx, q)
+	return planOf(plan), explain("plan a failover of "+q.Group, err)
+}
+
+// forFailover gives the life that a failover works on.
+func (s *Site) forFailover(q control.FailoverRequest) (*life, func(), error) {
+	g, err := s.group(q.Group)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !s.running() {
+		return nil, nil, fault.New(fault.NeedsDaemon, "fail over "+q.Group, "a failover is done by the daemon of the replica's site")
+	}
+	return g.use()
+}
+
+// plan collects what is known and asks recovery what a failover would mean.
+func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Plan, error) {
+	what := "plan a failover of " + l.cfg.Ref()
+	if r := l.roleNow().Role; r.Captures() {
+		return recovery.Plan{}, fault.New(fault.NotReplica, what, "the group is %s here already", r)
+	}
+	head := l.j.Head()
+	if head.Position.IsZero() {
+		return recovery.Plan{}, fault.New(fault.NotReplica, what, "nothing of the group has arrived here yet")
+	}
+	pt, err := resolve(ctx, l.j, q.At)
+	if err != nil {
+		return recovery.Plan{}, err
+	}
+	if err := l.j.WaitDurable(ctx, pt.Position); err != nil {
+		return recovery.Plan{}, err
+	}
+	since, err := l.j.Since(ctx, pt.Position)
+	if err != nil {
+		return recovery.Plan{}, err
+	}
+	volumes, err := headVolumes(l.j)
+	if err != nil {
+		return recovery.Plan{}, err
+	}
+	in := recovery.Inputs{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Site: l.site.cfg.Site, Identity: l.id, At: q.At, Point: pt, Head: head, Lineage: l.j.Lineage(),
+		Since: since, Volumes: volumes, Fence: recovery.FenceUnknown, Now: l.site.o.Now()}
+	numbers := map[journal.EpochID]uint64{}
+	for _, b := range l.j.Branches() {
+		numbers[b.ID] = b.Number
+		in.HighestEpoch = max(in.HighestEpoch, b.Number)
+	}
+	in.Peers, in.Source = l.heard(in.Now, head, numbers)
+	if m := l.cfg.Machine; m != nil && !q.NoMachine {
+		in.Machine, in.Health = m.Name, m.Health != nil
+	}
+	return recovery.NewPlan(in), nil
+}
+
+// heard is what this site knows of the others: who answers, and the newest head of
+// the source. The source's head is dated with the newest moment until which
+// everything is known to have arrived, the earliest that it can be of.
+func (l *life) heard(now time.Time, head journal.Head, numbers map[journal.EpochID]uint64) (peers []recovery.PeerHead, source *recovery.SourceHead) {
+	lags := l.site.lagsOf(l.group)
+	for _, name := range l.cfg.Peers {
+		p := recovery.PeerHead{Name: name, Reachable: l.site.peers.get(name).connections > 0}
+		i := slices.IndexFunc(lags, func(lag replicator.Lag) bool { return lag.Peer == name })
+		if i < 0 {
+			peers = append(peers, p)
+			continue
+		}
+		lag := lags[i]
+		p.Reachable = (p.Reachable || lag.Connected) && !silent(lag)
+		p.Primary = lag.State == replicator.StateStreaming
+		p.Head, p.Number = lag.Head, numbers[lag.Head.Epoch]
+		if lag.Known {
+			p.Time = now.Add(-lag.RPO)
+			if source == nil || source.Time.Before(p.Time) {
+				source = &recovery.SourceHead{Peer: name, Head: lag.Head, Number: p.Number, Bytes: lag.Bytes, Time: p.Time}
+			}
+		}
+		peers = append(peers, p)
+	}
+	if source != nil && source.Head.Seq <= head.Seq {
+		source.Bytes = 0
+	}
+	return peers, source
+}
+
+// silent reports that no heartbeat came for several of their intervals though
+// nothing is left to be taken: the source has stopped, or the link has.
+func silent(lag replicator.Lag) bool {
+	return lag.State == replicator.StateStreaming && lag.Known && lag.Records == 0 && lag.RPO > 2*time.Second
+}
+
+// planOf is a plan as it is told.
+func planOf(p recovery.Plan) control.Plan {
+	if p.Group == "" {
+		return control.Plan{}
+	}
+	out := control.Plan{Group: p.Tenant + "/" + p.Group, At: p.At, Point: pointOf(p.Point), Epoch: p.NewEpochNumber, Machine: p.Machine, Warnings: p.Warnings, Digest: p.Digest,
+		Fence: string(p.Fence), Peers: []control.PlanPeer{}, Steps: []string{}}
+	l := p.Loss
+	out.Loss = control.Loss{Known: l.Known, Seconds: l.Seconds, Writes: l.Writes, Bytes: l.Bytes, Unheard: l.UnheardSeconds, Volumes: []control.VolumeLoss{},
+		NeverArrived: control.NeverArrived{Seconds: l.NeverArrived.Seconds, Records: l.NeverArrived.Records, Bytes: l.NeverArrived.Bytes}}
+	for _, v := range l.GivenUp.Volumes {
+		out.Loss.Volumes = append(out.Loss.Volumes, control.VolumeLoss{Volume: v.Volume, Writes: v.Writes, Bytes: v.Bytes})
+	}
+	for _, x := range p.Peers {
+		out.Peers = append(out.Peers, control.PlanPeer{Name: x.Name, Reachable: x.Reachable, Primary: x.Primary, Epoch: x.Number, Seq: uint64(x.Head.Seq), Time: x.Time})
+	}
+	for _, s := range p.Steps {
+		out.Steps = append(out.Steps, fmt.Sprintf("%s: %s", s.Name, s.What))
+	}
+	for _, o := range p.Refused {
+		out.Refused = append(out.Refused, o.Text)
+	}
+	return out
+}
+
+// refusal gives the code of the gravest objection.
+func refusal(what string, p recovery.Plan, err error) error {
+	var r *recovery.RefusedError
+	if !errors.As(err, &r) {
+		return explain(what, err)
+	}
+	code := fault.NotFenced
+	for _, o := range r.Reasons {
+		switch o.Code {
+		case recovery.ObjectionPrimary:
+			code = fault.PrimaryAlive
+		case recovery.ObjectionAhead:
+			if code == fault.NotFenced {
+				code = fault.PeerAhead
+			}
+		}
+	}
+	return fault.Wrap(code, what, err).With(planOf(p))
+}
