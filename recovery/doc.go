@@ -1,0 +1,30 @@
+// Package recovery turns points into running machines, and into files.
+//
+// It promises that a plan shows the whole loss, what the point gives up of what is
+// here and what never arrived; that no promotion goes on without a proven fence
+// unless somebody said so, and then it is recorded as unfenced; that a promotion
+// which is interrupted anywhere and repeated ends as if it had not been; that a
+// machine is never started twice; that a restored file is what the view shows, read
+// back, or is not there. It does not prove fences and it does not ask peers: what
+// they said is an input.
+//
+// The way of a failover:
+//
+//  1. NewPlan (plan.go, loss.go), pure: from what is known to Plan, shown to a person;
+//  2. Promote (promote.go): the intent is durable, then the epoch forks at the point,
+//     then the role (reign.go), then the outcome;
+//  3. the caller serves the volumes over NBD from the new epoch's journal.Writer;
+//  4. Machine.Ensure (machine.go, process.go): QEMU is started, or found running, by
+//     the lock on its pid file and its UUID; it outlives us;
+//  5. Running.Healthy (health.go) waits for a line on its serial console.
+//
+// Failover (failover.go) is these steps in order with the time of each; its Report
+// (report.go, plot.go) is the evidence, as JSON and as one HTML file.
+//
+// Beside it: ViewDevice and Scratch (viewdevice.go, scratch.go) are a view as a disk,
+// read-only and writable; Restore (restore.go, qcow2.go) writes a view to a file.
+//
+// All functions may be called concurrently; one Promote or Ensure of a group or a
+// machine runs at a time, which the caller sees to. The package has no goroutine of
+// its own but the one that reaps a QEMU started by this process.
+package recovery

@@ -1,0 +1,63 @@
+package recovery
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Errors of this package.
+var (
+	// ErrUnfenced: nobody proved that the old primary is off, and nobody said to go
+	// on all the same.
+	ErrUnfenced = errors.New("the old primary is not proven to be off")
+	// ErrRefused is wrapped by *RefusedError.
+	ErrRefused = errors.New("the plan is refused")
+	// ErrOtherPromotion: one with another point or operator was interrupted and has to
+	// be finished first.
+	ErrOtherPromotion = errors.New("another promotion was begun and is not finished")
+	// ErrMachine: a definition cannot be started.
+	ErrMachine = errors.New("the machine's definition is wrong")
+	// ErrNotRunning: no process of the machine is there.
+	ErrNotRunning = errors.New("the machine does not run")
+	// ErrWrongMachine: what runs there is another machine.
+	ErrWrongMachine = errors.New("another machine runs there")
+	// ErrExited: QEMU ended before it ran.
+	ErrExited = errors.New("the machine's QEMU ended")
+	// ErrUnhealthy: the machine runs and its health check did not pass.
+	ErrUnhealthy = errors.New("the machine's health check did not pass")
+	// ErrExists: the target of a restore is there.
+	ErrExists = errors.New("the target exists")
+	// ErrNotRegular: the target of a restore is there and is no regular file.
+	ErrNotRegular = errors.New("the target is no regular file")
+	// ErrNoTool: a program of another package is not installed.
+	ErrNoTool = errors.New("a program is not installed")
+	// ErrDiffers: what was written is not what the view shows.
+	ErrDiffers = errors.New("the restored file differs from the point")
+)
+
+// RefusedError is why a plan may only be carried out by force.
+type RefusedError struct {
+	Group   string
+	Reasons []Objection
+}
+
+func (e *RefusedError) Error() string {
+	var texts []string
+	for _, r := range e.Reasons {
+		texts = append(texts, r.Text)
+	}
+	return fmt.Sprintf("fail over %s: %v: %s", e.Group, ErrRefused, strings.Join(texts, "; "))
+}
+
+// Unwrap makes errors.Is hold for ErrRefused, and for ErrUnfenced where that is a
+// reason.
+func (e *RefusedError) Unwrap() []error {
+	errs := []error{ErrRefused}
+	for _, r := range e.Reasons {
+		if r.Code == ObjectionUnfenced {
+			errs = append(errs, ErrUnfenced)
+		}
+	}
+	return errs
+}

@@ -1,0 +1,142 @@
+package recovery
+
+import (
+	"context"
+	"fmt"
+	"os/user"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+// Failover carries a plan out.
+type Failover struct {
+	Plan     Plan
+	Operator string // default: the user of this process
+	Force    bool   // go on although the plan is refused; recorded
+	History  History
+	// Announce returns once the epoch is durable at every reachable peer. Nil: there
+	// is none.
+	Announce func(ctx context.Context, e journal.Epoch) error
+	// Serve serves the volumes from the new epoch and says where each is, as an NBD
+	// URI by the volume's name. Nil: nobody needs them.
+	Serve   func(ctx context.Context, w *journal.Writer) (map[string]string, error)
+	Machine *Machine // nil: none is started
+	Health  Health
+	Now     func() time.Time // default time.Now
+	Step    func(StepTime)   // hears of every step that ended; may be nil
+}
+
+// StepTime is a step and what it took.
+type StepTime struct {
+	Name    StepName  `json:"name"`
+	Began   time.Time `json:"began"`
+	Seconds float64   `json:"seconds"`
+	Detail  string    `json:"detail,omitempty"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// Outcome is what a failover did, also one that failed: then Failed names the step,
+// and what was done before it stands.
+type Outcome struct {
+	Plan     Plan          `json:"plan"`
+	Operator string        `json:"operator"`
+	Reign    Reign         `json:"reign"`
+	Epoch    journal.Epoch `json:"epoch"`
+	Unfenced bool          `json:"unfenced"`
+	Resumed  bool          `json:"resumed,omitempty"`
+	Steps    []StepTime    `json:"steps"`
+	Began    time.Time     `json:"began"`
+	// RTOSeconds is from the order to the machine running, and healthy where that is
+	// checked; without a machine, to the volumes being served. 0 after a failure.
+	RTOSeconds float64           `json:"rto_seconds"`
+	URIs       map[string]string `json:"uris,omitempty"`
+	Machine    *Running          `json:"machine,omitempty"`
+	Failed     StepName          `json:"failed,omitempty"`
+
+	Writer *journal.Writer `json:"-"`
+}
+
+// Run promotes, serves, starts and checks. What it did is in the Outcome even when
+// it fails. Running it again after an interruption goes on where that was: the
+// promotion is finished, the machine found or started.
+func (f Failover) Run(ctx context.Context) (Outcome, error) {
+	if f.Now == nil {
+		f.Now = time.Now
+	}
+	if f.Operator == "" {
+		f.Operator = "unknown"
+		if u, err := user.Current(); err == nil {
+			f.Operator = u.Username
+		}
+	}
+	out := Outcome{Plan: f.Plan, Operator: f.Operator, Began: f.Now()}
+	order, err := f.Plan.Order(f.Operator, f.Force)
+	if err != nil {
+		return out, err
+	}
+	if f.Machine != nil {
+		if err := f.Machine.validate(); err != nil { // before the epoch, not after it
+			return out, err
+		}
+	}
+	out.Unfenced = order.Fence != FenceProven
+	for _, s := range f.steps(order, &out) {
+		began := f.Now()
+		detail, err := s.do(ctx)
+		t := StepTime{Name: s.name, Began: began, Seconds: f.Now().Sub(began).Seconds(), Detail: detail}
+		if err != nil {
+			t.Error, out.Failed = err.Error(), s.name
+		}
+		out.Steps = append(out.Steps, t)
+		if f.Step != nil {
+			f.Step(t)
+		}
+		if err != nil {
+			return out, fmt.Errorf("fail over %s: %s: %w", f.Plan.Group, s.name, err)
+		}
+	}
+	out.RTOSeconds = f.Now().Sub(out.Began).Seconds()
+	return out, nil
+}
+
+type action struct {
+	name StepName
+	do   func(ctx context.Context) (detail string, err error)
+}
+
+func (f Failover) steps(order Order, out *Outcome) []action {
+	as := []action{{StepPromote, func(ctx context.Context) (string, error) {
+		p, err := Promote(ctx, f.History, order, f.Now())
+		if err != nil {
+			return "", err
+		}
+		out.Writer, out.Reign, out.Resumed, out.Epoch = p.Writer, p.Reign, p.Resumed, p.Writer.Epoch()
+		return fmt.Sprintf("epoch %d, %s", out.Epoch.Number, out.Epoch.ID.Short()), nil
+	}}}
+	if f.Announce != nil {
+		as = append(as, action{StepAnnounce, func(ctx context.Context) (string, error) { return "", f.Announce(ctx, out.Epoch) }})
+	}
+	if f.Serve != nil {
+		as = append(as, action{StepServe, func(ctx context.Context) (_ string, err error) {
+			out.URIs, err = f.Serve(ctx, out.Writer)
+			return fmt.Sprintf("%d volumes", len(out.URIs)), err
+		}})
+	}
+	if f.Machine == nil {
+		return as
+	}
+	as = append(as, action{StepStart, func(ctx context.Context) (_ string, err error) {
+		if out.Machine, err = f.Machine.Ensure(ctx, out.URIs); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("process %d", out.Machine.PID), nil
+	}})
+	if f.Health.Prefix != "" {
+		as = append(as, action{StepHealth, func(ctx context.Context) (string, error) { return out.Machine.Healthy(ctx, f.Health) }})
+	}
+	return as
+}
+
+// Stands reports whether the new epoch exists, whatever failed after it.
+func (o Outcome) Stands() bool { return !o.Epoch.ID.IsZero() }
