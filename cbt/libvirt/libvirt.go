@@ -45,6 +45,15 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// A write may meet the end before the reader does.
+func (w *watched) Write(p []byte) (int, error) {
+	n, err := w.Conn.Write(p)
+	if err != nil {
+		w.end(err)
+	}
+	return n, err
+}
+
 // ready is a dialer for a connection that is there already.
 type ready struct{ net.Conn }
 
