@@ -60,7 +60,6 @@ var codes = []struct {
 	{qemu.ErrNode, fault.TapTrouble},
 	{qemu.ErrNBDServerBusy, fault.TapTrouble},
 	{qemu.ErrMonitor, fault.TapTrouble},
-	{qemu.ErrLetGo, fault.TapTrouble},
 	{qemu.ErrOptions, fault.TapTrouble},
 	{embedded.ErrImage, fault.ImageTrouble},
 	{recovery.ErrUnfenced, fault.NotFenced},

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"strings"
+	"time"
 
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/site/config"
@@ -51,14 +53,48 @@ func (s *Site) findExport(name string) (*life, *disk) {
 	return owner, found
 }
 
-// lookupExport opens a disk for a client.
-func (s *Site) lookupExport(_ context.Context, name string) (*nbd.Export, error) {
+// comingLimit is how long a client may wait for a disk whose group is being
+// opened, less than its handshake may take.
+const comingLimit = 8 * time.Second
+
+// lookupExport opens a disk for a client. A machine that lost us comes back as
+// soon as we listen: while the disk's group is being opened it waits.
+func (s *Site) lookupExport(ctx context.Context, name string) (*nbd.Export, error) {
+	ctx, cancel := context.WithTimeout(ctx, comingLimit)
+	defer cancel()
+	changed := s.reignSignal()
 	l, d := s.findExport(name)
+	for d == nil && s.coming(name) {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %q: its group is not open", nbd.ErrUnknownExport, name)
+		}
+		changed = s.reignSignal()
+		l, d = s.findExport(name)
+	}
 	if d == nil {
 		return nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, name)
 	}
 	return &nbd.Export{Name: name, Description: "afterimage " + l.cfg.Ref() + " " + d.volume.Name, Size: d.volume.Size, MultiConn: true,
 		Device: &exported{site: s, name: name, size: d.volume.Size}}, nil
+}
+
+// coming reports whether name is a disk of a group that captures here, or may, and
+// has not begun to.
+func (s *Site) coming(name string) bool {
+	for _, g := range s.groups {
+		if !strings.HasPrefix(name, g.exportName("")) {
+			continue
+		}
+		g.mu.Lock()
+		l := g.life
+		g.mu.Unlock()
+		if l == nil || l.roleNow().Role.Captures() && l.reigning() == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Site) listExports() []string {

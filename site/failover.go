@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -190,8 +191,11 @@ func (l *life) announce(ctx context.Context, e journal.Epoch) error {
 
 // report writes the evidence of a failover below the data directory.
 func (l *life) report(o recovery.Outcome) (string, error) {
-	now := l.site.o.Now()
-	files, err := recovery.NewReport(o, now).WriteFiles(filepath.Join(l.site.cfg.Data, "reports"), fmt.Sprintf("%s-%s-epoch-%d", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number))
+	dir, now := filepath.Join(l.site.cfg.Data, "reports"), l.site.o.Now()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	files, err := recovery.NewReport(o, now).WriteFiles(dir, fmt.Sprintf("%s-%s-epoch-%d", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number))
 	if err != nil || len(files) == 0 {
 		return "", errors.Join(errors.New("no report"), err)
 	}

@@ -91,6 +91,8 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	switch {
 	case !s.running():
 		line.State, line.Detail = control.StateStopped, ""
+	case r.Role.Captures() && l.reigning() == nil: // the last life's interval is over, its successor has not begun
+		line.State, line.Detail = control.StateStarting, ""
 	case halted != "":
 		line.State, line.Detail = control.StateHalted, halted
 	}
