@@ -29,7 +29,7 @@ var sees = map[string][]string{
 // every package may import them without a circle.
 var leaves = []string{"testbed/scale", "testbed/stamp", "testbed/guest", "testbed/link", "testbed/libvirtd"}
 
-// shown are the leaves that the demo and the benches of cli are made of.
+// shown are the leaves that the demo of cli is made of.
 var shown = []string{"testbed/stamp", "testbed/guest", "testbed/link"}
 
 // pure leaves import the standard library alone: they are the oracle.
@@ -74,8 +74,10 @@ func oursRule(f file, imported string) string {
 		return ""
 	case to == "testbed" && from == "cli" && slices.Contains(shown, imported):
 		return ""
+	case to == "bench" && from == "cli":
+		return "" // `bench NOUN` runs the engines that bench holds
 	case to == "testbed" || to == "bench":
-		return fmt.Sprintf("only tests (leaves: %s), the demo and benches of cli (%s), testbed and bench may",
+		return fmt.Sprintf("only tests (leaves: %s), the demo of cli (%s), testbed and bench may",
 			strings.Join(leaves, " "), strings.Join(shown, " "))
 	case !slices.Contains(sees[from], to):
 		return fmt.Sprintf("imports go cli → site → {replicator, recovery} → journal → cbt; %s does not see %s", from, to)

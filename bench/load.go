@@ -1,0 +1,97 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/testbed/stamp"
+)
+
+// load writes stamp k to slot k mod slots, each when its time has come and the
+// earlier ones of its lane are answered.
+type load struct {
+	r        *rig
+	rng      *rand.Rand
+	writer   uint64
+	answered atomic.Uint64 // every stamp up to here is answered
+
+	mu   sync.Mutex // guards done
+	done map[uint64]bool
+}
+
+func newLoad(r *rig) *load {
+	rng := rand.New(rand.NewPCG(r.o.Seed, 2))
+	return &load{r: r, rng: rng, writer: rng.Uint64(), done: make(map[uint64]bool)}
+}
+
+// run writes until ctx ends. A writer that falls behind its rate does not catch up
+// in a burst: the load is then what the journal takes.
+func (l *load) run(ctx context.Context) error {
+	gap := time.Second / time.Duration(l.r.o.Writes)
+	inFlight := make(chan struct{}, 32)
+	var wg sync.WaitGroup
+	var failed atomic.Pointer[error]
+	filler := make([]byte, l.r.o.WriteBytes)
+	for i := range filler {
+		filler[i] = byte(l.rng.Uint32())
+	}
+	next := time.Now()
+	for k := uint64(1); ctx.Err() == nil && failed.Load() == nil; k++ {
+		now := time.Now()
+		if wait := next.Sub(now); wait > 0 {
+			t := time.NewTimer(wait)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+			}
+			t.Stop()
+		} else if -wait > 20*time.Millisecond {
+			next = now
+		}
+		next = next.Add(gap)
+		select {
+		case inFlight <- struct{}{}:
+		case <-ctx.Done():
+			continue
+		}
+		p := make([]byte, l.r.o.WriteBytes)
+		copy(p, filler)
+		stamp.Stamp{Number: k, Writer: l.writer, Time: time.Now()}.Encode(p)
+		ev := cbt.Event{Kind: cbt.EventWrite, Volume: l.r.volume.ID, Extent: cbt.Extent{Offset: int64(k%slots) * l.r.o.WriteBytes, Length: l.r.o.WriteBytes}, Data: p}
+		pending, err := l.r.writer.Record(ctx, ev) // in order: any prefix holds a gapless range
+		if err != nil {
+			if ctx.Err() == nil {
+				failed.Store(&err)
+			}
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-inFlight }()
+			if err := pending.Wait(context.WithoutCancel(ctx)); err != nil {
+				failed.Store(&err)
+				return
+			}
+			l.answer(k)
+		})
+	}
+	wg.Wait()
+	if err := failed.Load(); err != nil {
+		return errors.Join(errors.New("write load"), *err)
+	}
+	return nil
+}
+
+func (l *load) answer(k uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done[k] = true
+	for n := l.answered.Load() + 1; l.done[n]; n++ {
+		delete(l.done, n)
+		l.answered.Store(n)
+	}
+}
