@@ -149,6 +149,9 @@ type arrival struct {
 
 // admit decides whether a frame goes on from what is held.
 func (j *Journal) admit(ctx context.Context, h frameHeader, recs []*record) (*arrival, error) {
+	if err := j.mayReceive(); err != nil {
+		return nil, err
+	}
 	if recs[0].kind == KindEpoch { // the epoch before must be whole before another begins
 		if err := j.drain(ctx); err != nil {
 			return nil, err
