@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,7 +136,7 @@ func (m *Machine) Boot(t testing.TB) {
 	}
 	m.cmd = exec.Command(m.binary, args...)
 	var said bytes.Buffer
-	m.cmd.Stderr = &said
+	m.cmd.Stderr = io.MultiWriter(&said, t.Output())
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,11 @@ func (m *Machine) Kill() {
 // Do runs a QMP command on the machine's own monitor.
 func (m *Machine) Do(t testing.TB, command string, args map[string]any) {
 	t.Helper()
-	if err := m.Own.Execute(Context(t, 20*time.Second), command, args, nil); err != nil {
+	var in any // a nil map would be sent as null
+	if args != nil {
+		in = args
+	}
+	if err := m.Own.Execute(Context(t, 20*time.Second), command, in, nil); err != nil {
 		t.Fatal(err)
 	}
 }

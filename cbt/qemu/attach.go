@@ -65,9 +65,12 @@ func (d *disk) sweep(ctx context.Context, m *machine) error {
 		if !isOurs(id, j.ID) {
 			continue
 		}
-		// Its server may be a stopped process, which would freeze a cancel.
-		if err := m.yank(ctx, j.ID); err != nil && m.Err() != nil {
-			return err
+		// Another process may serve it, and be a stopped one, which would freeze
+		// a cancel. What this process made it drains itself.
+		if d.made != j.ID {
+			if err := m.yank(ctx, j.ID); err != nil && m.Err() != nil {
+				return err
+			}
 		}
 		if err := m.endJob(ctx, j.ID); err != nil {
 			return err
@@ -106,6 +109,7 @@ func (a *attachment) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.made = t.node
 	d.tracker.announce()
 	if err := m.addTarget(ctx, t.node, d.opts.captureSocket(), t.export); err != nil {
 		return fmt.Errorf("add capture node: %w", err)
@@ -120,6 +124,9 @@ func (a *attachment) run(ctx context.Context) error {
 	}
 	d.advance(stepTapped)
 	if err := a.resync(ctx, found); err != nil {
+		return err
+	}
+	if err := a.settleBitmaps(ctx); err != nil {
 		return err
 	}
 	if err := a.check(ctx); err != nil {
@@ -230,7 +237,7 @@ func (a *attachment) check(ctx context.Context) error {
 }
 
 // remove takes everything but the bitmaps out of the machine. The tap has let
-// go, so its export answers at once and cancelling cannot freeze.
+// go and drains, so that the job ends in order.
 func (a *attachment) remove(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
 	defer cancel()

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,15 +20,19 @@ type commands struct{ Monitor }
 type args map[string]any
 
 // do runs a command with our patience. Running out of it ends the connection:
-// what the command will still do is unknown.
-func (c commands) do(ctx context.Context, name string, a args, result any) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, commandPatience, fmt.Errorf("no reply within %v", commandPatience))
+// what the command will still do is unknown. A caller that leaves does not end
+// it, for it still has to clean up, and commands keep their order.
+func (c commands) do(caller context.Context, name string, a args, result any) error {
+	ctx, cancel := context.WithTimeoutCause(caller, commandPatience, fmt.Errorf("no reply within %v", commandPatience))
 	defer cancel()
 	var in any
 	if a != nil {
 		in = a
 	}
 	err := c.Execute(ctx, name, in, result)
+	if caller.Err() != nil {
+		return errors.Join(context.Cause(caller), err)
+	}
 	if err != nil && !qmp.IsRefused(err) {
 		c.Close()
 		return fmt.Errorf("%w: %w", ErrMonitor, err)
@@ -121,8 +126,10 @@ func (c commands) mirror(ctx context.Context, job, node, target string) error {
 	}, nil)
 }
 
+// cancelJob ends a mirror softly: QEMU drains the guest's writes, then the job
+// completes without a switch to its target. Never with force; see tap.
 func (c commands) cancelJob(ctx context.Context, id string) error {
-	return c.do(ctx, "block-job-cancel", args{"device": id, "force": true}, nil)
+	return c.do(ctx, "block-job-cancel", args{"device": id, "force": false}, nil)
 }
 
 func (c commands) deleteNode(ctx context.Context, node string) error {

@@ -16,6 +16,7 @@ type disk struct {
 	opts    *Options
 	conf    Disk
 	gaps    *gaps
+	made    string // the newest target node that this process added; of the loop in follow
 
 	mu       sync.Mutex // guards what follows
 	volume   cbt.Volume // conf.Volume, with the size that was last agreed on

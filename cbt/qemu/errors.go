@@ -15,8 +15,6 @@ var (
 	ErrNBDServerBusy = errors.New("an NBD server that is not ours runs in this QEMU (name its socket in ReadServer, or stop it)")
 	// ErrMonitor means that no QMP socket answers, or that it went away.
 	ErrMonitor = errors.New("no monitor")
-	// ErrLetGo is returned to requests that arrive at a tap after it let go.
-	ErrLetGo = errors.New("the tap has let go")
 	// ErrOptions is wrapped by New's errors.
 	ErrOptions = errors.New("tracker options")
 

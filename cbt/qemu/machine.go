@@ -96,18 +96,25 @@ func (m *machine) jobError(job string) string {
 }
 
 // endJob cancels a job whose target answers or has gone, and waits until it is
-// no more. A target that is silent must be yanked first: cancelling would freeze
+// no more. A target that is silent must be yanked first: draining would freeze
 // QEMU's main loop.
 func (m *machine) endJob(ctx context.Context, id string) error {
-	if err := m.cancelJob(ctx, id); err != nil && !qmp.IsRefused(err) {
-		return err
-	}
+	const look, unready = 5 * time.Millisecond, time.Second
+	asked, began := false, time.Now()
 	for {
 		j, err := m.job(ctx, id)
 		if err != nil || j == nil {
 			return err
 		}
-		if !rest(ctx, m.Done(), 10*time.Millisecond) {
+		// Before it is ready a job takes even a soft cancel for a hard one.
+		if !asked && (j.Ready || time.Since(began) > unready) {
+			if err := m.cancelJob(ctx, id); err != nil && !qmp.IsRefused(err) {
+				return err
+			}
+			asked = true
+			continue
+		}
+		if !rest(ctx, m.Done(), look) {
 			return errors.Join(context.Cause(ctx), m.Err())
 		}
 	}

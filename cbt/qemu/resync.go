@@ -65,7 +65,7 @@ func (a *attachment) resync(ctx context.Context, found verdict) error {
 func (r *resync) open(ctx context.Context, found verdict) (closeAll func(), err error) {
 	a, m := r.a, r.a.machine
 	var undo []func(context.Context)
-	closeAll = func() {
+	undoAll := func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
 		defer cancel()
 		for i := len(undo) - 1; i >= 0; i-- {
@@ -74,7 +74,7 @@ func (r *resync) open(ctx context.Context, found verdict) (closeAll func(), err 
 	}
 	defer func() {
 		if err != nil {
-			closeAll()
+			undoAll()
 		}
 	}()
 	export, bitmap := freshName(a.disk.conf.Volume.ID, "x"), ""
@@ -113,7 +113,7 @@ func (r *resync) open(ctx context.Context, found verdict) (closeAll func(), err 
 	case r.bitmap != "" && !r.live.HasMetaContext(r.bitmap):
 		return nil, fmt.Errorf("read live disk: %w: %s", nbd.ErrNoMetaContext, r.bitmap)
 	}
-	return closeAll, nil
+	return undoAll, nil
 }
 
 // run fills window by window, then what unaligned writes left to be read again.

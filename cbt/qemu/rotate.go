@@ -15,9 +15,6 @@ const ageBeforeOlderDrops = 2
 // hold keeps the volume synced until the tap ends, and rotates the bitmaps.
 func (a *attachment) hold(ctx context.Context, woken <-chan struct{}) error {
 	const look = 2 * time.Second
-	if err := a.settleBitmaps(ctx); err != nil {
-		return err
-	}
 	poll := time.NewTicker(look)
 	defer poll.Stop()
 	rotate := time.NewTimer(min(2*ageBeforeOlderDrops*a.disk.opts.StallBudget, a.disk.opts.Rotate))
@@ -52,8 +49,9 @@ func (a *attachment) hold(ctx context.Context, woken <-chan struct{}) error {
 }
 
 // settleBitmaps makes them two after a resync: what told the delta stays, and a
-// new one begins beside it. Only now may Memory vouch for the older: all that
-// came before it is durable.
+// new one begins beside it. Now Memory may vouch for the older: all that came
+// before it is durable. It comes before EventSynced, so that no interval ends in
+// more than a delta.
 func (a *attachment) settleBitmaps(ctx context.Context) error {
 	if err := a.disk.opts.Sink.WaitDurable(ctx); err != nil {
 		return a.tap.journalBreak(err)

@@ -13,8 +13,16 @@ import (
 )
 
 // tap is one attachment to one disk: the device behind a capture export. It
-// lives from blockdev-add until it lets go, which it does once and for ever;
-// after that every request is answered with an error and nothing is recorded.
+// lives from blockdev-add until it lets go, which it does once and for ever.
+// From then on it is a drain: it records nothing, and answers every request at
+// once and without an error, until the mirror job has been ended in order. The
+// gap has its place before any such answer matters to another disk (Gate), and
+// the bitmaps know the writes.
+//
+// An error would end the job too, but not safely: QEMU 7.2 frees the mirror's
+// in_flight_bitmap on every exit by error or by forced cancel while guest writes
+// are still under way, and they then clear bits in freed memory (seen by
+// valgrind, and as crashes). A job that is cancelled softly drains first.
 type tap struct {
 	volume cbt.Volume
 	node   string // of the target, inside QEMU
@@ -71,8 +79,9 @@ func (t *tap) letGo(b *breakError) {
 	t.onLetGo(b, open)
 }
 
-// begin admits a request; finish must follow.
-func (t *tap) begin() (uint64, error) {
+// begin admits a request, and finish must follow; or it says that the tap only
+// drains any more.
+func (t *tap) begin() (op uint64, admitted bool) {
 	if late := t.pulse.late(); late > 0 && !t.faults.ignorePause {
 		// We were stopped: the watchdog may have cut other disks loose, and what
 		// waits in this socket may depend on writes that nobody recorded.
@@ -81,11 +90,11 @@ func (t *tap) begin() (uint64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.letting {
-		return 0, t.refusal()
+		return 0, false
 	}
 	t.nextOp++
 	t.ops[t.nextOp] = time.Now()
-	return t.nextOp, nil
+	return t.nextOp, true
 }
 
 func (t *tap) finish(op uint64) {
@@ -117,8 +126,6 @@ func signal(c chan struct{}) {
 	}
 }
 
-func (t *tap) refusal() error { return fmt.Errorf("%w: %w", ErrLetGo, nbd.EIO) }
-
 // oldest is when the oldest request under way began; zero if there is none.
 func (t *tap) oldest() time.Time {
 	t.mu.Lock()
@@ -134,9 +141,9 @@ func (t *tap) oldest() time.Time {
 
 // WriteAt records a guest's write; it returns once the record is safe.
 func (t *tap) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
-	op, err := t.begin()
-	if err != nil {
-		return err
+	op, admitted := t.begin()
+	if !admitted {
+		return nil
 	}
 	defer t.finish(op)
 	return t.answer(t.change(cbt.Extent{Offset: off, Length: int64(len(p))}, func(whole cbt.Extent, edges edges) []cbt.Event {
@@ -152,9 +159,9 @@ func (t *tap) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
 
 // Zero records that e reads as zeros.
 func (t *tap) Zero(_ context.Context, e cbt.Extent, _, _ bool) error {
-	op, err := t.begin()
-	if err != nil {
-		return err
+	op, admitted := t.begin()
+	if !admitted {
+		return nil
 	}
 	defer t.finish(op)
 	return t.answer(t.change(e, func(whole cbt.Extent, edges edges) []cbt.Event {
@@ -165,9 +172,9 @@ func (t *tap) Zero(_ context.Context, e cbt.Extent, _, _ bool) error {
 // Trim records a discard of the whole sectors in e; the rest of it is the
 // guest's to forget.
 func (t *tap) Trim(_ context.Context, e cbt.Extent, _ bool) error {
-	op, err := t.begin()
-	if err != nil {
-		return err
+	op, admitted := t.begin()
+	if !admitted {
+		return nil
 	}
 	defer t.finish(op)
 	first := (e.Offset + cbt.SectorBytes - 1) &^ (cbt.SectorBytes - 1)
@@ -200,15 +207,12 @@ func (t *tap) Status(_ context.Context, e cbt.Extent) ([]nbd.StatusExtent, error
 	return []nbd.StatusExtent{{Length: e.Length}}, nil
 }
 
-// answer turns the first failure of a request into the tap's end.
+// answer turns a request's failure into the tap's end, and is what QEMU hears.
 func (t *tap) answer(err error) error {
-	if err == nil {
-		return nil
-	}
-	if t.live.Err() == nil {
+	if err != nil && t.live.Err() == nil {
 		t.letGo(asBreak(t.journalBreak(err)))
 	}
-	return t.refusal()
+	return nil
 }
 
 // change gives the events of one request to e their place and waits until they
