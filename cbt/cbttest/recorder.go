@@ -27,6 +27,7 @@ type Recorder struct {
 	stopped chan struct{} // while not nil, Record waits for it before it gives a place
 	waiting int           // calls of Record that wait for stopped
 	delay   time.Duration
+	late    time.Duration // of gaps, before they get their place
 	changed chan struct{} // closed and replaced at every change
 }
 
@@ -87,6 +88,16 @@ func (p *pending) Wait(ctx context.Context) error {
 func (r *Recorder) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if ev.Kind == cbt.EventGap && r.late > 0 {
+		late := time.NewTimer(r.late)
+		defer late.Stop()
+		r.mu.Unlock()
+		select {
+		case <-late.C:
+		case <-ctx.Done():
+		}
+		r.mu.Lock()
+	}
 	for r.stopped != nil {
 		stopped := r.stopped
 		r.waiting++
@@ -235,6 +246,13 @@ func (r *Recorder) Delay(d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delay = d
+}
+
+// DelayGaps makes every later gap wait for d before it gets its place.
+func (r *Recorder) DelayGaps(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.late = d
 }
 
 // Break makes Record and WaitDurable return err until Break(nil).

@@ -227,7 +227,9 @@ func testReattach(s *session) {
 // is answered. At every record at which both are synced the second must not be
 // ahead, also while one tap after the other lets go.
 func testOrder(s *session) {
-	s.run(150 * time.Millisecond)
+	const budget = 300 * time.Millisecond
+	s.sink.DelayGaps(budget / 5) // long enough for the second disk to overtake
+	s.run(budget)
 	s.awaitSynced()
 	first, second := s.Guest(0), s.Guest(1)
 	ctx := Context(s, 2*patience)

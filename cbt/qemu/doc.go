@@ -29,7 +29,10 @@
 // A write that ends inside a sector is completed from the head; before the head
 // knows the whole disk its edge sectors are read from the live disk once more.
 // letGo is one-way: it shuts the gate, answers what waits, and gaps.go records
-// the gap and opens the gate (Gate says why).
+// the gap and opens the gate (Gate says why). The tap then drains: it answers
+// without recording until a soft cancel has ended the job. An error or a forced
+// cancel is for dead processes only: QEMU 7.2 uses freed memory then, when guest
+// writes are under way (tap says more). A yank, or our death, cannot avoid it.
 //
 // Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
 // recorder of gaps per disk, and per session one for events and one per disk.
