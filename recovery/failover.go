@@ -120,7 +120,7 @@ func (f Failover) steps(order Order, out *Outcome) []action {
 	if f.Serve != nil {
 		as = append(as, action{StepServe, func(ctx context.Context) (_ string, err error) {
 			out.URIs, err = f.Serve(ctx, out.Writer)
-			return fmt.Sprintf("%d volumes", len(out.URIs)), err
+			return count(len(out.URIs), "volume"), err
 		}})
 	}
 	if f.Machine == nil {

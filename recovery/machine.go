@@ -25,7 +25,7 @@ import (
 // says otherwise: when we are away the guest must stand still, not see errors.
 type Machine struct {
 	Name   string            `json:"name"`
-	Binary string            `json:"binary"`
+	Binary string            `json:"binary"`          // QEMU, or what becomes it by exec
 	Disks  []MachineDisk     `json:"disks,omitempty"` // made nodes before Args, in this order
 	Args   []string          `json:"args"`
 	Vars   map[string]string `json:"vars,omitempty"`

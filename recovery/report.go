@@ -53,7 +53,7 @@ func NewReport(o Outcome, now time.Time) Report {
 var reportHTML string
 
 var reportTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"time": stamp, "seconds": seconds, "size": size,
+	"time": instant, "seconds": seconds, "size": size,
 	"plot": func(r Report) template.HTML {
 		return template.HTML(PlotSVG(r.Curves, PlotOptions{Title: "RPO", Markers: r.Markers, Target: r.RPO.Target})) // PlotSVG escapes
 	},

@@ -18,7 +18,7 @@ func (p Plan) String() string {
 	}
 	row("group", name)
 	row("to site", p.Site)
-	row("point", fmt.Sprintf("%v  %s  (asked: %s)", p.Point, stamp(p.Point.Time), p.At))
+	row("point", fmt.Sprintf("%v  %s  (asked: %s)", p.Point, instant(p.Point.Time), p.At))
 	row("new epoch", fmt.Sprint(p.NewEpochNumber))
 	row("fence", string(p.Fence))
 	if p.Machine != "" {
@@ -40,7 +40,7 @@ func (p Plan) String() string {
 			}
 			head := "never heard"
 			if !x.Head.IsZero() {
-				head = fmt.Sprintf("#%d.%d  %s", x.Number, x.Head.Seq, stamp(x.Time))
+				head = fmt.Sprintf("#%d.%d  %s", x.Number, x.Head.Seq, instant(x.Time))
 			}
 			row("  "+x.Name, state, head)
 		}
@@ -56,7 +56,16 @@ func (p Plan) String() string {
 	for _, o := range p.Refused {
 		fmt.Fprintf(&b, "refused without force: %s\n", o.Text)
 	}
-	return b.String()
+	return trimLines(b.String())
+}
+
+// trimLines takes away what padding leaves at the ends of lines.
+func trimLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	return strings.Join(lines, "\n")
 }
 
 func (l Loss) table(b *strings.Builder) {
@@ -76,13 +85,21 @@ func (l Loss) table(b *strings.Builder) {
 	w.Flush()
 }
 
-func stamp(t time.Time) string { return t.Format(time.RFC3339Nano) }
+func instant(t time.Time) string { return t.Format(time.RFC3339Nano) }
 
 func seconds(s float64) string {
 	if s < 10 {
 		return fmt.Sprintf("%.3f s", s)
 	}
 	return fmt.Sprintf("%.1f s", s)
+}
+
+// count is n of a thing.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // size is n bytes in IEC units.
