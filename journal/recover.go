@@ -527,6 +527,14 @@ func (j *Journal) checkAnchor() error {
 
 // closeCleanly flushes the index and anchors the head.
 func (j *Journal) closeCleanly() error {
+	if j.through.Seq > 0 { // the next opening reads nothing again
+		j.mu.Lock()
+		j.through.Durable = j.chained[0]
+		j.mu.Unlock()
+		if err := j.db.Set([]byte(keyThrough), encodeBody(j.through), pebble.NoSync); err != nil {
+			return fmt.Errorf("write index: %w", err)
+		}
+	}
 	if err := j.db.Flush(); err != nil {
 		return fmt.Errorf("flush index: %w", err)
 	}
