@@ -197,9 +197,9 @@ func steps(in Inputs, number uint64) []Step {
 		}
 	}
 	if reachable > 0 {
-		out = append(out, Step{StepAnnounce, "wait until the epoch is durable at "+count(reachable, "reachable peer")})
+		out = append(out, Step{StepAnnounce, "wait until the epoch is durable at " + count(reachable, "reachable peer")})
 	}
-	out = append(out, Step{StepServe, "serve "+count(len(in.Point.Volumes), "volume")+" from the new epoch"})
+	out = append(out, Step{StepServe, "serve " + count(len(in.Point.Volumes), "volume") + " from the new epoch"})
 	if in.Machine != "" {
 		out = append(out, Step{StepStart, fmt.Sprintf("start machine %s and wait until it runs", in.Machine)})
 		if in.Health {

@@ -94,7 +94,8 @@ func Abandon(m cbt.Memory, now time.Time) error {
 // durable before the next: the intent; the epoch, forked at the point; the role
 // (uncommitted); the outcome. Interrupted anywhere and called again with the same
 // point, it ends as if it had not been: one image, one role, nothing written between
-// the point and the new epoch. Without a proven fence o.Forced must be set
+// the point and the new epoch. Called again with the same plan when all was done, it
+// goes on from the head. Without a proven fence o.Forced must be set
 // (ErrUnfenced), and the reign says Unfenced.
 func Promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, error) {
 	out, err := promote(ctx, h, o, now)
@@ -114,11 +115,11 @@ func promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, 
 	if o.Point.IsZero() || o.Site == "" {
 		return Promoted{}, fmt.Errorf("order without a point or a site: %w", journal.ErrNoPoint)
 	}
-	p, resumed, err := intend(h, o, now)
+	before, _, err := RecallReign(h)
 	if err != nil {
 		return Promoted{}, err
 	}
-	before, _, err := RecallReign(h)
+	p, resumed, err := intend(h, o, before, now)
 	if err != nil {
 		return Promoted{}, err
 	}
@@ -133,23 +134,30 @@ func promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, 
 			return Promoted{}, err
 		}
 	}
-	p.State, p.Ended = PromotionDone, now
-	if err := h.Remember(PromotionKey, p); err != nil {
-		return Promoted{}, fmt.Errorf("remember promotion: %w", err)
+	if p.State != PromotionDone {
+		p.State, p.Ended = PromotionDone, now
+		if err := h.Remember(PromotionKey, p); err != nil {
+			return Promoted{}, fmt.Errorf("remember promotion: %w", err)
+		}
 	}
 	return Promoted{Writer: w, Reign: r, Promotion: p, Resumed: resumed}, nil
 }
 
-// intend makes the intent durable, or finds the one that was interrupted.
-func intend(h History, o Order, now time.Time) (Promotion, bool, error) {
+// intend makes the intent durable, or finds the one that was interrupted. A
+// promotion by the same plan that is done and in effect is found too: what was
+// interrupted then came after it, and its epoch may hold writes.
+func intend(h History, o Order, r Reign, now time.Time) (Promotion, bool, error) {
 	p, ok, err := Newest(h)
 	if err != nil {
 		return p, false, err
 	}
-	if ok && p.State == PromotionBegun {
-		if p.Order.Point != o.Point || p.Order.Site != o.Site {
-			return p, false, fmt.Errorf("%w: to %s, by %q, at %s", ErrOtherPromotion, p.Order.Point, p.Order.Operator, p.Began.Format(time.RFC3339))
-		}
+	same := p.Order.Point == o.Point && p.Order.Site == o.Site
+	switch {
+	case ok && p.State == PromotionBegun && !same:
+		return p, false, fmt.Errorf("%w: to %s, by %q, at %s", ErrOtherPromotion, p.Order.Point, p.Order.Operator, p.Began.Format(time.RFC3339))
+	case ok && p.State == PromotionBegun:
+		return p, true, nil
+	case ok && p.State == PromotionDone && same && o.Plan != "" && p.Order.Plan == o.Plan && r.Promotion == p.ID:
 		return p, true, nil
 	}
 	p = Promotion{ID: cbt.NewID(), State: PromotionBegun, Order: o, Began: now}
