@@ -24,7 +24,7 @@ type View interface {
 // Options of Create.
 type Options struct {
 	Identity journal.Identity  // whose journal the view is of
-	Lineage  journal.Lineage   // that the point ends
+	Lineage  journal.Lineage   // that holds the point; what lies after it is cut off
 	Machines map[string][]byte // definitions at the point, by name
 	Now      func() time.Time  // nil: time.Now
 	// Stored, if not nil, is told of each chunk that was put.
@@ -41,7 +41,11 @@ func Create(ctx context.Context, s Store, view View, o Options) (*Manifest, erro
 		Version: formatVersion, ID: cbt.NewID(), Kind: "full", Identity: o.Identity, Created: o.Now().UTC(),
 		Point: view.Point(), ChunkBytes: ChunkBytes, Machines: o.Machines, Lineage: []Reign{},
 	}
-	for _, i := range o.Lineage {
+	at := m.Point.Position
+	if !at.IsZero() && !o.Lineage.Holds(at) {
+		return nil, fmt.Errorf("create archive of %s: %w", at, ErrLineage)
+	}
+	for _, i := range o.Lineage.Until(at.Seq) {
 		m.Lineage = append(m.Lineage, Reign(i))
 	}
 	put := make(map[Hash]bool)

@@ -14,6 +14,7 @@ var (
 	ErrName         = errors.New("not a name of an object")
 	ErrDamaged      = errors.New("the archive is damaged")
 	ErrIncompatible = errors.New("the archive carries a feature that this version does not know")
+	ErrLineage      = errors.New("the lineage does not hold the point")
 	ErrUnknown      = errors.New("the archive has no such volume")
 )
 
@@ -40,4 +41,9 @@ func (e *DamageError) Error() string {
 }
 
 // Unwrap makes errors.Is hold for ErrDamaged and for the cause.
-func (e *DamageError) Unwrap() []error { return []error{ErrDamaged, e.Cause} }
+func (e *DamageError) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{ErrDamaged}
+	}
+	return []error{ErrDamaged, e.Cause}
+}
