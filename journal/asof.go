@@ -203,7 +203,9 @@ func (a *asOf) fetch(v volumeBody, f found, dst []byte, off int64) error {
 		buf = make([]byte, end-first)
 	}
 	at := f.offset + first - base
-	if err := a.j.segs.readAt(f.segment, buf, at); err != nil {
+	if err := a.j.segs.readAt(f.segment, buf, at); errors.Is(err, ErrClosed) {
+		return err
+	} else if err != nil {
 		return a.damage(v, f, at, err.Error())
 	}
 	crcs := f.crcs

@@ -297,6 +297,9 @@ func TestRecoveredTailIsDurable(t *testing.T) {
 	j := start(t, "j", Options{FS: w.fs, Create: id})
 	v := volume("a", 64<<10)
 	wr := beginWith(t, j.Journal, v)
+	if err := wr.WaitDurable(soon(t)); err != nil {
+		t.Fatal(err)
+	}
 	// From here on the kernel writes nothing back.
 	w.onWrite(func(op errorfs.Op) error {
 		if inSegment(op) && isSync(op) {

@@ -48,6 +48,9 @@ func (j *Journal) frameOf(p Position) (spot, error) {
 				continue
 			}
 		}
+		if errors.Is(err, ErrClosed) {
+			return spot{}, fmt.Errorf("find record %s: %w", p, err)
+		}
 		if err != nil {
 			return spot{}, &DamageError{Hop: "read", Epoch: p.Epoch, Seq: p.Seq, File: segmentName(at.segment), Offset: at.offset, What: err.Error()}
 		}

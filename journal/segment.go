@@ -158,7 +158,9 @@ func (s *segments) acquire(n uint64) (*openSegment, error) {
 func (s *segments) release(f *openSegment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.refs--
+	if f.refs--; s.shut && f.refs == 0 {
+		_ = f.Close() // opened for reading only
+	}
 }
 
 func (s *segments) evictLocked() {
@@ -182,7 +184,9 @@ func (s *segments) close() {
 	defer s.mu.Unlock()
 	s.shut = true
 	for n, f := range s.open {
-		_ = f.Close() // opened for reading only
+		if f.refs == 0 { // else its reader's release closes it
+			_ = f.Close() // opened for reading only
+		}
 		delete(s.open, n)
 	}
 }

@@ -59,6 +59,9 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 				continue
 			}
 		}
+		if errors.Is(err, ErrClosed) {
+			return Frame{}, fmt.Errorf("stream: %w", err)
+		}
 		if err != nil {
 			return Frame{}, &DamageError{Hop: "stream", Epoch: s.after.Epoch, Seq: s.after.Seq + 1, File: segmentName(s.at.segment), Offset: s.at.offset, What: err.Error()}
 		}
@@ -163,6 +166,9 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 			if at, err = j.overTrailer(at); err == nil {
 				continue
 			}
+		}
+		if errors.Is(err, ErrClosed) {
+			return fmt.Errorf("replay: %w", err)
 		}
 		if err != nil {
 			return fmt.Errorf("replay: %w", &DamageError{Hop: "read", Seq: done + 1, File: segmentName(at.segment), Offset: at.offset, What: err.Error()})
