@@ -47,7 +47,7 @@ func lossOf(in Inputs) Loss {
 	l := Loss{GivenUp: givenUp(in)}
 	if s := in.Source; s != nil {
 		l.Known = true
-		l.UnheardSeconds = span(s.Time, in.Now)
+		l.UnheardSeconds = span(s.Heard, in.Now)
 		if s.Head.Seq > in.Head.Seq { // dense along a lineage, so the difference counts
 			l.NeverArrived = NeverArrived{span(in.Head.Time, s.Time), uint64(s.Head.Seq - in.Head.Seq), s.Bytes}
 		}

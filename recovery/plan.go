@@ -38,7 +38,8 @@ type SourceHead struct {
 	Head   journal.Position `json:"head"`
 	Number uint64           `json:"epoch_number,omitempty"`
 	Bytes  int64            `json:"bytes_beyond"` // of its records that are not here
-	Time   time.Time        `json:"time"`         // when that was its head, by this site's clock
+	Time   time.Time        `json:"time"`         // of the head's record, a label like a point's
+	Heard  time.Time        `json:"heard"`        // when that was told, by this site's clock
 }
 
 // Inputs of a plan; all of them are values, so a plan can be made again.

@@ -36,7 +36,7 @@ func inputs() Inputs {
 			{Name: "a", Primary: true, Head: journal.Position{Epoch: epochA, Seq: 9017}, Number: 3, Time: noon.Add(-41 * time.Second)},
 			{Name: "c", Reachable: true, Head: journal.Position{Epoch: epochA, Seq: 8999}, Number: 3, Time: noon.Add(-43 * time.Second)},
 		},
-		Source:  &SourceHead{Peer: "a", Head: journal.Position{Epoch: epochA, Seq: 9017}, Number: 3, Bytes: 70_000, Time: noon.Add(-41 * time.Second)},
+		Source:  &SourceHead{Peer: "a", Head: journal.Position{Epoch: epochA, Seq: 9017}, Number: 3, Bytes: 70_000, Time: noon.Add(-41 * time.Second), Heard: noon.Add(-41 * time.Second)},
 		Machine: "web", Health: true, Now: noon,
 	}
 }

@@ -62,12 +62,14 @@ type Lag struct {
 	Since         time.Time // of State
 	Err           error     // last reason for not streaming, nil while streaming
 
-	Records uint64
-	Bytes   int64
-	RPO     time.Duration // UnknownRPO unless Known
-	Known   bool          // false until the first moment is proven in this process's life
-	Head    journal.Position
-	Durable journal.Cursor // at the replica
+	Records  uint64
+	Bytes    int64
+	RPO      time.Duration // UnknownRPO unless Known
+	Known    bool          // false until the first moment is proven in this process's life
+	Head     journal.Position
+	HeadTime time.Time      // of the head's record, by the source's clock; replica only
+	Heard    time.Time      // replica: when the newest heartbeat came
+	Durable  journal.Cursor // at the replica
 
 	ClockOffset time.Duration // of the peer's clock before ours
 	ClockError  time.Duration // bound of its error; 0 with an unmeasured offset

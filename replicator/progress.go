@@ -110,6 +110,7 @@ func (p *progress) heard(h *heartbeat, arrived time.Time, o offset) {
 	defer p.mu.Unlock()
 	p.offset = o
 	p.lag.Head, p.bytes = h.head, h.bytes
+	p.lag.HeadTime, p.lag.Heard = h.headTime, arrived
 	p.ledger.note(sample{at: h.at, arrived: arrived, seq: h.head.Seq, bytes: h.bytes})
 	if h.safe != 0 {
 		p.prove(sample{at: h.safe, arrived: arrived})

@@ -77,8 +77,7 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 }
 
 // heard is what this site knows of the others: who answers, and the newest head of
-// the source. The source's head is dated with the newest moment until which
-// everything is known to have arrived, the earliest that it can be of.
+// the source. The source's head is dated like a point is: by its record.
 func (l *life) heard(now time.Time, head journal.Head, numbers map[journal.EpochID]uint64) (peers []recovery.PeerHead, source *recovery.SourceHead) {
 	lags := l.site.lagsOf(l.group)
 	for _, name := range l.cfg.Peers {
@@ -94,9 +93,9 @@ func (l *life) heard(now time.Time, head journal.Head, numbers map[journal.Epoch
 		p.Head, p.Number = lag.Head, numbers[lag.Head.Epoch]
 		if lag.Known {
 			p.Time = now.Add(-lag.RPO)
-			if source == nil || source.Time.Before(p.Time) {
-				source = &recovery.SourceHead{Peer: name, Head: lag.Head, Number: p.Number, Bytes: lag.Bytes, Time: p.Time}
-			}
+		}
+		if !lag.Heard.IsZero() && (source == nil || source.Heard.Before(lag.Heard)) {
+			source = &recovery.SourceHead{Peer: name, Head: lag.Head, Number: p.Number, Bytes: lag.Bytes, Time: lag.HeadTime, Heard: lag.Heard}
 		}
 		peers = append(peers, p)
 	}
