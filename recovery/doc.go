@@ -15,7 +15,7 @@
 //     then the role (reign.go), then the outcome;
 //  3. the caller serves the volumes over NBD from the new epoch's journal.Writer;
 //  4. Machine.Ensure (machine.go, process.go): QEMU is started, or found running, by
-//     the lock on its pid file and its UUID; it outlives us;
+//     the lock on its pid file (owner.go) and its UUID (identity.go); it outlives us;
 //  5. Running.Healthy (health.go) waits for a line on its serial console.
 //
 // Failover (failover.go) is these steps in order with the time of each; its Report
@@ -25,6 +25,6 @@
 // read-only and writable; Restore (restore.go, qcow2.go) writes a view to a file.
 //
 // All functions may be called concurrently; one Promote or Ensure of a group or a
-// machine runs at a time, which the caller sees to. The package has no goroutine of
-// its own but the one that reaps a QEMU started by this process.
+// machine runs at a time, which the caller sees to. The goroutines are that of Restore's
+// export, which ends with it, and one that reaps each QEMU started by this process.
 package recovery

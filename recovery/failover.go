@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os/user"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/novacron/afterimage/journal"
@@ -76,7 +78,7 @@ func (f Failover) Run(ctx context.Context) (Outcome, error) {
 		return out, err
 	}
 	if f.Machine != nil {
-		if err := f.Machine.validate(); err != nil { // before the epoch, not after it
+		if err := f.admissible(); err != nil { // before the epoch, not after it
 			return out, err
 		}
 	}
@@ -98,6 +100,14 @@ func (f Failover) Run(ctx context.Context) (Outcome, error) {
 	}
 	out.RTOSeconds = f.Now().Sub(out.Began).Seconds()
 	return out, nil
+}
+
+func (f Failover) admissible() error {
+	talks := func(arg string) bool { return strings.Contains(arg, "{serial}") }
+	if f.Health.Prefix != "" && !slices.ContainsFunc(f.Machine.Args, talks) {
+		return fmt.Errorf("%w: machine %q: its health is read from its serial console, and no argument has {serial}", ErrMachine, f.Machine.Name)
+	}
+	return f.Machine.validate()
 }
 
 type action struct {

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/embedded"
 	"github.com/novacron/afterimage/journal"
@@ -25,7 +23,7 @@ import (
 func emptyMachine(dir string) Machine {
 	return Machine{
 		Name: "empty", Binary: "qemu-system-x86_64", Dir: filepath.Join(dir, "m"), Disks: []MachineDisk{{"root", "disk0"}},
-		Args: []string{"-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"},
+		Args: []string{"-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-chardev", "file,id=s,path={serial}"},
 	}
 }
 
@@ -48,7 +46,7 @@ func TestFailoverInterrupted(t *testing.T) {
 		t.Run(string(at), func(t *testing.T) {
 			ctx := testContext(t)
 			dir := shortDir(t)
-			j := open(t, vfs.Default, t.TempDir(), newIdentity())
+			j := open(t, t.TempDir(), newIdentity())
 			defer j.close(t)
 			v := volume("root", 1<<20)
 			w := begin(t, j, "source")
@@ -154,7 +152,7 @@ func TestEnsureSurvivesItsStarter(t *testing.T) {
 	adopted := 0
 	for range rounds {
 		dir := shortDir(t)
-		j := open(t, vfs.Default, t.TempDir(), newIdentity())
+		j := open(t, t.TempDir(), newIdentity())
 		v := volume("root", 1<<20)
 		w := begin(t, j, "here")
 		synced(t, w, v)
@@ -202,7 +200,7 @@ func starterKilled(t *testing.T, rng *rand.Rand, m Machine, dir, uri string) int
 }
 
 func TestFailoverRefusesBeforeItActs(t *testing.T) {
-	j := open(t, vfs.NewMem(), "j", newIdentity())
+	j := open(t, t.TempDir(), newIdentity())
 	defer j.close(t)
 	v := volume("root", 1<<20)
 	w := begin(t, j, "source")
@@ -210,7 +208,12 @@ func TestFailoverRefusesBeforeItActs(t *testing.T) {
 	plan := NewPlan(Inputs{Group: "g", Site: "here", At: "latest", Point: resolve(t, j.Journal, "latest"), Head: j.Head(), Now: time.Now()})
 	wrong := emptyMachine("/m")
 	wrong.Binary = ""
-	for _, f := range []Failover{{Plan: plan, History: j.Journal}, {Plan: plan, History: j.Journal, Force: true, Machine: &wrong}} {
+	mute := emptyMachine("/m")
+	mute.Args = mute.Args[:1]
+	for _, f := range []Failover{
+		{Plan: plan, History: j.Journal}, {Plan: plan, History: j.Journal, Force: true, Machine: &wrong},
+		{Plan: plan, History: j.Journal, Force: true, Machine: &mute, Health: Health{Prefix: "up"}},
+	} {
 		out, err := f.Run(testContext(t))
 		if !errors.Is(err, ErrUnfenced) && !errors.Is(err, ErrMachine) || out.Stands() {
 			t.Errorf("went on: %v", err)

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/embedded"
 	"github.com/novacron/afterimage/cbt/nbd"
@@ -116,7 +114,7 @@ func TestFailoverBootsGuest(t *testing.T) {
 	defer cancel()
 	const kept, later, more = 700, 60, 150
 	dir := shortDir(t)
-	j := open(t, vfs.Default, t.TempDir(), newIdentity())
+	j := open(t, t.TempDir(), newIdentity())
 	defer j.close(t)
 	v := volume("root", 8<<20)
 	stamped(t, j, v, kept, later)

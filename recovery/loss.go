@@ -38,7 +38,7 @@ type VolumeLoss struct {
 
 // NeverArrived is what the source had beyond this site's head when it was last heard.
 type NeverArrived struct {
-	Seconds float64 `json:"seconds"` // from the newest record here to then
+	Seconds float64 `json:"seconds"` // from the newest record here to its newest
 	Records uint64  `json:"records"`
 	Bytes   int64   `json:"bytes"` // as framed
 }
@@ -47,7 +47,11 @@ func lossOf(in Inputs) Loss {
 	l := Loss{GivenUp: givenUp(in)}
 	if s := in.Source; s != nil {
 		l.Known = true
-		l.UnheardSeconds = span(s.Heard, in.Now)
+		heard := s.Heard
+		if heard.IsZero() {
+			heard = s.Time
+		}
+		l.UnheardSeconds = span(heard, in.Now)
 		if s.Head.Seq > in.Head.Seq { // dense along a lineage, so the difference counts
 			l.NeverArrived = NeverArrived{span(in.Head.Time, s.Time), uint64(s.Head.Seq - in.Head.Seq), s.Bytes}
 		}

@@ -12,7 +12,9 @@ import (
 )
 
 // Machine is the QEMU that a failover starts. It is not our child: it has a session
-// of its own and outlives us, and another life of ours finds it again.
+// of its own and outlives us, and another life of ours finds it again. A service
+// manager that ends all processes of a service (systemd: anything but
+// KillMode=process) would take it along.
 //
 // In Args stand for
 //

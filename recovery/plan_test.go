@@ -36,7 +36,7 @@ func inputs() Inputs {
 			{Name: "a", Primary: true, Head: journal.Position{Epoch: epochA, Seq: 9017}, Number: 3, Time: noon.Add(-41 * time.Second)},
 			{Name: "c", Reachable: true, Head: journal.Position{Epoch: epochA, Seq: 8999}, Number: 3, Time: noon.Add(-43 * time.Second)},
 		},
-		Source:  &SourceHead{Peer: "a", Head: journal.Position{Epoch: epochA, Seq: 9017}, Number: 3, Bytes: 70_000, Time: noon.Add(-41 * time.Second), Heard: noon.Add(-41 * time.Second)},
+		Source:  &SourceHead{Peer: "a", Head: journal.Position{Epoch: epochA, Seq: 9017}, Number: 3, Bytes: 70_000, Time: noon.Add(-41 * time.Second), Heard: noon.Add(-40 * time.Second)},
 		Machine: "web", Health: true, Now: noon,
 	}
 }
@@ -73,7 +73,7 @@ func TestLoss(t *testing.T) {
 	if l.NeverArrived != (NeverArrived{Seconds: 1, Records: 17, Bytes: 70_000}) {
 		t.Errorf("never arrived %+v", l.NeverArrived)
 	}
-	if l.Seconds != 49 || l.Writes != 1007 || l.UnheardSeconds != 41 {
+	if l.Seconds != 49 || l.Writes != 1007 || l.UnheardSeconds != 40 {
 		t.Errorf("together %+v", l)
 	}
 	in := inputs() // an idle group: nothing was written since, so nothing is lost

@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/testbed/scale"
@@ -23,7 +21,7 @@ import (
 // a write after that.
 func restorable(t *testing.T) (*journal.View, cbt.Volume, []byte) {
 	rng := seeded(t)
-	j := open(t, vfs.Default, t.TempDir(), newIdentity())
+	j := open(t, t.TempDir(), newIdentity())
 	t.Cleanup(func() { j.close(t) })
 	v := volume("data", 24<<20)
 	w := begin(t, j, "a")

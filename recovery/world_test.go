@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 )
@@ -75,9 +73,9 @@ type running struct {
 	done chan error
 }
 
-func open(t testing.TB, fs vfs.FS, dir string, id *journal.Identity) *running {
+func open(t testing.TB, dir string, id *journal.Identity) *running {
 	t.Helper()
-	j, err := journal.Open(dir, journal.Options{FS: fs, Create: id})
+	j, err := journal.Open(dir, journal.Options{Create: id})
 	must(t, err)
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{j, stop, make(chan error, 1)}
