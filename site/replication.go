@@ -37,6 +37,12 @@ func (s *Site) newReplicator() (*replicator.Replicator, error) {
 	return replicator.New(o)
 }
 
+// replicates reports whether there is anybody to call or to be called by: a site
+// alone opens no UDP socket.
+func (s *Site) replicates() bool {
+	return s.cfg.Listen != "" || slices.ContainsFunc(s.cfg.Peers, func(p config.Peer) bool { return p.Pin != "" && p.Address != "" })
+}
+
 // outbound is the groups that this site sends.
 func (s *Site) outbound() []replicator.Group {
 	var out []replicator.Group

@@ -166,7 +166,9 @@ func (s *Site) Run(ctx context.Context) error {
 // ends or one of them cannot go on.
 func (s *Site) face(ctx context.Context, l listeners) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return explain("run replication", s.repl.Run(ctx)) })
+	if s.replicates() {
+		g.Go(func() error { return explain("run replication", s.repl.Run(ctx)) })
+	}
 	g.Go(func() error { return explain("serve disks", s.disks.Serve(ctx, l.disks)) })
 	g.Go(func() error {
 		return explain("serve the control socket", control.NewServer(s, s.o.Log.With("part", "control")).Serve(ctx, l.control))

@@ -52,6 +52,9 @@ func asFault(ctx context.Context, err error) *fault.Error {
 	if errors.As(err, &u) {
 		return usage("%v", u.error)
 	}
+	if text, ok := strings.CutPrefix(err.Error(), "Required flag"); ok { // the library's error has no exported type
+		return usage("required flag%s", text)
+	}
 	return fault.Of(err)
 }
 
@@ -97,8 +100,8 @@ func newApp(w *world) *cli.App {
 		Action: func(c *cli.Context) error { return w.incomplete(c) },
 	}
 	app.Commands = []*cli.Command{
-		w.daemonCommand(), w.configCommand(), w.statusCommand(), w.groupCommand(), w.peerCommand(),
-		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.explainCommand(), w.watchdogCommand(),
+		w.demoCommand(), w.daemonCommand(), w.configCommand(), w.statusCommand(), w.groupCommand(), w.peerCommand(),
+		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.benchCommand(), w.explainCommand(), w.watchdogCommand(),
 	}
 	walk(app.Commands, nil, func(path []string, c *cli.Command) {
 		c.HelpName = "afterimage " + strings.Join(path, " ")

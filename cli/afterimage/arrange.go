@@ -23,6 +23,7 @@ type arranged struct {
 // (a test holds the tree to that), so flags may stand anywhere.
 func arrange(app *cli.App, args []string) (arranged, error) {
 	var flags, words, literal []string
+	help := false
 	for i := 0; i < len(args); i++ {
 		a := args[i]
 		switch {
@@ -35,6 +36,10 @@ func arrange(app *cli.App, args []string) (arranged, error) {
 			return arranged{}, usage("an argument may not begin with '-': %q", a)
 		default:
 			name, _, has := strings.Cut(strings.TrimLeft(a, "-"), "=")
+			if name == "help" || name == "h" {
+				help = true
+				continue
+			}
 			f := anywhere(app, name)
 			if f == nil {
 				return arranged{command: descend(app, words).command}, unknownFlag(app, words, a)
@@ -50,6 +55,10 @@ func arrange(app *cli.App, args []string) (arranged, error) {
 		}
 	}
 	out := descend(app, words)
+	if help {
+		out.args = append(slices.Clone(out.path), "--help")
+		return out, nil
+	}
 	rest := words[len(out.path):]
 	if out.command == nil && len(rest) > 0 {
 		return out, unknownCommand("", rest[0], app.Commands)

@@ -100,7 +100,7 @@ func (p *printer) planScreen(plan control.Plan) string {
 		t := newTable("PEER", "ANSWERS", "HEAD", "TIME")
 		for _, e := range plan.Peers {
 			head := "-"
-			if e.Reachable {
+			if e.Seq > 0 { // of one that does not answer: as last heard
 				head = fmt.Sprintf("#%d.%d", e.Epoch, e.Seq)
 			}
 			t.row(e.Name, yesNo(e.Reachable), head, p.when(e.Time))
@@ -147,7 +147,7 @@ func failedOver(d control.FailedOver) string {
 		b.WriteString("\n" + t.String())
 	}
 	if d.Report != "" {
-		fmt.Fprintf(&b, "report: %s\n", d.Report)
+		fmt.Fprintf(&b, "\nreport: %s\n", d.Report)
 	}
 	if d.Unfenced {
 		b.WriteString("\nNobody proved that the old primary is off. Keep it off.\n")

@@ -74,7 +74,12 @@ func describe(pr control.Progress, bar bool) string {
 	if pr.Total <= 0 {
 		return pr.Step
 	}
-	s := fmt.Sprintf("%s %3d%% %s of %s", pr.Step, pr.Done*100/pr.Total, size(pr.Done), size(pr.Total))
+	amount := size
+	if pr.Unit == "ms" {
+		amount = func(n int64) string { return seconds(float64(n) / 1000) }
+	}
+	pr.Done = min(pr.Done, pr.Total)
+	s := fmt.Sprintf("%s %3d%% %s of %s", pr.Step, pr.Done*100/pr.Total, amount(pr.Done), amount(pr.Total))
 	if bar {
 		const width = 24
 		full := int(pr.Done * width / pr.Total)

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// commands is a call of every verb that asks a site, by the name of its golden file.
+var commands = map[string][]string{
+	"status":        {"status"},
+	"group-list":    {"group", "list"},
+	"group-show":    {"group", "show", "web"},
+	"peer-list":     {"peer", "list"},
+	"point-list":    {"point", "list", "web", "--at", "name:before-patch"},
+	"point-mark":    {"point", "mark", "web", "--name", "nightly"},
+	"view-serve":    {"view", "serve", "web"},
+	"view-list":     {"view", "list"},
+	"view-close":    {"view", "close", "v1"},
+	"view-restore":  {"view", "restore", "web", "--to", "/srv/root.raw"},
+	"failover-plan": {"failover", "unplanned", "web", "--dry-run"},
+	"failover":      {"failover", "unplanned", "web", "--yes"},
+}
+
+func TestTablesAreGolden(t *testing.T) {
+	for name, args := range commands {
+		r := stage{api: &fake{}}.run(t, args...)
+		if r.exit != 0 {
+			t.Errorf("%s: exit %d\n%s", name, r.exit, r.stderr)
+		}
+		golden(t, name+".txt", []byte("$ afterimage "+strings.Join(args, " ")+"\n"+r.stdout+"--- stderr\n"+r.stderr))
+		if strings.Contains(r.stdout+r.stderr, "\x1b") {
+			t.Errorf("%s: an escape sequence without a terminal", name)
+		}
+	}
+}
+
+func TestJSONOnSuccessAndFailure(t *testing.T) {
+	for name, args := range commands {
+		r := stage{api: &fake{}}.run(t, append(args, "-o", "json")...)
+		if r.exit != 0 || lines(t, name, r.stdout) != 1 {
+			t.Errorf("%s: exit %d, stdout %q", name, r.exit, r.stdout)
+		}
+		lines(t, name+" stderr", r.stderr)
+		r = stage{api: &fake{err: errFake}}.run(t, append(args, "--output=json")...)
+		if r.exit != fault.ExitVerification || r.stdout != "" {
+			t.Errorf("%s: exit %d, stdout %q on failure", name, r.exit, r.stdout)
+		}
+		lines(t, name, r.stderr)
+		var last struct {
+			Error struct {
+				Code, What, Why, Hint string
+				Exit                  int
+			}
+		}
+		all := strings.Split(strings.TrimSpace(r.stderr), "\n")
+		if err := json.Unmarshal([]byte(all[len(all)-1]), &last); err != nil {
+			t.Fatal(err)
+		}
+		if e := last.Error; e.Code != string(fault.JournalDamage) || e.Exit != r.exit || e.What == "" || e.Why == "" || e.Hint == "" {
+			t.Errorf("%s: error %+v", name, e)
+		}
+	}
+}
+
+// lines counts the JSON values of text, which must be nothing else.
+func lines(t *testing.T, name, text string) int {
+	t.Helper()
+	d := json.NewDecoder(strings.NewReader(text))
+	for n := 0; ; n++ {
+		var v map[string]any
+		err := d.Decode(&v)
+		if errors.Is(err, io.EOF) {
+			return n
+		}
+		if err != nil {
+			t.Errorf("%s: not JSON: %v\n%s", name, err, text)
+			return n
+		}
+	}
+}
+
+func TestErrorsSayWhatWhyAndWhatToDo(t *testing.T) {
+	r := stage{api: &fake{err: errFake}}.run(t, "status")
+	golden(t, "error.txt", []byte(r.stderr))
+	if r.stdout != "" {
+		t.Errorf("stdout %q", r.stdout)
+	}
+}
+
+func TestDangerousVerbIsConfirmed(t *testing.T) {
+	args := []string{"failover", "unplanned", "web", "--at", "name:x"}
+	for _, c := range []struct {
+		name  string
+		stage stage
+		more  []string
+		exit  int
+		done  bool
+	}{
+		{name: "script without --yes", exit: fault.ExitUsage},
+		{name: "script with --yes", more: []string{"--yes"}, done: true},
+		{name: "pipe says the name", stage: stage{stdin: "web\n"}, exit: fault.ExitUsage},
+		{name: "terminal, name", stage: stage{tty: true, stdin: "web\n"}, done: true},
+		{name: "terminal, full name", stage: stage{tty: true, stdin: "default/web\n"}, done: true},
+		{name: "terminal, another name", stage: stage{tty: true, stdin: "db\n"}, exit: fault.ExitUsage},
+		{name: "terminal, yes is no name", stage: stage{tty: true, stdin: "yes\n"}, exit: fault.ExitUsage},
+		{name: "terminal, end of input", stage: stage{tty: true}, exit: fault.ExitUsage},
+		{name: "terminal, JSON", stage: stage{tty: true, stdin: "web\n"}, more: []string{"-o", "json"}, exit: fault.ExitUsage},
+		{name: "dry run", more: []string{"--dry-run", "--yes"}},
+		{name: "force is no yes", more: []string{"--force"}, exit: fault.ExitUsage},
+	} {
+		f := &fake{}
+		c.stage.api = f
+		r := c.stage.run(t, append(args, c.more...)...)
+		if r.exit != c.exit || f.failed != c.done {
+			t.Errorf("%s: exit %d, done %v\n%s", c.name, r.exit, f.failed, r.stderr)
+		}
+		if f.failed && (f.failover.Expect != plan.Digest || f.failover.At != "name:x" || f.failover.Operator == "") {
+			t.Errorf("%s: asked for %+v", c.name, f.failover)
+		}
+	}
+}
+
+func TestRefusedPlanNeedsForce(t *testing.T) {
+	f := &fake{refused: []string{"source not proven fenced"}}
+	r := stage{api: f}.run(t, "failover", "unplanned", "web", "--yes")
+	if r.exit != fault.ExitSplitBrain || f.failed || !strings.Contains(r.stderr, string(fault.NotFenced)) {
+		t.Errorf("exit %d, done %v\n%s", r.exit, f.failed, r.stderr)
+	}
+	r = stage{api: f}.run(t, "failover", "unplanned", "web", "--yes", "--force")
+	if r.exit != 0 || !f.failed || !f.failover.Force {
+		t.Errorf("with --force: exit %d, %+v", r.exit, f.failover)
+	}
+}
+
+func TestColoursNeedATerminalAndConsent(t *testing.T) {
+	const esc = "\x1b["
+	if r := (stage{api: &fake{}, tty: true}).run(t, "status"); !strings.Contains(r.stdout, esc) {
+		t.Error("no colours on a terminal")
+	}
+	for name, s := range map[string]stage{
+		"NO_COLOR": {tty: true, env: map[string]string{"NO_COLOR": "1"}}, "dumb terminal": {tty: true, env: map[string]string{"TERM": "dumb"}},
+	} {
+		s.api = &fake{}
+		if r := s.run(t, "status"); strings.Contains(r.stdout, esc) {
+			t.Errorf("colours with %s", name)
+		}
+	}
+	if r := (stage{api: &fake{}, tty: true}).run(t, "status", "--no-color"); strings.Contains(r.stdout, esc) {
+		t.Error("colours with --no-color")
+	}
+}
+
+func TestProgressOnATerminalIsOneLine(t *testing.T) {
+	r := stage{api: &fake{}, tty: true}.run(t, "view", "restore", "web", "--to", "/srv/root.raw")
+	if !strings.Contains(r.stderr, "\r\x1b[K") || !strings.Contains(r.stderr, "[======") || strings.Count(r.stderr, "write root") != 3 {
+		t.Errorf("progress: %q", r.stderr)
+	}
+}
+
+func TestSizesAndSpans(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1.5 KiB", 1 << 20: "1 MiB", 1<<20 - 1: "1 MiB", 3 << 29: "1.5 GiB", 1 << 60: "1 EiB"} {
+		if got := size(n); got != want && !(n == 1<<20-1 && got == "1.0 MiB") {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+	for s, want := range map[float64]string{0: "0.00s", 0.351: "0.35s", 12.4: "12s", 250: "4m10s", 93784: "26h3m", 1.05e6: "12d3h"} {
+		if got := seconds(s); got != want {
+			t.Errorf("seconds(%g) = %q, want %q", s, got, want)
+		}
+	}
+	if got := describe(remainingOf(10*time.Second, 1<<30, 4<<30), true); got != "x  25% 1 GiB of 4 GiB [======                  ], 30s left" {
+		t.Errorf("bar %q", got)
+	}
+}

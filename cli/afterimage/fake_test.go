@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 250e6, time.UTC)
+
+func at(sec int) time.Time { return noon.Add(time.Duration(sec) * time.Second) }
+
+func ptr(f float64) *float64 { return &f }
+
+// fake is a site with fixed answers; err, if set, is the answer to everything.
+type fake struct {
+	err      error
+	failover control.FailoverRequest // as it was asked for
+	failed   bool
+	refused  []string
+}
+
+var web = control.Group{
+	Tenant: "default", Name: "web", Role: "primary", State: control.StateSynced, Since: at(-86400), Epoch: 3, EpochID: strings.Repeat("ab", 16),
+	Seq: 1200, Durable: 1199, RPOSeconds: ptr(0.35), RPOTarget: 5, BehindWrites: 12, BehindBytes: 49152, WindowSeconds: 93784, LastPoint: at(-1), JournalBytes: 5 << 30, Quota: 100 << 30,
+	Lags: []control.Lag{{Peer: "b", Direction: "out", State: "streaming", RPOSeconds: ptr(0.35), BehindWrites: 12, BehindBytes: 49152, Durable: 1188, Moved: 5 << 30}},
+}
+
+func (f *fake) Status(context.Context) (control.Status, error) {
+	db := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateHalted, Detail: "replicate acme/db with b: split brain after seq 8", Epoch: 2, Seq: 9,
+		RPOTarget: 1, Lags: []control.Lag{{Peer: "b", Direction: "in", State: "halted"}}}
+	return control.Status{Site: "a", Daemon: control.Running, Pin: "sha256:pin", PID: 4711, Since: at(-3600), Time: noon, Groups: []control.Group{web, db},
+		Peers: []control.Peer{
+			{Name: "b", Address: "192.0.2.2:7700", Pin: "sha256:b", State: "connected", RPOSeconds: ptr(0.35), Limit: 10 << 20, Groups: 2},
+			{Name: "c", State: "unpaired"},
+		}}, f.err
+}
+
+func (f *fake) Group(_ context.Context, name string) (control.GroupDetail, error) {
+	return control.GroupDetail{Group: web, ID: "01", Dir: "/var/lib/afterimage/groups/default/web", Sync: "process", Stall: 0.5, Configured: "primary", Machine: "web1",
+		Volumes: []control.Volume{
+			{Name: "root", ID: "02", Size: 20 << 30, Kind: "embedded", State: "synced", Export: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"},
+			{Name: "data", ID: "03", Size: 3 << 29, Kind: "tapped", State: "broken", Cause: "stall"},
+		},
+		Branches: []control.Branch{
+			{Epoch: 2, ID: strings.Repeat("cd", 16), Site: "b", Begun: at(-90000), First: 1, Last: 900, Current: true},
+			{Epoch: 3, ID: strings.Repeat("ab", 16), Site: "a", Begun: at(-86400), First: 901, Last: 1200, Current: true},
+			{Epoch: 3, ID: strings.Repeat("ef", 16), Site: "b", Begun: at(-86300), First: 901, Last: 900},
+		}}, f.err
+}
+
+func (f *fake) Points(_ context.Context, q control.PointsQuery) (control.Points, error) {
+	ps := control.Points{Group: "default/web",
+		Spans: []control.Span{
+			{First: control.Point{Epoch: 2, Seq: 3, Time: at(-7200)}, Last: control.Point{Epoch: 2, Seq: 900, Time: at(-3600)}, Ended: "stall"},
+			{First: control.Point{Epoch: 3, Seq: 905, Time: at(-3000)}, Last: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Open: true},
+		},
+		Gaps:  []control.Gap{{Epoch: 2, Seq: 901, Time: at(-3600), Volume: "root", Cause: "stall", Detail: "a write took 700 ms"}},
+		Marks: []control.Point{{Epoch: 3, Seq: 1000, Time: at(-600), Marks: []control.Mark{{Name: "before-patch", App: true, Pin: true, Note: "by hand"}}}},
+	}
+	if q.At != "" {
+		ps.Resolved = &control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}
+	}
+	return ps, f.err
+}
+
+func (f *fake) Mark(_ context.Context, q control.MarkRequest) (control.Point, error) {
+	return control.Point{Epoch: 3, Seq: 1201, Time: noon, Marks: []control.Mark{{Name: q.Name}}}, f.err
+}
+
+var view = control.View{ID: "v1", Group: "default/web", At: "latest", Point: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Listen: "/run/v1", Since: noon,
+	Exports: []control.Export{{Volume: "root", Size: 20 << 30, URI: "nbd+unix:///root?socket=%2Frun%2Fv1"}}}
+
+func (f *fake) Serve(_ context.Context, q control.ServeRequest, opened func(control.View)) error {
+	if f.err == nil {
+		opened(view)
+	}
+	return f.err
+}
+
+func (f *fake) Views(context.Context) ([]control.View, error) { return []control.View{view}, f.err }
+func (f *fake) CloseView(context.Context, string) error       { return f.err }
+
+func (f *fake) Restore(_ context.Context, q control.RestoreRequest, progress func(control.Progress)) (control.Restored, error) {
+	for _, done := range []int64{0, 5 << 30, 20 << 30} {
+		progress(control.Progress{Step: "write root", Done: done, Total: 20 << 30})
+	}
+	return control.Restored{Group: "default/web", At: q.At, Point: view.Point, Seconds: 3,
+		Files: []control.RestoredFile{{Volume: "root", Path: "/srv/root.raw", Format: q.Format, Bytes: 20 << 30, Data: 1 << 20, SHA256: strings.Repeat("0", 64), Verified: true}}}, f.err
+}
+
+var plan = control.Plan{Group: "default/web", At: "latest", Point: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Epoch: 4, Fence: "unknown", Machine: "web1", Digest: "d1",
+	Loss: control.Loss{Known: true, Seconds: 1.25, Writes: 43, Bytes: 176128, Unheard: 12,
+		Volumes: []control.VolumeLoss{{Volume: "root", Writes: 40, Bytes: 163840}}, NeverArrived: control.NeverArrived{Seconds: 0.25, Records: 3, Bytes: 12288}},
+	Peers: []control.PlanPeer{{Name: "a", Epoch: 3, Seq: 1203, Time: at(-12)}, {Name: "c", Reachable: true, Epoch: 3, Seq: 1100, Time: at(0)}},
+	Steps: []string{"promote: fork epoch 4 at #3.1200, durably", "start: start machine web1 and wait until it runs"}, Warnings: []string{"what a wrote in the last 12 s is not known, and lost"}}
+
+func (f *fake) PlanFailover(_ context.Context, q control.FailoverRequest) (control.Plan, error) {
+	p := plan
+	p.At, p.Refused = q.At, f.refused
+	return p, f.err
+}
+
+func (f *fake) Failover(_ context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {
+	f.failover, f.failed = q, true
+	progress(control.Progress{Step: "promote (0.002 s)"})
+	return control.FailedOver{Plan: plan, Unfenced: true, RTOSeconds: 1.5, Started: true, QMP: "/m/qmp.sock", Report: "/r/web.html",
+		Exports: []control.Export{{Volume: "root", URI: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"}}}, f.err
+}
+
+var _ control.API = (*fake)(nil)
+
+// ran is a command's outcome.
+type ran struct {
+	exit           int
+	stdout, stderr string
+}
+
+// stage is where a command is run: with a site, an input, and terminals or not.
+type stage struct {
+	api   control.API
+	stdin string
+	tty   bool
+	env   map[string]string
+}
+
+// run runs a command with a configuration that is in order. The clock moves a
+// second at each look.
+func (s stage) run(t *testing.T, args ...string) ran {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "a.yml")
+	if err := os.WriteFile(file, []byte("site: a\ndata: d\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	now := noon
+	w := &world{stdin: strings.NewReader(s.stdin), stdout: &out, stderr: &errs, stdinTTY: s.tty, stdoutTTY: s.tty, stderrTTY: s.tty,
+		getenv: func(k string) string { return s.env[k] }, zone: time.FixedZone("", 3600),
+		now:   func() time.Time { now = now.Add(time.Second); return now },
+		reach: func(*config.Config) control.API { return s.api }}
+	code := run(context.Background(), w, append([]string{"--config", file}, args...))
+	return ran{code, strings.ReplaceAll(out.String(), file, "a.yml"), strings.ReplaceAll(errs.String(), file, "a.yml")}
+}
+
+var errFake = fault.New(fault.JournalDamage, "look at default/web", "read: damaged record: seq 7")
+
+func remainingOf(spent time.Duration, done, total int64) control.Progress {
+	return control.Progress{Step: "x", Done: done, Total: total, Remaining: remaining(spent, done, total)}
+}
