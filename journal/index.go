@@ -140,9 +140,9 @@ func (p place) encode(b []byte) []byte {
 
 // decodePlace reads a value; crcs aliases it.
 func decodePlace(b []byte, level int) (place, error) {
-	bad := fmt.Errorf("index value %.20x of level %d is none", b, level)
+	bad := func() error { return fmt.Errorf("index value %.20x of level %d is none", b, level) }
 	if len(b) == 0 {
-		return place{}, bad
+		return place{}, bad()
 	}
 	p := place{format: b[0]}
 	if b = b[1:]; p.format == valueZero {
@@ -150,21 +150,21 @@ func decodePlace(b []byte, level int) (place, error) {
 	}
 	seg, n := binary.Uvarint(b)
 	if n <= 0 {
-		return p, bad
+		return p, bad()
 	}
 	off, m := binary.Uvarint(b[n:])
 	if m <= 0 {
-		return p, bad
+		return p, bad()
 	}
 	p.segment, p.offset, b = seg, int64(off), b[n+m:]
 	switch p.format {
 	case valueCells:
 		if level < levelCell || level > levelMegabyte || int64(len(b)) != nodeBytes(level)/pageBytes*cellEntryBytes {
-			return p, bad
+			return p, bad()
 		}
 	case valuePiece:
 		if level != levelSector || len(b) != 2+cellEntryBytes || b[0] > 7 || b[1] == 0 || b[0]+b[1] > 8 {
-			return p, bad
+			return p, bad()
 		}
 		p.first, p.sectors, b = int(b[0]), int(b[1]), b[2:]
 	default:

@@ -105,6 +105,7 @@ type Journal struct {
 	volumes  map[cbt.VolumeID]volumeBody
 	ordinals uint32                  // highest volume ordinal given
 	names    map[uint32]cbt.VolumeID // by ordinal, in any branch: for errors at open
+	reread   int64                   // bytes of frames that the opening read again
 	writer   *Writer
 	next     Seq // seq of the next record
 	lastTime time.Time

@@ -220,8 +220,8 @@ func TestPointsMatchOracle(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	fs, id := vfs.NewMem(), newIdentity()
-	o := Options{FS: fs, Create: id, SegmentBytes: 1 << 20}
-	va, vb := volume("a", 2<<20), volume("b", 3<<20-512)
+	o := Options{FS: fs, Create: id, SegmentBytes: 256 << 10}
+	va, vb := volume("a", 512<<10), volume("b", 640<<10-512)
 	model := &oracle{sizes: map[cbt.VolumeID]int64{va.ID: va.Size, vb.ID: vb.Size}}
 	var points []string
 	for life := range 4 {
@@ -237,7 +237,7 @@ func TestPointsMatchOracle(t *testing.T) {
 				points = append(points, fmt.Sprintf("#%d", s))
 			}
 		}
-		for _, p := range points {
+		for _, p := range points[max(0, len(points)-22):] {
 			checkPoint(t, j.Journal, model, p)
 		}
 		checkPoint(t, j.Journal, model, "latest")

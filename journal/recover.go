@@ -338,6 +338,7 @@ func (j *Journal) startBranch(e Epoch) {
 // replayed makes w part of the state and the index.
 func (j *Journal) replayed(w *written) error {
 	j.pushEnd(w)
+	j.reread += w.h.Bytes
 	if err := j.apply([]*written{w}); err != nil {
 		return err
 	}

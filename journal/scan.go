@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -113,13 +114,16 @@ func zeroOutside(p []byte, at int64, cells []cellCheck) bool {
 	return free >= end || allZero(p[free-at:])
 }
 
+var zeros [pageBytes]byte
+
 func allZero(p []byte) bool {
-	for _, b := range p {
-		if b != 0 {
+	for len(p) > len(zeros) {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
 			return false
 		}
+		p = p[len(zeros):]
 	}
-	return true
+	return bytes.Equal(p, zeros[:len(p)])
 }
 
 func noEOF(err error) error {
