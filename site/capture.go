@@ -65,7 +65,7 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	q := l.cfg.QEMU
 	log := l.site.o.Log.With("group", l.cfg.Ref())
 	o := qemu.Options{QMP: q.QMP, Disks: disks, Dir: dir, Sink: r.writer, Memory: l.j, Incarnation: l.site.incarnation,
-		StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), WatchdogQMP: q.Watchdog, Log: log,
+		ReadServer: q.NBD, StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), WatchdogQMP: q.Watchdog, Log: log,
 		Resize: r.writer.AddVolume,
 		Events: qemu.Events{
 			StateChanged: func(v cbt.VolumeStatus) {

@@ -388,7 +388,8 @@ func flip(t *testing.T, dir string, fill byte) {
 
 func TestIdentitiesDependOnNamesAlone(t *testing.T) {
 	web := config.Group{Tenant: "default", Name: "web"}
-	if identityOf(web) != identityOf(web) || identityOf(web) == identityOf(config.Group{Tenant: "acme", Name: "web"}) {
+	elsewhere := config.Group{Tenant: "default", Name: "web", Role: config.Primary, Peers: []string{"b"}}
+	if identityOf(web) != identityOf(elsewhere) || identityOf(web) == identityOf(config.Group{Tenant: "acme", Name: "web"}) {
 		t.Error("identities")
 	}
 	// Names are separated: tenant "a", group "bc" is not tenant "ab", group "c".

@@ -129,6 +129,7 @@ func (s *shape) group(path string, c *Config, g Group) {
 		}
 		s.socket(path+".qemu.qmp", g.QEMU.QMP)
 		s.socket(path+".qemu.watchdog_qmp", g.QEMU.Watchdog)
+		s.socket(path+".qemu.nbd", g.QEMU.NBD)
 	}
 	if g.Machine != nil {
 		s.machine(path+".machine", g)

@@ -90,6 +90,9 @@ type Disk struct {
 type QEMU struct {
 	QMP      string `yaml:"qmp"`                    // socket that capture uses alone
 	Watchdog string `yaml:"watchdog_qmp,omitempty"` // second socket, for the watchdog process alone
+	// NBD is the unix socket of the NBD server that the machine runs already, for it
+	// can have one only. None: capture runs one while it reads.
+	NBD string `yaml:"nbd,omitempty"`
 }
 
 // Machine is what a failover starts here.

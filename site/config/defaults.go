@@ -61,6 +61,7 @@ func (c *Config) complete(file string) {
 		if g.QEMU != nil {
 			absolute(&g.QEMU.QMP)
 			absolute(&g.QEMU.Watchdog)
+			absolute(&g.QEMU.NBD)
 		}
 		if m := g.Machine; m != nil {
 			orElse(&m.Name, g.Name)
