@@ -14,25 +14,23 @@ import (
 )
 
 const (
-	normalRate = 100 // stamps a second
-	burst      = 3 * time.Second
-	peerLimit  = "1536KiB" // bytes a second from a to b: above the load, below the burst
-	markName   = "before-attack"
+	burst    = 3 * time.Second
+	markName = "before-attack"
 )
 
 // setUp starts the disk and both sites, and waits until every write is a point at b.
 func (s *story) setUp(ctx context.Context) error {
 	s.say("Two sites on this machine, one disk, every write kept. All files are in %s", s.o.Dir)
-	var err error
+	s.disk = &embedded{dir: s.o.Dir}
 	if s.o.QEMU {
 		s.say("Booting a guest (its kernel is fetched once) …")
-		s.disk, err = newGuestDisk(ctx, s.o.Dir)
-	} else {
-		s.disk = &embedded{dir: s.o.Dir}
+		g, err := newGuestDisk(ctx, s.o.Dir)
+		if err != nil {
+			return err
+		}
+		s.disk = g
 	}
-	if err != nil {
-		return err
-	}
+	var err error
 	if s.a, err = newDaemon(s.o.Executable, s.o.Dir, "a"); err != nil {
 		return err
 	}
@@ -74,7 +72,7 @@ groups:
     peers: [b]
     volumes:
       - {name: disk, size: %d, %s}
-%s`, s.a.dir, listen, pinB, peerLimit, diskBytes, s.disk.volume(), extraA)); err != nil {
+%s`, s.a.dir, listen, pinB, s.disk.rates().link, diskBytes, s.disk.volume(), extraA)); err != nil {
 		return err
 	}
 	if err := s.disk.attach(ctx, s.a); err != nil {
@@ -88,8 +86,8 @@ groups:
 
 // load runs the normal load while the RPO is measured.
 func (s *story) load(ctx context.Context) error {
-	s.say("\nThe load writes %d numbered, checksummed stamps a second; a reader at site b looks for the newest.", normalRate)
-	if err := s.disk.run(ctx, normalRate); err != nil {
+	s.say("\nThe load writes %d numbered, checksummed stamps a second; a reader at site b looks for the newest.", s.disk.rates().calm)
+	if err := s.disk.run(ctx, s.disk.rates().calm); err != nil {
 		return err
 	}
 	watching, stop := context.WithTimeout(ctx, s.o.Load)
@@ -141,8 +139,8 @@ func (s *story) lookBack(ctx context.Context) error {
 
 // fallBehind writes faster than the link takes, so that there is something to lose.
 func (s *story) fallBehind(ctx context.Context) error {
-	s.say("\nThe load goes on over the ruins, then bursts; the link to b takes %s a second.", peerLimit)
-	if err := s.disk.run(ctx, renewRate); err != nil {
+	s.say("\nThe load goes on over the ruins, then bursts; the link to b takes %s a second.", s.disk.rates().link)
+	if err := s.disk.run(ctx, s.disk.rates().renew); err != nil {
 		return err
 	}
 	first := s.disk.written()
@@ -155,7 +153,7 @@ func (s *story) fallBehind(ctx context.Context) error {
 	})
 	if err == nil {
 		if _, err = s.disk.pause(ctx); err == nil {
-			err = s.disk.run(ctx, burstRate)
+			err = s.disk.run(ctx, s.disk.rates().burst)
 		}
 	}
 	if err == nil {
@@ -221,6 +219,9 @@ func (s *story) disaster(ctx context.Context) error {
 		return fmt.Errorf("fail over: %w", err)
 	}
 	s.done = done
+	if g, ok := s.disk.(*guestDisk); ok {
+		g.qmp = done.QMP
+	}
 	r, err := s.survivors(ctx, done)
 	if err != nil {
 		return err

@@ -71,6 +71,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		}
 		o.Dir = dir
 	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return Result{}, fmt.Errorf("demo: %w", err)
+	}
 	ctx, stop := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("the demo took more than 5 minutes"))
 	defer stop()
 	s := &story{o: o, begun: time.Now()}

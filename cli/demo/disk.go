@@ -19,6 +19,13 @@ const (
 	diskBytes = 16 << 20
 )
 
+// rates are stamps a second: in the calm, while the slots are written anew, and in
+// the burst, which must be more than link carries, in bytes a second.
+type rates struct {
+	calm, renew, burst int
+	link               string
+}
+
 // disk is what is protected at site a, and its load.
 type disk interface {
 	// volume is the configuration of the disk at a, in YAML flow style; extra is
@@ -32,6 +39,10 @@ type disk interface {
 	run(ctx context.Context, rate int) error
 	pause(ctx context.Context) (uint64, error)
 	written() uint64
+	// rates are the load's, and what the link carries.
+	rates() rates
+	// skew is how far the clock that dates the stamps lies behind this process's.
+	skew() time.Duration
 	// attack overwrites every slot with noise.
 	attack(ctx context.Context) error
 	// die ends what runs at a beside the daemon, as abruptly.
@@ -101,6 +112,9 @@ func (e *embedded) pause(context.Context) (uint64, error) {
 	e.done.Wait()
 	return e.last.Load(), e.err
 }
+
+func (e *embedded) rates() rates        { return rates{100, 300, 800, "3MiB"} }
+func (e *embedded) skew() time.Duration { return 0 }
 
 func (e *embedded) written() uint64 { return e.last.Load() }
 

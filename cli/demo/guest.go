@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/novacron/afterimage/cbt/qmp"
 	"github.com/novacron/afterimage/testbed/guest"
 	"github.com/novacron/afterimage/testbed/stamp"
 )
@@ -21,6 +23,9 @@ type guestDisk struct {
 	second *guest.Console // of the machine that b starts
 	at     guest.Config   // its configuration
 	last   uint64
+	offset time.Duration // of the guest's clock behind ours; valid if known
+	known  bool
+	qmp    string // of the machine that b started
 }
 
 func newGuestDisk(ctx context.Context, dir string) (*guestDisk, error) {
@@ -100,6 +105,30 @@ func (g *guestDisk) attack(ctx context.Context) error {
 	return err
 }
 
+// A guest without acceleration makes some 250 stamps a second.
+func (g *guestDisk) rates() rates { return rates{60, 120, 0, "1MiB"} }
+
+// skew is the least age of a stamp that the guest has just called durable, read from
+// the disk's file: guests' clocks are off by parts of a second.
+func (g *guestDisk) skew() time.Duration {
+	block := make([]byte, stamp.Size)
+	f, err := os.Open(filepath.Join(g.dir, "guest.raw"))
+	if err != nil {
+		return g.offset
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(block, int64(g.guest.Stamped()%slots)*stamp.Size); err != nil {
+		return g.offset
+	}
+	now := time.Now()
+	if s, err := stamp.Decode(block); err == nil {
+		if age := now.Sub(s.Time); !g.known || age < g.offset {
+			g.offset, g.known = age, true
+		}
+	}
+	return g.offset
+}
+
 func (g *guestDisk) die() error {
 	g.guest.Kill()
 	return nil
@@ -114,5 +143,19 @@ func (g *guestDisk) verify(ctx context.Context, upto uint64) (guest.Verified, er
 }
 
 func (g *guestDisk) close() error {
-	return errors.Join(g.guest.Close(), g.second.Close())
+	err := errors.Join(g.guest.Close(), g.second.Close())
+	if g.qmp == "" {
+		return err
+	}
+	// The machine outlives the daemon that started it, but not the demo.
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	c, qerr := qmp.Dial(ctx, g.qmp, qmp.Options{})
+	if qerr == nil {
+		qerr = errors.Join(c.Execute(ctx, "quit", nil, nil), c.Close())
+	}
+	if qerr != nil {
+		err = errors.Join(err, fmt.Errorf("end the machine at b: %w", qerr))
+	}
+	return err
 }

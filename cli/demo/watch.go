@@ -97,7 +97,7 @@ func (s *story) watch(ctx context.Context) error {
 			return err
 		}
 		if r.Max > 0 {
-			rpo = now.Sub(r.Last.Time)
+			rpo = now.Sub(r.Last.Time) - s.disk.skew()
 			s.samples = append(s.samples, Sample{now.Sub(begun), rpo})
 		}
 		if n%10 == 0 {
