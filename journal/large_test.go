@@ -73,6 +73,13 @@ func TestLargeVolume(t *testing.T) {
 		if got := j.Head().Seq; got != first+Seq(n) {
 			t.Fatalf("the head is %d, want %d", got, first+Seq(n))
 		}
+		if err := w.WaitDurable(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(j.waitFor(soon(t), func() bool { return j.indexed == j.written }), j.db.Flush()); err != nil {
+			t.Fatal(err) // what a segment's end has begun is done a while later
+		}
+		log = scatter(t, w, v, rng, log, 64)
 		head := j.Head().Position
 		if err := w.WaitDurable(soon(t)); err != nil {
 			t.Fatal(err)

@@ -95,3 +95,17 @@ func readAs(t testing.TB, j *Journal, p Position, v cbt.Volume) ([]byte, error) 
 
 // crashRand is what CrashClone draws from.
 func crashRand() *rand.Rand { return rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 3)) }
+
+// until waits for a condition that nobody announces.
+func until(t testing.TB, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for ctx := soon(t); !ok(); {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("waited in vain")
+		}
+	}
+}
