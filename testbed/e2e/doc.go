@@ -1,0 +1,19 @@
+// Package e2e tests the product as its users have it: the afterimage program,
+// built once a run, as processes with a configuration, that are asked over their
+// control socket and by the command line, written to over NBD, and killed.
+//
+// What a test knows to be true it knows from its own side: a recorder notes each
+// write before it is sent and after it is answered (recorder_test.go), and an
+// image is a replay of those notes. None of that is shared with the product,
+// whose NBD client is used to send and to read.
+//
+//	daemon_test.go    one site: directory, process, control, logs on failure
+//	world_test.go     two sites, the link between them, configurations
+//	recorder_test.go  the oracle: what was written, and in which order
+//	oracle_test.go    promise 4: points restore to what was written
+//	kill_test.go      promises 2 and 3: kill -9 of a source, embedded
+//	tapped_test.go    promises 2, 3 and 8: kill -9 and SIGSTOP of a source, tapped
+//	outage_test.go    promises 9 and 10: kill -9 of a receiver, a link that is cut
+//
+// Sweeps are whole under AFTERIMAGE_SWEEPS=1, a twentieth otherwise.
+package e2e
