@@ -3,8 +3,10 @@ package site
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
@@ -68,9 +70,7 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 		ReadServer: q.NBD, StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), WatchdogQMP: q.Watchdog, Log: log,
 		Resize: r.writer.AddVolume,
 		Events: qemu.Events{
-			StateChanged: func(v cbt.VolumeStatus) {
-				log.Info("capture state", "volume", v.Volume.Name, "state", v.State, "cause", v.Cause, "detail", v.Detail)
-			},
+			StateChanged: stateLogger(log),
 			BytesRead: func(_ cbt.VolumeID, n int64) { l.site.meters.resynced(l.cfg, n) },
 		}}
 	t, err := qemu.New(o)
@@ -79,6 +79,22 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	}
 	r.tracker = t
 	return nil
+}
+
+// stateLogger logs a volume's state when it is another one than before: a tracker
+// also tells of every attempt that changes nothing.
+func stateLogger(log *slog.Logger) func(cbt.VolumeStatus) {
+	var mu sync.Mutex // guards last
+	last := map[cbt.VolumeID]cbt.VolumeStatus{}
+	return func(v cbt.VolumeStatus) {
+		mu.Lock()
+		defer mu.Unlock()
+		was := last[v.Volume.ID]
+		last[v.Volume.ID] = v
+		if was.State != v.State || was.Cause != v.Cause || was.Detail != v.Detail {
+			log.Info("capture state", "volume", v.Volume.Name, "state", v.State, "cause", v.Cause, "detail", v.Detail)
+		}
+	}
 }
 
 // track runs the tracker; its errors are such that no retry of its own cures.

@@ -13,7 +13,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -159,6 +161,21 @@ func TestInterruptedFailoverIsFinished(t *testing.T) {
 	b.reads("web/root", 7, 0, 4096)
 	if g := b.groupLine("web"); g.Role != string(recovery.Uncommitted) {
 		t.Errorf("role %s, want uncommitted", g.Role)
+	}
+}
+
+// A frame that is under way when the role changes is not appended.
+func TestPrimaryAppendsNoFrames(t *testing.T) {
+	w := newWorld(t)
+	s := w.run(w.configure("a", twoGroups))
+	s.awaitState("web", control.StateSynced)
+	l, release, err := s.groups[0].use()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if _, _, err := (guard{l}).AppendFrame(context.Background(), strings.NewReader("x"), 1, journal.Chain{}); !errors.Is(err, replicator.ErrNotReplica) {
+		t.Errorf("a frame at a primary: %v", err)
 	}
 }
 

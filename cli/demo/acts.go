@@ -123,17 +123,17 @@ func (s *story) lookBack(ctx context.Context) error {
 		return err
 	}
 	for _, at := range []string{"name:" + markName, fmt.Sprintf("#%d.%d", s.mark.Epoch, s.mark.Seq), s.mark.Time.Format(time.RFC3339Nano)} {
-		r, p, err := s.b.inspect(ctx, at)
+		r, err := s.b.inspect(ctx, at)
 		if err != nil {
 			return err
 		}
-		s.check(r.Max == s.marked && r.Whole(s.marked), "before the attack every stamp is intact: --at "+at, "#%d.%d: %s", p.Epoch, p.Seq, r)
+		s.check(r.Max == s.marked && r.Whole(s.marked), "before the attack every stamp is intact: --at "+at, "#%d.%d: %s", r.point.Epoch, r.point.Seq, r.Report)
 	}
-	r, _, err := s.b.inspect(ctx, "latest")
+	r, err := s.b.inspect(ctx, "latest")
 	if err != nil {
 		return err
 	}
-	s.check(r.Torn > 0 && !r.Whole(s.marked), "after it the disk is ruined", "%s", r)
+	s.check(r.Torn > 0 && !r.Whole(s.marked), "after it the disk is ruined", "%s", r.Report)
 	return nil
 }
 
@@ -262,10 +262,10 @@ func (s *story) survivors(ctx context.Context, done control.FailedOver) (survivo
 
 // recheck proves that the marked moment is still there after the failover.
 func (s *story) recheck(ctx context.Context) {
-	r, _, err := s.b.inspect(ctx, "name:"+markName)
+	r, err := s.b.inspect(ctx, "name:"+markName)
 	if err != nil {
 		s.check(false, "the marked moment is still there after the failover", "%v", err)
 		return
 	}
-	s.check(r.Max == s.marked && r.Whole(s.marked), "the marked moment is still there after the failover", "%s", r)
+	s.check(r.Max == s.marked && r.Whole(s.marked), "the marked moment is still there after the failover", "%s", r.Report)
 }

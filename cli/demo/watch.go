@@ -35,16 +35,21 @@ func dialExport(ctx context.Context, uri string) (*nbd.Client, error) {
 	return nbd.Dial(ctx, "unix", u.Query().Get("socket"), nbd.DialOptions{Export: u.Path[1:]})
 }
 
+// seen is what a reader found in a moment.
+type seen struct {
+	stamp.Report
+	point  control.Point
+	opened time.Time // when the view was there: nothing newer can be in it
+}
+
 // inspect serves a moment at d and scans the stamps of its disk.
-func (d *daemon) inspect(ctx context.Context, at string) (stamp.Report, control.Point, error) {
-	var report stamp.Report
-	var point control.Point
-	err := d.withView(ctx, at, func(v control.View, c *nbd.Client) (err error) {
-		point = v.Point
-		report, err = stamp.Scan(remote{ctx, c}, 0, slots)
+func (d *daemon) inspect(ctx context.Context, at string) (s seen, err error) {
+	err = d.withView(ctx, at, func(v control.View, c *nbd.Client) (err error) {
+		s.point, s.opened = v.Point, time.Now()
+		s.Report, err = stamp.Scan(remote{ctx, c}, 0, slots)
 		return err
 	})
-	return report, point, err
+	return s, err
 }
 
 // withView serves a moment at d for as long as f runs.
@@ -88,8 +93,7 @@ func (s *story) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		now := time.Now()
-		r, _, err := s.b.inspect(ctx, "latest")
+		r, err := s.b.inspect(ctx, "latest")
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -97,8 +101,8 @@ func (s *story) watch(ctx context.Context) error {
 			return err
 		}
 		if r.Max > 0 {
-			rpo = now.Sub(r.Last.Time) - s.disk.skew()
-			s.samples = append(s.samples, Sample{now.Sub(begun), rpo})
+			rpo = r.opened.Sub(r.Last.Time) - s.disk.skew()
+			s.samples = append(s.samples, Sample{r.opened.Sub(begun), rpo})
 		}
 		if n%10 == 0 {
 			s.line(ctx, r.Max, rpo)
