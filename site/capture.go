@@ -71,7 +71,7 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 		Resize: r.writer.AddVolume,
 		Events: qemu.Events{
 			StateChanged: stateLogger(log),
-			BytesRead: func(_ cbt.VolumeID, n int64) { l.site.meters.resynced(l.cfg, n) },
+			BytesRead:    func(_ cbt.VolumeID, n int64) { l.site.meters.resynced(l.cfg, n) },
 		}}
 	t, err := qemu.New(o)
 	if err != nil {
