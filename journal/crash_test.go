@@ -85,7 +85,10 @@ func (c *crasher) check(mem *vfs.MemFS, log []oracleWrite, must Seq) error {
 	var again *vfs.MemFS
 	if c.rng.IntN(10) == 0 { // crash once more while it recovers
 		left := c.rng.IntN(30)
+		var mu sync.Mutex // guards left and again
 		w.onWrite(func(errorfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if left--; left == 0 {
 				again = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rand.New(rand.NewPCG(1, 1))})
 			}
@@ -99,7 +102,6 @@ func (c *crasher) check(mem *vfs.MemFS, log []oracleWrite, must Seq) error {
 	if err != nil {
 		return err
 	}
-	w.onWrite(nil)
 	head, err := c.compare(j, log, must)
 	if err == nil && j.Head().Durable.Seq != head {
 		err = fmt.Errorf("recovered to %d, durable is %d", head, j.Head().Durable.Seq)

@@ -221,7 +221,7 @@ func TestPointsMatchOracle(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	fs, id := vfs.NewMem(), newIdentity()
 	o := Options{FS: fs, Create: id, SegmentBytes: 256 << 10}
-	va, vb := volume("a", 512<<10), volume("b", 640<<10-512)
+	va, vb := volume("a", 256<<10), volume("b", 320<<10-512)
 	model := &oracle{sizes: map[cbt.VolumeID]int64{va.ID: va.Size, vb.ID: vb.Size}}
 	var points []string
 	for life := range 4 {
