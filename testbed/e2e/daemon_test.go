@@ -149,7 +149,7 @@ func (d *daemon) start() {
 	d.t.Helper()
 	d.launch()
 	d.until("the group is open", func(ctx context.Context) bool {
-		_, err := d.api.Group(ctx, "g")
+		_, err := d.api.Points(ctx, control.PointsQuery{Group: "g"})
 		return err == nil
 	})
 }
