@@ -18,8 +18,8 @@ func (w *world) benchCommand() *cli.Command {
 			[]string{"afterimage bench rpo", "afterimage bench rpo --for 1m --rtt 100ms --loss 0.01 --rate 20MiB -o json"},
 			[]cli.Flag{
 				&cli.DurationFlag{Name: "for", Value: 20 * time.Second, Usage: "`SPAN` of the run"},
-				&cli.IntFlag{Name: "writes", Value: 500, Usage: "`NUMBER` of writes a second"},
-				&cli.StringFlag{Name: "write-size", Value: "16KiB", Usage: "`SIZE` of each write"},
+				&cli.IntFlag{Name: "writes", Value: 50, Usage: "`NUMBER` of writes a second"},
+				&cli.StringFlag{Name: "write-size", Value: "4KiB", Usage: "`SIZE` of each write"},
 				&cli.DurationFlag{Name: "rtt", Value: 50 * time.Millisecond, Usage: "`SPAN` of the link's round trip"},
 				&cli.Float64Flag{Name: "loss", Value: 0.001, Usage: "`PROBABILITY` that a datagram is lost"},
 				&cli.StringFlag{Name: "rate", Value: "48MiB", Usage: "`SIZE` per second that the link carries; 0: no limit"},
