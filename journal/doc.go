@@ -24,18 +24,21 @@
 //
 // The way of a read: Resolve finds a point (points.go, at.go), View follows its
 // lineage (lineage.go) and looks blocks up (asof.go), verifying every cell. Stream
-// and AppendFrame carry frames between sites (stream.go, receive.go).
+// and AppendFrame carry frames between sites (stream.go, receive.go); Verify reads
+// all segments and names what is damaged (verify.go).
 //
 // Opening (recover.go) loads how far the index has come and replays the segments
 // from the last place known durable: it costs what was written since the last
-// segment, not the history. An invalid frame ends the log unless a later one
-// proves that more had been durable. Capture then goes on in a new epoch.
+// segment, not the history. The newest segment is synced first: what a dead process
+// left in the page cache counts as durable only then. An invalid frame ends the log
+// unless a later segment, or a later frame of a reign of this site, proves that more
+// had been durable. Capture then goes on in a new epoch.
 //
-// Memory: records under way (64 MiB), Pebble's memtable and cache, a frame's header
-// and records; nothing grows with the history or the volumes' size.
+// Memory: records and frames under way (64 MiB), Pebble's memtable and cache, a
+// frame's header and records; nothing grows with the history or the volumes' size.
 //
 // Run owns three goroutines, one for each of steps 2 to 4. Lock order: fileMu
 // before mu. A failed write or fsync is terminal for the Journal, except for a lack
-// of space: that refuses what is under way, owes a gap to each volume that lost a
-// write, and is over when there is space again.
+// of space: that refuses what is under way, takes back what it would have changed,
+// records a gap as soon as there is room, and is over when there is space again.
 package journal
