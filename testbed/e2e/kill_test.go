@@ -23,18 +23,33 @@ type writer struct {
 	base []byte // the area when this life's log began
 }
 
-// load writes in several areas at once until its server is killed.
+// load writes in several areas at once until its server is killed, or until it is
+// told to end.
 type load struct {
 	*recorder
 	answers atomic.Int64
+	enough  atomic.Bool
 	done    sync.WaitGroup
+	err     error // of a writer; read after done
+	failed  sync.Once
+}
+
+// end lets every writer finish what it has under way.
+func (l *load) end() error {
+	l.enough.Store(true)
+	l.done.Wait()
+	return l.err
 }
 
 // write starts a writer on its own connection.
 func (l *load) write(w *writer, c *nbd.Client) {
 	to := through(c)
 	l.done.Go(func() {
-		for l.issue(to, draw(w.rng, w.area)) == nil {
+		for !l.enough.Load() {
+			if err := l.issue(to, draw(w.rng, w.area)); err != nil {
+				l.failed.Do(func() { l.err = err })
+				return
+			}
 			l.answers.Add(1)
 		}
 	})

@@ -50,6 +50,13 @@ type recorder struct {
 	log   []*note // in the order in which they began
 }
 
+// now is the clock.
+func (r *recorder) now() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.clock
+}
+
 func (r *recorder) begin(n *note) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
