@@ -81,6 +81,9 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	g.mu.Lock()
 	halted := g.halted
 	g.mu.Unlock()
+	// Asked before the spans: the reverse could take the last life's open end for
+	// that of a reign that begins in between.
+	reigns := l.reigning() != nil
 	spans, err := l.j.Spans(ctx)
 	if err != nil {
 		g.explainState(&line, err, s.running())
@@ -91,7 +94,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	switch {
 	case !s.running():
 		line.State, line.Detail = control.StateStopped, ""
-	case r.Role.Captures() && l.reigning() == nil: // the last life's interval is over, its successor has not begun
+	case r.Role.Captures() && !reigns: // the last life's interval is over, its successor has not begun
 		line.State, line.Detail = control.StateStarting, ""
 	case halted != "":
 		line.State, line.Detail = control.StateHalted, halted
