@@ -2,7 +2,6 @@ package site
 
 import (
 	"context"
-	"errors"
 	"math"
 	"net"
 	"net/http"
@@ -14,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -70,14 +68,6 @@ func (m *meters) resynced(g config.Group, n int64) {
 func (m *meters) answered(export string, d time.Duration) {
 	i := strings.LastIndexByte(export, '/')
 	m.acks.WithLabelValues(export[:i], export[i+1:]).Observe(d.Seconds())
-}
-
-func (m *meters) nbdEvents() nbd.Events {
-	return nbd.Events{Refused: func(_ string, err error) {
-		if !errors.Is(err, nbd.ErrUnknownExport) {
-			m.failed(fault.Unexpected)
-		}
-	}}
 }
 
 // states tells what Status tells.

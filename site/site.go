@@ -103,7 +103,8 @@ func (s *Site) prepare() error {
 	if s.watchdog, err = s.newWatchdog(); err != nil {
 		return explain("set up the watchdog", err)
 	}
-	s.disks = nbd.NewServer(nbd.ServerOptions{Lookup: s.lookupExport, List: s.listExports, Log: s.o.Log.With("part", "nbd"), Events: s.meters.nbdEvents()})
+	log := s.o.Log.With("part", "nbd")
+	s.disks = nbd.NewServer(nbd.ServerOptions{Lookup: s.lookupExport, List: s.listExports, Log: log, Events: s.requestEvents(log)})
 	if s.repl, err = s.newReplicator(); err != nil {
 		return explain("set up replication", err)
 	}

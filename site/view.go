@@ -90,7 +90,8 @@ func (s *Site) serve(ctx context.Context, q control.ServeRequest) (*view, error)
 	serving, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(l.ctx, func() { end(errDetached) })
 	v.close = end
-	server := nbd.NewServer(nbd.ServerOptions{Lookup: lookupIn(exports), List: namesOf(exports), Log: s.o.Log.With("view", v.ID)})
+	log := s.o.Log.With("view", v.ID)
+	server := nbd.NewServer(nbd.ServerOptions{Lookup: lookupIn(exports), List: namesOf(exports), Log: log, Events: s.requestEvents(log)})
 	go func() {
 		defer close(v.done)
 		err := errors.Join(server.Serve(serving, listener), free())
