@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
 
@@ -31,7 +32,11 @@ func (r *Replicator) dialLoop(ctx context.Context, transport *quic.Transport, p 
 			return ctx.Err()
 		}
 		if err != nil {
-			r.o.Log.Info("peer not connected", "peer", p.Name, "address", p.Address, "err", err)
+			level := slog.LevelInfo
+			if pin := (*PinError)(nil); errors.As(err, &pin) { // somebody else is there
+				level = slog.LevelWarn
+			}
+			r.o.Log.Log(ctx, level, "peer not connected", "peer", p.Name, "address", p.Address, "err", err)
 		}
 		r.o.Events.Disconnected(p.Name, true, err)
 		if greeted {
