@@ -20,9 +20,7 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 	if g.cfg.Machine != nil {
 		d.Machine = g.cfg.Machine.Name
 	}
-	g.mu.Lock()
-	d.Conflict = g.halted
-	g.mu.Unlock()
+	d.Conflict = g.conflict()
 	l, release, err := s.open(g)
 	if err != nil {
 		for _, v := range g.cfg.Volumes {

@@ -27,8 +27,8 @@ type group struct {
 	mu      sync.Mutex // guards all below
 	life    *life      // nil: the journal is not open
 	failure *fault.Error
-	retry   time.Time // when a failed group is tried again
-	halted  string    // a conflict with a peer, until a stream flows again
+	retry   time.Time         // when a failed group is tried again
+	halted  map[string]string // conflicts by peer, until a stream flows with it again
 }
 
 // life is one opening of a group's journal.
@@ -55,7 +55,7 @@ const (
 )
 
 func newGroup(s *Site, c config.Group) *group {
-	return &group{site: s, cfg: c, dir: s.groupDir(c), id: identityOf(c)}
+	return &group{site: s, cfg: c, dir: s.groupDir(c), id: identityOf(c), halted: map[string]string{}}
 }
 
 // run lives one life after the other until ctx ends. It never fails: what is

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -242,27 +244,42 @@ func (s *Site) replicatorEvents() replicator.Events {
 		},
 		Streaming: func(peer string, d replicator.Direction, tenant, group string, from journal.Cursor) {
 			log.Info("stream flows", "peer", peer, "direction", d.String(), "group", tenant+"/"+group, "from", from.Position.String())
-			s.halt(tenant, group, "")
+			s.halt(peer, tenant, group, "")
 		},
 		Ended: func(peer string, d replicator.Direction, tenant, group string, err error) {
 			log.Info("stream ended", "peer", peer, "direction", d.String(), "group", tenant+"/"+group, "err", err)
 		},
 		Conflict: func(c *replicator.Conflict) {
 			log.Error("histories exclude each other", "peer", c.Peer, "group", c.Tenant+"/"+c.Group, "err", c)
-			s.halt(c.Tenant, c.Group, c.Error())
+			s.halt(c.Peer, c.Tenant, c.Group, c.Error())
 		},
 	}
 }
 
-// halt notes a conflict, or its end.
-func (s *Site) halt(tenant, name, why string) {
+// halt notes a conflict with a peer, or its end (why is empty).
+func (s *Site) halt(peer, tenant, name, why string) {
 	for _, g := range s.groups {
 		if g.cfg.Tenant == tenant && g.cfg.Name == name {
 			g.mu.Lock()
-			g.halted = why
+			if why == "" {
+				delete(g.halted, peer)
+			} else {
+				g.halted[peer] = why
+			}
 			g.mu.Unlock()
 		}
 	}
+}
+
+// conflict is why the group is halted; empty while it is not.
+func (g *group) conflict() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var all []string
+	for _, peer := range slices.Sorted(maps.Keys(g.halted)) {
+		all = append(all, g.halted[peer])
+	}
+	return strings.Join(all, "; ")
 }
 
 // lagsOf is the replicator's lags of a group.

@@ -41,14 +41,15 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 		default:
 			e.State, e.Error = "disconnected", known.err
 		}
+		var lags []control.Lag
 		for _, g := range st.Groups {
 			for _, l := range g.Lags {
 				if l.Peer == p.Name {
-					e.Groups++
-					e.RPOSeconds = worse(e.RPOSeconds, l.RPOSeconds)
+					lags = append(lags, l)
 				}
 			}
 		}
+		e.Groups, e.RPOSeconds = len(lags), worstRPO(lags)
 		st.Peers = append(st.Peers, e)
 	}
 	return st, nil
@@ -77,20 +78,25 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		line.Lags = append(line.Lags, x)
 		line.BehindWrites, line.BehindBytes = max(line.BehindWrites, x.BehindWrites), max(line.BehindBytes, x.BehindBytes)
 	}
-	line.RPOSeconds = worstRPO(line.Lags)
-	g.mu.Lock()
-	halted := g.halted
-	g.mu.Unlock()
+	halted := g.conflict()
 	// Asked before the spans: the reverse could take the last life's open end for
 	// that of a reign that begins in between.
 	reigns := l.reigning() != nil
 	spans, err := l.j.Spans(ctx)
 	if err != nil {
+		for i := range line.Lags {
+			line.Lags[i].RPOSeconds = nil
+		}
 		g.explainState(&line, err, s.running())
 		return line
 	}
 	window(ctx, &line, l.j, spans)
 	line.State, line.Detail = stateOf(r.Role, spans, line.Lags, l.volumeStates())
+	growing := len(spans) > 0 && spans[len(spans)-1].Open && (!r.Role.Captures() || line.State == control.StateSynced && reigns)
+	for i, x := range line.Lags {
+		line.Lags[i].RPOSeconds = sinceLastPoint(x.RPOSeconds, growing, line.LastPoint, s.o.Now())
+	}
+	line.RPOSeconds = worstRPO(line.Lags)
 	switch {
 	case !s.running():
 		line.State, line.Detail = control.StateStopped, ""
@@ -141,10 +147,12 @@ func stateOf(r recovery.Role, spans []journal.Span, lags []control.Lag, volumes 
 		}
 		return control.StateWaiting, ""
 	}
-	if n := len(spans); n > 0 && spans[n-1].Open {
-		return control.StateSynced, ""
-	}
+	// A volume that is not synced comes before an interval that looks open: the
+	// break may not be on record yet.
 	state = control.StateStarting
+	if n := len(spans); n > 0 && spans[n-1].Open {
+		state = control.StateSynced
+	}
 	for _, v := range volumes {
 		switch v.State {
 		case cbt.StateSynced:
@@ -190,6 +198,20 @@ func lagOf(l replicator.Lag) control.Lag {
 		x.Error = l.Err.Error()
 	}
 	return x
+}
+
+// sinceLastPoint is what an RPO towards a peer is worth. Being level with a history
+// that has stopped to grow protects nobody: outside an interval the loss reaches
+// back to the last point, and without one it is unknown. It is pure.
+func sinceLastPoint(rpo *float64, growing bool, last, now time.Time) *float64 {
+	if rpo == nil || growing {
+		return rpo
+	}
+	if last.IsZero() {
+		return nil
+	}
+	age := max(*rpo, now.Sub(last).Seconds())
+	return &age
 }
 
 // worstRPO is the largest; nil when there is none or one is unknown.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
@@ -35,6 +36,8 @@ func TestStateOf(t *testing.T) {
 		{name: "closed interval, synced volumes", role: recovery.Primary, spans: []journal.Span{{}}, volumes: []cbt.VolumeStatus{vol(cbt.StateSynced, "")}, state: control.StateStarting},
 		{name: "resync", role: recovery.Uncommitted, volumes: []cbt.VolumeStatus{vol(cbt.StateSynced, ""), vol(cbt.StateSyncing, "")}, state: control.StateSyncing},
 		{name: "broken beats resync", role: recovery.Primary, volumes: []cbt.VolumeStatus{vol(cbt.StateBroken, cbt.CauseStall), vol(cbt.StateSyncing, "")}, state: control.StateGap, detail: "root: stall"},
+		{name: "broken, and the interval looks open still", role: recovery.Primary, spans: []journal.Span{{Open: true}}, volumes: []cbt.VolumeStatus{vol(cbt.StateSynced, ""), vol(cbt.StateBroken, cbt.CauseStall)}, state: control.StateGap, detail: "root: stall"},
+		{name: "resync, and the interval looks open still", role: recovery.Primary, spans: []journal.Span{{Open: true}}, volumes: []cbt.VolumeStatus{vol(cbt.StateSyncing, "")}, state: control.StateSyncing},
 		{name: "nothing yet", role: recovery.Primary, state: control.StateStarting},
 		{name: "replica never claims synced", role: recovery.Replica, spans: []journal.Span{{Open: true}}, state: control.StateWaiting},
 		{name: "streaming", role: recovery.Replica, lags: []control.Lag{{State: "refused", Error: "x"}, {State: "streaming"}}, state: control.StateReceiving},
@@ -56,6 +59,63 @@ func TestWorstRPOIsNeverBetterThanKnown(t *testing.T) {
 	}
 	if worstRPO(nil) != nil {
 		t.Error("an RPO without peers")
+	}
+}
+
+// A peer that holds all of a history which has stopped to grow protects nothing.
+func TestRPOOutsideAnIntervalReachesBackToTheLastPoint(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	small := 0.02
+	for _, c := range []struct {
+		name    string
+		rpo     *float64
+		growing bool
+		last    time.Time
+		want    float64 // below 0: unknown
+	}{
+		{name: "points are made", rpo: &small, growing: true, last: now.Add(-time.Hour), want: small},
+		{name: "gap", rpo: &small, last: now.Add(-time.Minute), want: 60},
+		{name: "gap, clocks differ", rpo: &small, last: now.Add(time.Minute), want: small},
+		{name: "first resync", rpo: &small, want: -1},
+		{name: "unknown stays unknown", last: now, want: -1},
+	} {
+		got := sinceLastPoint(c.rpo, c.growing, c.last, now)
+		if (got == nil) != (c.want < 0) || got != nil && *got != c.want {
+			t.Errorf("%s: %v, want %g", c.name, got, c.want)
+		}
+	}
+}
+
+// The replica of a source that went silent shows an RPO that grows, and after a
+// restart none, until the source is heard again.
+func TestReplicaOfASilentSourceNeverShowsASmallRPO(t *testing.T) {
+	w := newWorld(t)
+	ca, cb := w.pair("", "")
+	a, b := w.runPair(ca, cb)
+	a.awaitState("web", control.StateSynced)
+	a.write("web/root", 1, 0, 4096)
+	awaitLevel(a, b, "web")
+	await(t, "the RPO is known", func() bool { return b.groupLine("web").RPOSeconds != nil })
+	a.stop()
+	stopped := time.Now()
+	b.awaitState("web", control.StateWaiting)
+	looks := 0
+	await(t, "the RPO grew past 1 s", func() bool {
+		silence := time.Since(stopped).Seconds()
+		r := b.groupLine("web").RPOSeconds
+		if r == nil || *r < silence {
+			t.Errorf("silent for %.3f s, RPO %v", silence, r)
+			return true
+		}
+		looks++
+		return *r > 1
+	})
+	t.Logf("%d looks", looks)
+	b.stop()
+	b = w.run(cb)
+	b.awaitState("web", control.StateWaiting)
+	if g := b.groupLine("web"); g.RPOSeconds != nil {
+		t.Errorf("an RPO of %g s though the source was not heard since the start", *g.RPOSeconds)
 	}
 }
 

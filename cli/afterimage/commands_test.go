@@ -85,6 +85,26 @@ func lines(t *testing.T, name, text string) int {
 	}
 }
 
+func TestSplitBrainIsLoudAndHasItsExitCode(t *testing.T) {
+	f := &fake{halted: true}
+	r := stage{api: f}.run(t, "status")
+	if r.exit != fault.ExitSplitBrain {
+		t.Errorf("status ends with %d", r.exit)
+	}
+	golden(t, "status-halted.txt", []byte("$ afterimage status\n"+r.stdout+"--- stderr\n"+r.stderr))
+	j := stage{api: f}.run(t, "status", "-o", "json")
+	if j.exit != fault.ExitSplitBrain || lines(t, "stdout", j.stdout) != 1 || lines(t, "stderr", j.stderr) != 1 || !strings.Contains(j.stdout, `"state":"halted"`) {
+		t.Errorf("with JSON: exit %d\n%s\n%s", j.exit, j.stdout, j.stderr)
+	}
+	g := stage{api: f}.run(t, "group", "show", "acme/db")
+	if g.exit != 0 || !strings.HasPrefix(g.stdout, "SPLIT BRAIN: acme/db is halted") || strings.Count(g.stdout, conflict) != 1 {
+		t.Errorf("group show: exit %d\n%s", g.exit, g.stdout)
+	}
+	if r := (stage{api: f, tty: true}).run(t, "group", "show", "acme/db"); !strings.Contains(r.stdout, "\x1b["+red+"mSPLIT BRAIN") {
+		t.Errorf("no red on a terminal: %q", r.stdout)
+	}
+}
+
 func TestErrorsSayWhatWhyAndWhatToDo(t *testing.T) {
 	r := stage{api: &fake{err: errFake}}.run(t, "status")
 	golden(t, "error.txt", []byte(r.stderr))

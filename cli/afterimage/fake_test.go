@@ -26,6 +26,7 @@ type fake struct {
 	failover control.FailoverRequest // as it was asked for
 	failed   bool
 	refused  []string
+	halted   bool // group show and status tell of a split brain
 }
 
 var web = control.Group{
@@ -35,8 +36,11 @@ var web = control.Group{
 }
 
 func (f *fake) Status(context.Context) (control.Status, error) {
-	db := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateHalted, Detail: "replicate acme/db with b: split brain after seq 8", Epoch: 2, Seq: 9,
-		RPOTarget: 1, Lags: []control.Lag{{Peer: "b", Direction: "in", State: "halted"}}}
+	db := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateWaiting, Epoch: 2, Seq: 9,
+		RPOTarget: 1, Lags: []control.Lag{{Peer: "b", Direction: "in", State: "disconnected"}}}
+	if f.halted {
+		db.State, db.Detail, db.Lags[0].State = control.StateHalted, conflict, "halted"
+	}
 	return control.Status{Site: "a", Daemon: control.Running, Pin: "sha256:pin", PID: 4711, Since: at(-3600), Time: noon, Groups: []control.Group{web, db},
 		Peers: []control.Peer{
 			{Name: "b", Address: "192.0.2.2:7700", Pin: "sha256:b", State: "connected", RPOSeconds: ptr(0.35), Limit: 10 << 20, Groups: 2},
@@ -44,7 +48,13 @@ func (f *fake) Status(context.Context) (control.Status, error) {
 		}}, f.err
 }
 
+const conflict = "replicate acme/db with b: split brain after seq 8"
+
 func (f *fake) Group(_ context.Context, name string) (control.GroupDetail, error) {
+	if f.halted {
+		g := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateHalted, Detail: conflict, Epoch: 2, Seq: 9}
+		return control.GroupDetail{Group: g, Configured: "replica", Conflict: conflict}, f.err
+	}
 	return control.GroupDetail{Group: web, ID: "01", Dir: "/var/lib/afterimage/groups/default/web", Sync: "process", Stall: 0.5, Configured: "primary", Machine: "web1",
 		Volumes: []control.Volume{
 			{Name: "root", ID: "02", Size: 20 << 30, Kind: "embedded", State: "synced", Export: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"},

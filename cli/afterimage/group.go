@@ -49,6 +49,10 @@ func (w *world) groupShow(c *cli.Context) error {
 
 func (p *printer) groupScreen(g control.GroupDetail) string {
 	var b strings.Builder
+	if g.State == control.StateHalted {
+		b.WriteString(p.alarm(g.Group) + "\n")
+		g.Detail, g.Conflict = "", "" // said above
+	}
 	b.WriteString(p.groupTable([]control.Group{g.Group}))
 	for _, l := range [][2]string{
 		{"why", g.Detail}, {"conflict", g.Conflict}, {"journal", fmt.Sprintf("%s, %s%s", g.Dir, size(g.JournalBytes), quota(g.Quota))},

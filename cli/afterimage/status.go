@@ -10,11 +10,12 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
 )
 
 func (w *world) statusCommand() *cli.Command {
 	return verb("status", "show the site, its groups and peers on one screen", "",
-		"Works with the daemon down: it reads the journals then and says \"daemon not running\".",
+		"Works with the daemon down: it reads the journals then and says \"daemon not running\". Exit 15 while a group is halted because both sides wrote.",
 		[]string{"afterimage status", "afterimage status -w", "afterimage status -o json"},
 		[]cli.Flag{
 			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "show it again and again; on a terminal in place, elsewhere one below the other, with -o json as lines"},
@@ -33,12 +34,30 @@ func (w *world) status(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		return p.data(s, func() string { return p.statusScreen(s) })
+		if err := p.data(s, func() string { return p.statusScreen(s) }); err != nil {
+			return err
+		}
+		return splitBrain(s)
 	}
 	if c.Duration("every") < 50*time.Millisecond {
 		return usage("--every %s is too short; 50ms is the least", c.Duration("every"))
 	}
 	return p.watch(c.Context, api, c.Duration("every"))
+}
+
+// splitBrain is the error of a status that shows halted groups: a script that
+// looks at exit codes alone must not take it for good news.
+func splitBrain(s control.Status) error {
+	var halted []string
+	for _, g := range s.Groups {
+		if g.State == control.StateHalted {
+			halted = append(halted, g.Tenant+"/"+g.Name)
+		}
+	}
+	if len(halted) == 0 {
+		return nil
+	}
+	return fault.New(fault.PeerDiverged, "look at site "+s.Site, "halted: %s", strings.Join(halted, ", "))
 }
 
 // watch shows the status until ctx ends; that is no error.
@@ -81,7 +100,9 @@ func (p *printer) statusScreen(s control.Status) string {
 	b.WriteString("\n\n")
 	b.WriteString(p.groupTable(s.Groups))
 	for _, g := range s.Groups {
-		if g.Detail != "" {
+		if g.State == control.StateHalted {
+			b.WriteString("\n" + p.alarm(g))
+		} else if g.Detail != "" {
 			fmt.Fprintf(&b, "%s/%s: %s\n", g.Tenant, g.Name, g.Detail)
 		}
 	}
@@ -89,6 +110,14 @@ func (p *printer) statusScreen(s control.Status) string {
 		b.WriteString("\n" + p.peerTable(s.Peers))
 	}
 	return b.String()
+}
+
+// alarm says loudly that a group is halted, and why.
+func (p *printer) alarm(g control.Group) string {
+	ref := g.Tenant + "/" + g.Name
+	return p.colored(red, "SPLIT BRAIN: "+ref+" is halted") + "\n" +
+		"  " + g.Detail + "\n" +
+		"  Nothing is sent, taken or merged. Both histories are kept: compare them with group show " + ref + " at both sites and decide which one goes on.\n"
 }
 
 func (p *printer) groupTable(groups []control.Group) string {
@@ -124,7 +153,7 @@ func rpo(g control.Group) string {
 	s := "-"
 	if g.RPOSeconds != nil {
 		s = seconds(*g.RPOSeconds)
-	} else if len(g.Lags) > 0 {
+	} else if len(g.Lags) > 0 || g.Role == "replica" {
 		s = "unknown"
 	}
 	if g.RPOTarget > 0 {
