@@ -166,7 +166,7 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 	in.r.o.Events.Streaming(in.peer.Name, Inbound, in.tenant, in.group, from)
 	in.send(in.number, in.id, &accept{head: ours.head, durable: from, branches: ours.branches})
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return in.ackLoop(ctx, replica) })
+	g.Go(func() error { return in.ackLoop(ctx, replica, from.Position) })
 	g.Go(func() error {
 		select {
 		case data := <-in.data:
@@ -260,10 +260,10 @@ func (in *inbound) poke() {
 }
 
 // ackLoop acknowledges what is durable here, the newest of it at once: while it
-// waits for the disk, more is appended.
-func (in *inbound) ackLoop(ctx context.Context, replica Replica) error {
+// waits for the disk, more is appended. from is what was durable when the session began.
+func (in *inbound) ackLoop(ctx context.Context, replica Replica, from journal.Position) error {
 	lineage := in.theirs.lineage()
-	waited := in.appendedNow().Position
+	waited := from // not what is appended by now: frames may be ahead of this loop's start
 	for {
 		select {
 		case <-in.wake:
