@@ -78,7 +78,7 @@ func (l *life) releaseFailover() {
 
 // failoverOf wires a plan to this group.
 func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progress func(control.Progress)) (recovery.Failover, error) {
-	f := recovery.Failover{Plan: plan, Operator: q.Operator, Force: q.Force, History: l.j, Serve: l.serveEpoch, Now: l.site.o.Now,
+	f := recovery.Failover{Plan: plan, Operator: q.Operator, Force: q.Force, History: l.promoting(), Serve: l.serveEpoch, Now: l.site.o.Now,
 		Step: func(t recovery.StepTime) {
 			progress(control.Progress{Step: fmt.Sprintf("%s %s (%.3f s)", t.Name, t.Detail, t.Seconds)})
 		}}
@@ -147,7 +147,7 @@ func (l *life) finishPromotion(ctx context.Context) error {
 		return err
 	}
 	l.site.o.Log.Warn("an interrupted failover is finished", "group", l.cfg.Ref(), "point", p.Order.Point.String(), "operator", p.Order.Operator)
-	done, err := recovery.Promote(ctx, awaited{l.j}, p.Order, l.site.o.Now())
+	done, err := recovery.Promote(ctx, l.promoting(), p.Order, l.site.o.Now())
 	if err != nil {
 		return err
 	}
