@@ -138,6 +138,10 @@ func (g *group) live(ctx context.Context) (err error) {
 		}
 		return err
 	})
+	eg.Go(func() error {
+		l.noteHeads(ctx)
+		return nil
+	})
 	g.begin(l)
 	<-ctx.Done()
 	l.end()

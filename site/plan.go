@@ -64,10 +64,9 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 	}
 	in := recovery.Inputs{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Site: l.site.cfg.Site, Identity: l.id, At: q.At, Point: pt, Head: head, Lineage: l.j.Lineage(),
 		Since: since, Volumes: volumes, Fence: recovery.FenceUnknown, Now: l.site.o.Now()}
-	numbers := map[journal.EpochID]uint64{}
-	for _, b := range l.j.Branches() {
-		numbers[b.ID] = b.Number
-		in.HighestEpoch = max(in.HighestEpoch, b.Number)
+	numbers := epochNumbers(l.j)
+	for _, n := range numbers {
+		in.HighestEpoch = max(in.HighestEpoch, n)
 	}
 	in.Peers, in.Source = l.heard(in.Now, head, numbers)
 	if m := l.cfg.Machine; m != nil && !q.NoMachine {
@@ -77,25 +76,30 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 }
 
 // heard is what this site knows of the others: who answers, and the newest head of
-// the source. The source's head is dated like a point is: by its record.
+// the source, which is remembered from before this process where nothing was heard
+// since. The source's head is dated like a point is: by its record.
 func (l *life) heard(now time.Time, head journal.Head, numbers map[journal.EpochID]uint64) (peers []recovery.PeerHead, source *recovery.SourceHead) {
 	lags := l.site.lagsOf(l.group)
 	for _, name := range l.cfg.Peers {
 		p := recovery.PeerHead{Name: name, Reachable: l.site.peers.get(name).connections > 0}
-		i := slices.IndexFunc(lags, func(lag replicator.Lag) bool { return lag.Peer == name })
-		if i < 0 {
-			peers = append(peers, p)
-			continue
+		var h *recovery.SourceHead
+		if i := slices.IndexFunc(lags, func(lag replicator.Lag) bool { return lag.Peer == name }); i >= 0 {
+			lag := lags[i]
+			p.Reachable = (p.Reachable || lag.Connected) && !silent(lag)
+			p.Primary = lag.State == replicator.StateStreaming
+			p.Head, p.Number = lag.Head, numbers[lag.Head.Epoch]
+			if lag.Known {
+				p.Time = now.Add(-lag.RPO)
+			}
+			h = headOf(lag, numbers)
 		}
-		lag := lags[i]
-		p.Reachable = (p.Reachable || lag.Connected) && !silent(lag)
-		p.Primary = lag.State == replicator.StateStreaming
-		p.Head, p.Number = lag.Head, numbers[lag.Head.Epoch]
-		if lag.Known {
-			p.Time = now.Add(-lag.RPO)
+		if h == nil {
+			if h = l.recalled(name); h != nil {
+				p.Head, p.Number, p.Time = h.Head, max(h.Number, numbers[h.Head.Epoch]), h.Time
+			}
 		}
-		if !lag.Heard.IsZero() && (source == nil || source.Heard.Before(lag.Heard)) {
-			source = &recovery.SourceHead{Peer: name, Head: lag.Head, Number: p.Number, Bytes: lag.Bytes, Time: lag.HeadTime, Heard: lag.Heard}
+		if h != nil && (source == nil || source.Heard.Before(h.Heard)) {
+			source = h
 		}
 		peers = append(peers, p)
 	}
