@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // load appends n frames of so many records and bytes each.
@@ -154,8 +155,9 @@ func TestAcknowledgedMeansDurable(t *testing.T) {
 		t.Error("acknowledged before it was durable")
 	}
 	if !ackedTooEarly(t, faults{ackEarly: true}) {
-		t.Error("planted fault not caught: ack before durable at the peer")
+		t.Fatal("planted fault not caught: ack before durable at the peer")
 	}
+	scale.Counted(t, "replicator-planted-faults", 1, 1)
 }
 
 // sentUndurable offers frames that are not durable at the source and reports
@@ -187,8 +189,9 @@ func TestOnlyDurableFramesAreSent(t *testing.T) {
 		t.Error("sent what was not durable")
 	}
 	if !sentUndurable(t, faults{sendUndurable: true}) {
-		t.Error("planted fault not caught: send before fdatasync")
+		t.Fatal("planted fault not caught: send before fdatasync")
 	}
+	scale.Counted(t, "replicator-planted-faults", 1, 1)
 }
 
 // skewedLag runs a pair whose replica's clock is off by skew, cuts the link, and
@@ -234,10 +237,11 @@ func TestReplicaLagSurvivesSkewedClocks(t *testing.T) {
 	for _, skew := range []time.Duration{-time.Hour, time.Hour} {
 		err := skewedLag(t, skew, faults{sourceClockOnly: true})
 		if err == nil {
-			t.Errorf("skew %v: planted fault not caught: lag from the source's clock alone", skew)
+			t.Fatalf("skew %v: planted fault not caught: lag from the source's clock alone", skew)
 		}
 		t.Logf("caught at skew %v: %v", skew, err)
 	}
+	scale.Counted(t, "replicator-planted-faults", 1, 1)
 }
 
 // Promise 16: a replica that takes nothing holds the source back.

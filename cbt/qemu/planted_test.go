@@ -11,6 +11,7 @@ import (
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/cbttest"
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // planted runs a checker with a fault on and off: it must see the one and pass
@@ -21,7 +22,7 @@ func planted(t *testing.T, plant func(*faults), check func(t *testing.T, f fault
 			t.Error(err)
 		}
 	})
-	t.Run("On", func(t *testing.T) {
+	caught := t.Run("On", func(t *testing.T) {
 		var f faults
 		plant(&f)
 		err := check(t, f)
@@ -30,6 +31,9 @@ func planted(t *testing.T, plant func(*faults), check func(t *testing.T, f fault
 		}
 		t.Logf("caught: %v", err)
 	})
+	if caught {
+		scale.Counted(t, "qemu-planted-faults", 1, 1)
+	}
 }
 
 func (w *world) differences() error {
