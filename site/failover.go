@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,31 +35,52 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 		return control.FailedOver{}, err
 	}
 	defer l.releaseFailover()
+	c, err := l.resumption(ctx, q)
+	if err != nil {
+		return control.FailedOver{}, explain(what, err)
+	}
+	if c != nil {
+		if q.Expect != "" && q.Expect != c.plan.Digest {
+			return control.FailedOver{Plan: c.plan}, stale(what, c.plan)
+		}
+		return l.resume(ctx, q, c, progress)
+	}
 	plan, err := l.plan(ctx, q)
 	if err != nil {
 		return control.FailedOver{}, explain(what, err)
 	}
 	if q.Expect != "" && q.Expect != plan.Digest {
-		return control.FailedOver{Plan: planOf(plan)}, fault.New(fault.PlanStale, what, "since the plan was shown the point, the head or what speaks against it has changed").With(planOf(plan))
+		return control.FailedOver{Plan: planOf(plan)}, stale(what, planOf(plan))
 	}
 	f, err := l.failoverOf(plan, q, progress)
 	if err != nil {
 		return control.FailedOver{Plan: planOf(plan)}, explain(what, err)
 	}
+	if _, err := plan.Order(q.Operator, q.Force); err == nil {
+		if err := l.j.Remember(planKey, plan); err != nil {
+			return control.FailedOver{Plan: planOf(plan)}, explain(what, err)
+		}
+	}
 	o, err := f.Run(ctx)
 	out := outcomeOf(o)
+	defer closeMachine(o.Machine)
 	if err != nil {
 		if o.Stands() && l.reigning() == nil { // what stands is played by the next life
 			l.hand(coronation{err: err})
 		}
-		return out, refusal(what, plan, err)
+		return out, l.failedStep(what, plan, o, err)
 	}
-	if out.Report, err = l.report(o); err != nil {
+	if out.Report, err = l.report(o, ""); err != nil {
 		s.o.Log.Error("report of the failover not written", "group", l.cfg.Ref(), "err", err)
 	}
 	s.o.Log.Warn("group failed over", "group", l.cfg.Ref(), "epoch", out.Epoch, "point", plan.Point.String(), "lost_writes", out.Loss.Writes,
 		"rto_seconds", out.RTOSeconds, "operator", o.Operator, "forced", o.Reign.Forced, "unfenced", o.Unfenced)
 	return out, nil
+}
+
+// stale refuses a plan that is not the one that was confirmed.
+func stale(what string, now control.Plan) error {
+	return fault.New(fault.PlanStale, what, "since the plan was shown the point, the head or what speaks against it has changed").With(now)
 }
 
 func (l *life) claimFailover() error {
@@ -79,9 +102,7 @@ func (l *life) releaseFailover() {
 // failoverOf wires a plan to this group.
 func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progress func(control.Progress)) (recovery.Failover, error) {
 	f := recovery.Failover{Plan: plan, Operator: q.Operator, Force: q.Force, History: l.promoting(), Serve: l.serveEpoch, Now: l.site.o.Now,
-		Step: func(t recovery.StepTime) {
-			progress(control.Progress{Step: fmt.Sprintf("%s %s (%.3f s)", t.Name, t.Detail, t.Seconds)})
-		}}
+		Step: func(t recovery.StepTime) { progress(stepProgress(t)) }}
 	for _, p := range plan.Peers {
 		if p.Reachable {
 			f.Announce = l.announce
@@ -96,6 +117,17 @@ func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progres
 		f.Health = recovery.Health{Prefix: h.Prefix, Timeout: time.Duration(h.Timeout)}
 	}
 	return f, nil
+}
+
+func stepProgress(t recovery.StepTime) control.Progress {
+	text := string(t.Name)
+	switch {
+	case t.Error != "":
+		text += " failed"
+	case t.Detail != "":
+		text += " " + t.Detail
+	}
+	return control.Progress{Step: fmt.Sprintf("%s (%.3f s)", text, t.Seconds)}
 }
 
 // machine is the configured machine as recovery starts it.
@@ -122,11 +154,16 @@ func (l *life) serveEpoch(ctx context.Context, w *journal.Writer) (map[string]st
 	if !l.hand(coronation{reign: reign}) {
 		return nil, errDetached
 	}
+	return l.urisOf(reign), nil
+}
+
+// urisOf says where the disks of a reign are served.
+func (l *life) urisOf(r *reign) map[string]string {
 	uris := map[string]string{}
-	for _, d := range reign.disks {
+	for _, d := range r.disks {
 		uris[d.volume.Name] = nbdURI("unix", l.site.cfg.NBD, l.exportName(d.volume.Name))
 	}
-	return uris, nil
+	return uris
 }
 
 // hand gives c to play, unless the life is over.
@@ -190,12 +227,12 @@ func (l *life) announce(ctx context.Context, e journal.Epoch) error {
 }
 
 // report writes the evidence of a failover below the data directory.
-func (l *life) report(o recovery.Outcome) (string, error) {
+func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
 	dir, now := filepath.Join(l.site.cfg.Data, "reports"), l.site.o.Now()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	files, err := recovery.NewReport(o, now).WriteFiles(dir, fmt.Sprintf("%s-%s-epoch-%d", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number))
+	files, err := recovery.NewReport(o, now).WriteFiles(dir, fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
 	if err != nil || len(files) == 0 {
 		return "", errors.Join(errors.New("no report"), err)
 	}
@@ -211,10 +248,8 @@ func outcomeOf(o recovery.Outcome) control.FailedOver {
 	for _, t := range o.Steps {
 		out.Times[string(t.Name)] = t.Seconds
 	}
-	for _, v := range o.Plan.Loss.GivenUp.Volumes {
-		if uri, ok := o.URIs[v.Volume]; ok {
-			out.Exports = append(out.Exports, control.Export{Volume: v.Volume, URI: uri})
-		}
+	for _, name := range slices.Sorted(maps.Keys(o.URIs)) {
+		out.Exports = append(out.Exports, control.Export{Volume: name, URI: o.URIs[name]})
 	}
 	if m := o.Machine; m != nil {
 		out.Started, out.QMP, out.Serial, out.PID = true, m.QMP, m.Serial, m.PID

@@ -21,6 +21,13 @@ func (s *Site) PlanFailover(ctx context.Context, q control.FailoverRequest) (con
 		return control.Plan{}, err
 	}
 	defer release()
+	c, err := l.resumption(ctx, q)
+	if err != nil {
+		return control.Plan{}, explain("plan a failover of "+q.Group, err)
+	}
+	if c != nil {
+		return c.plan, nil
+	}
 	plan, err := l.plan(ctx, q)
 	return planOf(plan), explain("plan a failover of "+q.Group, err)
 }

@@ -15,7 +15,7 @@ import (
 func (w *world) failoverCommand() *cli.Command {
 	return noun("failover", "bring a group up at this site",
 		verb("unplanned", "make this site the group's primary after the old one died", "NAME",
-			"Run it at the replica's site. The plan shows the loss in seconds, writes and bytes; --dry-run stops there. A terminal asks for the group's name, a script needs --yes. --force overrides checks that refuse, and is recorded: unreachable is not the same as off.",
+			"Run it at the replica's site. The plan shows the loss in seconds, writes and bytes; --dry-run stops there. A terminal asks for the group's name, a script needs --yes. --force overrides checks that refuse, and is recorded: unreachable is not the same as off. When the machine did not start, or died, the same command again starts it and promotes nothing again.",
 			[]string{"afterimage failover unplanned web --dry-run", "afterimage failover unplanned web --at latest --yes"},
 			[]cli.Flag{
 				atFlag(),
@@ -80,7 +80,11 @@ func (p *printer) planScreen(plan control.Plan) string {
 	}
 	line("group", "%s", plan.Group)
 	line("point", "%s, %s (%s)", seqName(plan.Point), p.when(plan.Point.Time), plan.At)
-	line("epoch", "%d begins there", plan.Epoch)
+	if plan.Resumes {
+		line("epoch", "%d reigns here already; only the machine is missing", plan.Epoch)
+	} else {
+		line("epoch", "%d begins there", plan.Epoch)
+	}
 	line("fence", "%s", plan.Fence)
 	line("loss", "%s", lossText(plan.Loss))
 	if n := plan.Loss.NeverArrived; n.Records > 0 {
@@ -135,7 +139,11 @@ func lossText(l control.Loss) string {
 func failedOver(d control.FailedOver) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s runs here in epoch %d from point %s; role uncommitted\n", d.Group, d.Epoch, seqName(d.Point))
-	fmt.Fprintf(&b, "loss: %s\nRTO: %s\n", lossText(d.Loss), seconds(d.RTOSeconds))
+	if d.Resumes {
+		fmt.Fprintf(&b, "it was promoted before and only its machine was started, in %s\nloss, as told then: %s\n", seconds(d.RTOSeconds), lossText(d.Loss))
+	} else {
+		fmt.Fprintf(&b, "loss: %s\nRTO: %s\n", lossText(d.Loss), seconds(d.RTOSeconds))
+	}
 	if d.Started {
 		fmt.Fprintf(&b, "machine %s is running, QMP %s\n", d.Machine, d.QMP)
 	}

@@ -30,6 +30,9 @@ type Plan struct {
 	// Refused says which check speaks against it; --force overrides.
 	Refused []string `json:"refused,omitempty"`
 	Digest  string   `json:"digest"`
+	// Resumes: the group was promoted here before and its machine does not run; only
+	// that is started. Epoch is the one that reigns, the loss what was told then.
+	Resumes bool `json:"resumes,omitempty"`
 }
 
 // Loss is what the new primary will not have, against the newest head of the
