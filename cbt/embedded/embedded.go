@@ -53,6 +53,7 @@ type Device struct {
 
 	mu          sync.Mutex // guards below
 	unprotected bool       // writes reach the image only
+	marked      bool       // the memo says so
 	synced      bool
 	wake        chan struct{}
 }
@@ -274,6 +275,9 @@ func (d *Device) checkpoint(ctx context.Context) error {
 	if broken {
 		return nil
 	}
+	d.mu.Lock()
+	d.marked = false
+	d.mu.Unlock()
 	if err := d.o.Memory.Remember(d.key(), memo{Place: at}); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
@@ -288,10 +292,12 @@ func (d *Device) setUnprotected() error {
 	if d.unprotected {
 		return nil
 	}
-	if err := d.o.Memory.Remember(d.key(), memo{Place: d.o.History.Head(), Unprotected: true}); err != nil {
-		return fmt.Errorf("mark volume unprotected: %w", err)
+	if !d.marked { // an attempt that failed takes no room where there is none
+		if err := d.o.Memory.Remember(d.key(), memo{Place: d.o.History.Head(), Unprotected: true}); err != nil {
+			return fmt.Errorf("mark volume unprotected: %w", err)
+		}
 	}
-	d.unprotected, d.synced = true, false
+	d.unprotected, d.marked, d.synced = true, true, false
 	// The sink owes the gap already where it refused the write; this one is for a
 	// sink that only then has room for it.
 	_, _ = d.o.Sink.Record(context.Background(), cbt.Event{Kind: cbt.EventGap, Volume: d.o.Volume.ID, Cause: cbt.CauseDiskFull, Detail: "the volume is served unprotected"})

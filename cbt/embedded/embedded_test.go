@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -204,6 +205,50 @@ func TestFullJournal(t *testing.T) {
 	if !w.sink.Synced(w.v.ID) {
 		t.Fatal("no interval is open")
 	}
+}
+
+// forgetful is a memory on a full disk: it takes so many more values.
+type forgetful struct {
+	*cbttest.Memory
+	room atomic.Int64
+}
+
+func (f *forgetful) Remember(key string, v any) error {
+	if f.room.Add(-1) < 0 {
+		return fmt.Errorf("remember: %w", cbt.ErrDiskFull)
+	}
+	return f.Memory.Remember(key, v)
+}
+
+// A disk stays full for long: attempts to get level again take none of its room,
+// and no write fails for want of it.
+func TestAttemptsOnAFullDiskTakeNoRoom(t *testing.T) {
+	w := newWorld(t, 64<<10)
+	memory := &forgetful{Memory: w.memory}
+	memory.room.Store(1 << 40)
+	o := w.options()
+	o.Memory = memory
+	d, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	memory.room.Store(1) // for the mark
+	w.sink.Break(fmt.Errorf("full: %w", cbt.ErrDiskFull))
+	for i := range 10 {
+		if err := d.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i + 1)}, 4096), 8192, false); err != nil {
+			t.Fatalf("write %d: %v", i, err)
+		}
+		if err := d.tick(t.Context()); !errors.Is(err, cbt.ErrDiskFull) || d.Protected() {
+			t.Fatalf("attempt %d: %v, protected %v", i, err, d.Protected())
+		}
+	}
+	memory.room.Store(1 << 40)
+	w.sink.Break(nil)
+	if err := d.tick(t.Context()); err != nil || !d.Protected() {
+		t.Fatalf("with room again: %v, protected %v", err, d.Protected())
+	}
+	w.level(t)
 }
 
 // A crash while unprotected: the image holds more than the journal, which takes it.
