@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -228,5 +229,51 @@ func TestQuotaOpensAGapUntilItIsRaised(t *testing.T) {
 	t.Logf("the longest of %d writes took %v", l.n, l.longest)
 	if l.longest > 2*time.Second {
 		t.Errorf("a write took %v", l.longest)
+	}
+}
+
+// The same where somebody else takes even the journal's reserve: not a byte is
+// left for marks, cursors and the index.
+func TestDiskWithoutAByteStallsNobody(t *testing.T) {
+	d, small := newDaemon(t, "a"), smallDisk(t, smallBytes)
+	d.configure(strings.Replace(single(d, []volume{{"root", diskBytes}}), "data: "+d.dir, "data: "+small+"\ncontrol: "+d.path("control.sock")+"\nnbd: "+d.path("nbd.sock"), 1))
+	d.startSynced()
+	l := newLoader(d)
+	l.blocks(8)
+	ballast := small + "/ballast"
+	fillUp(t, ballast)
+	l.blocks(120)
+	d.awaitState(control.StateGap)
+	d.tellsOfItsGap()
+	l.holdsItsImage(false)
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	d.until("protection is back", func(ctx context.Context) bool {
+		l.blocks(1)
+		g, err := d.api.Group(ctx, "g")
+		return err == nil && g.State == control.StateSynced
+	})
+	l.holdsItsImage(true)
+	t.Logf("the longest of %d writes took %v", l.n, l.longest)
+	if l.longest > 2*time.Second {
+		t.Errorf("a write took %v", l.longest)
+	}
+}
+
+// fillUp writes a file until its file system takes no more.
+func fillUp(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for p := make([]byte, 1<<20); len(p) > 0; {
+		if _, err := f.Write(p); errors.Is(err, syscall.ENOSPC) {
+			p = p[:len(p)/2]
+		} else if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
