@@ -20,8 +20,9 @@ type load struct {
 	writer   uint64
 	answered atomic.Uint64 // every stamp up to here is answered
 
-	mu   sync.Mutex // guards done
-	done map[uint64]bool
+	mu      sync.Mutex // guards all below
+	done    map[uint64]bool
+	answers [slots]answer // by number mod slots
 }
 
 func newLoad(r *rig) *load {
@@ -86,10 +87,28 @@ func (l *load) run(ctx context.Context) error {
 	return nil
 }
 
+// answer is when a stamp's write was answered, or a little later.
+type answer struct {
+	number uint64
+	at     time.Time
+}
+
+// missing is how long ago, at a moment, the first write after stamp last was
+// answered: what is lost, in time, if nothing after last arrives. 0 if it was not.
+func (l *load) missing(last uint64, at time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.answers[(last+1)%slots]
+	if a.number != last+1 {
+		return 0
+	}
+	return max(at.Sub(a.at), 0)
+}
+
 func (l *load) answer(k uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.done[k] = true
+	l.done[k], l.answers[k%slots] = true, answer{k, time.Now()}
 	for n := l.answered.Load() + 1; l.done[n]; n++ {
 		delete(l.done, n)
 		l.answered.Store(n)

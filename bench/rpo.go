@@ -37,7 +37,8 @@ type RPOSample struct {
 	RPO      time.Duration // age of the newest stamp at the peer
 	Written  uint64        // answered stamps
 	Stamp    uint64        // the newest at the peer
-	Reported time.Duration // by the source's replicator, at the same moment
+	Loss     time.Duration // age of the oldest answered write that is missing there; 0 if none is
+	Reported time.Duration // by the source's replicator, for the same moment
 	Known    bool          // Reported is
 	Cut      bool
 }
@@ -52,7 +53,7 @@ type RPOResult struct {
 	WriteBytes    int64   `json:"write_bytes"`
 	Seconds       float64 `json:"seconds"`
 	ReportedP50   float64 `json:"reported_rpo_p50_seconds"`
-	ReportedBelow int     `json:"reported_below_measured"` // samples where the product claimed less than the reader found
+	ReportedBelow int     `json:"reported_below_measured"` // samples where the product claimed less than the age of a missing write
 	CutMax        float64 `json:"cut_rpo_max_seconds,omitempty"`
 	CatchUp       float64 `json:"catch_up_seconds,omitempty"` // after a cut, until the RPO was below the p99 of before
 	RTT           float64 `json:"rtt_seconds"`
@@ -151,7 +152,7 @@ func (r *rig) run(ctx context.Context) (RPOResult, error) {
 	if err = errors.Join(err, g.Wait()); err != nil {
 		return RPOResult{}, err
 	}
-	res := summarise(samples, clockSlack+time.Second/time.Duration(o.Writes))
+	res := summarise(samples)
 	res.Writes, res.WriteBytes, res.Seconds = l.answered.Load(), o.WriteBytes, o.For.Seconds()
 	res.RTT, res.Loss, res.LinkRate, res.Seed = o.RTT.Seconds(), o.Loss, o.LinkRate, o.Seed
 	if res.Samples == 0 {
@@ -202,7 +203,7 @@ func (r *rig) sample(ctx context.Context, l *load, start time.Time) ([]RPOSample
 		if s.Number == 0 {
 			continue
 		}
-		one := RPOSample{At: at.Sub(start), RPO: at.Sub(s.Time), Written: written, Stamp: s.Number, Cut: r.cut.Load()}
+		one := RPOSample{At: at.Sub(start), RPO: at.Sub(s.Time), Loss: l.missing(s.Number, at), Written: written, Stamp: s.Number, Cut: r.cut.Load()}
 		if claim.known {
 			one.Reported, one.Known = claim.rpo+at.Sub(claim.at), true
 		}
@@ -221,16 +222,16 @@ type claim struct {
 }
 
 func (r *rig) claim() claim {
+	at := time.Now() // before the report is made: waiting for it is not held against it
 	for _, lag := range r.sender.Lags() {
-		return claim{time.Now(), lag.RPO, lag.Known}
+		return claim{at, lag.RPO, lag.Known}
 	}
 	return claim{}
 }
 
 // summarise is the figures of a run. Samples of a cut, and of the catching up after
-// it, count apart. slack is what the newest stamp's age exceeds that of the first
-// missing one by, at most: a report between the two claims nothing false.
-func summarise(samples []RPOSample, slack time.Duration) RPOResult {
+// it, count apart.
+func summarise(samples []RPOSample) RPOResult {
 	var res RPOResult
 	var calm, reported []time.Duration
 	var healed time.Duration
@@ -239,7 +240,7 @@ func summarise(samples []RPOSample, slack time.Duration) RPOResult {
 		if s.Known {
 			reported = append(reported, s.Reported)
 		}
-		if s.Known && s.Reported < s.RPO-slack && s.Written > s.Stamp {
+		if s.Known && s.Reported < s.Loss {
 			res.ReportedBelow++
 		}
 		switch {
@@ -260,9 +261,6 @@ func summarise(samples []RPOSample, slack time.Duration) RPOResult {
 	res.ReportedP50 = quantile(reported, 0.5).Seconds()
 	return res
 }
-
-// clockSlack is what a stamp's time lies before its write has its place, at most.
-const clockSlack = 5 * time.Millisecond
 
 func quantile(d []time.Duration, q float64) time.Duration {
 	if len(d) == 0 {

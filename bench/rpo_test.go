@@ -8,7 +8,7 @@ import (
 // The RPO grows through a cut, comes back, and is never reported lower than the
 // reader found it (promise 9).
 func TestRPOThroughACut(t *testing.T) {
-	res, err := RPO(t.Context(), RPOOptions{For: 9 * time.Second, Writes: 50, WriteBytes: 4 << 10, RTT: 20 * time.Millisecond, Loss: 0.001, Cut: time.Second, Seed: 7})
+	res, err := RPO(t.Context(), RPOOptions{For: 12 * time.Second, Writes: 50, WriteBytes: 4 << 10, RTT: 20 * time.Millisecond, Loss: 0.001, Cut: time.Second, Seed: 7})
 	if err != nil {
 		t.Fatal(err)
 	}
