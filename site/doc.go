@@ -19,14 +19,16 @@
 //  4. a client's write reaches exported, the disk, journal.Writer; the replicator
 //     reads it again through Site.outbound;
 //  5. Serve and Restore read journal.View; Failover makes a plan (plan.go), carries
-//     it out through package recovery, and hands the reign to the waiting life.
+//     it out through package recovery, and hands the reign to the waiting life;
+//     before its epoch begins, dirty bitmaps are forgotten (promoting). Repeated on
+//     a group that it promoted, it only starts the machine that is missing (resume).
 //
 // Without a daemon, Reach opens journals for reading, one command at a time.
 //
 // Goroutines of the process. Run: one for each group (group.run), one each for
 // the replicator, the NBD server, the control server, the metrics server, the
 // views' end, the watchdog's keeper (watchdog.run). An open group: journal.Run
-// (committer, syncer, finisher), play, and in a reign one per embedded disk
+// (committer, syncer, finisher), play, noteHeads, and in a reign one per embedded disk
 // (checkpoints) and one for the tracker (its own doc lists its). The replicator:
 // sampler, acceptor, one dialler per peer, and per connection those of its link.
 // Servers: one per connection, for NBD one more per request in flight. Views: one

@@ -82,6 +82,7 @@ func newApp(w *world) *cli.App {
 		Name:            "afterimage",
 		Usage:           "every write of a virtual disk, kept, shipped, and brought back as of any moment",
 		UsageText:       "afterimage NOUN VERB NAME [flags]",
+		Description:     "See it work on this machine, without root or set-up:\n   afterimage demo\n\nEvery noun and verb has --help with an example:\n   afterimage failover unplanned --help",
 		HideHelpCommand: true, HideVersion: true,
 		Writer: w.stdout, ErrWriter: w.stderr, Reader: w.stdin,
 		ExitErrHandler: func(*cli.Context, error) {},
@@ -130,7 +131,18 @@ func (w *world) incomplete(c *cli.Context) error {
 			return err
 		}
 	}
-	return usage("a verb is missing")
+	if c.Command == nil || c.Command.Name == "" || c.Command.Name == c.App.Name {
+		return usage("a command is missing").Advise("Begin with afterimage demo, or afterimage status.")
+	}
+	return usage("a verb is missing").Advise("%s %s", c.Command.HelpName, strings.Join(verbsOf(c.Command), " | "))
+}
+
+func verbsOf(c *cli.Command) []string {
+	var names []string
+	for _, v := range c.Subcommands {
+		names = append(names, v.Name)
+	}
+	return names
 }
 
 // noun is a command that only groups others.

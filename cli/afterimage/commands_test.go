@@ -105,6 +105,15 @@ func TestSplitBrainIsLoudAndHasItsExitCode(t *testing.T) {
 	}
 }
 
+func TestRepeatedFailoverSaysThatNothingIsPromoted(t *testing.T) {
+	args := []string{"failover", "unplanned", "web", "--yes"}
+	r := stage{api: &fake{resumes: true}}.run(t, args...)
+	if r.exit != 0 || !strings.Contains(r.stdout, "promoted before") || strings.Contains(r.stderr, "begins there") {
+		t.Errorf("exit %d", r.exit)
+	}
+	golden(t, "failover-resumed.txt", []byte("$ afterimage "+strings.Join(args, " ")+"\n"+r.stdout+"--- stderr\n"+r.stderr))
+}
+
 func TestErrorsSayWhatWhyAndWhatToDo(t *testing.T) {
 	r := stage{api: &fake{err: errFake}}.run(t, "status")
 	golden(t, "error.txt", []byte(r.stderr))

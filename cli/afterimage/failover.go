@@ -85,7 +85,11 @@ func (p *printer) planScreen(plan control.Plan) string {
 	} else {
 		line("epoch", "%d begins there", plan.Epoch)
 	}
-	line("fence", "%s", plan.Fence)
+	fence := plan.Fence
+	if fence == "unknown" {
+		fence += ": nobody proved that the old primary is off"
+	}
+	line("fence", "%s", fence)
 	line("loss", "%s", lossText(plan.Loss))
 	if n := plan.Loss.NeverArrived; n.Records > 0 {
 		line("", "of it never arrived: %s, %s, %s", seconds(n.Seconds), plural(n.Records, "record"), size(n.Bytes))

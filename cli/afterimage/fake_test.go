@@ -26,6 +26,7 @@ type fake struct {
 	failover control.FailoverRequest // as it was asked for
 	failed   bool
 	refused  []string
+	resumes  bool // the failover only starts the machine
 	halted   bool // group show and status tell of a split brain
 }
 
@@ -116,13 +117,18 @@ var plan = control.Plan{Group: "default/web", At: "latest", Point: control.Point
 func (f *fake) PlanFailover(_ context.Context, q control.FailoverRequest) (control.Plan, error) {
 	p := plan
 	p.At, p.Refused = q.At, f.refused
+	if p.Resumes = f.resumes; f.resumes {
+		p.Steps, p.Warnings = p.Steps[1:], []string{"the group was promoted here before"}
+	}
 	return p, f.err
 }
 
 func (f *fake) Failover(_ context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {
 	f.failover, f.failed = q, true
 	progress(control.Progress{Step: "promote (0.002 s)"})
-	return control.FailedOver{Plan: plan, Unfenced: true, RTOSeconds: 1.5, Started: true, QMP: "/m/qmp.sock", Report: "/r/web.html",
+	p := plan
+	p.Resumes = f.resumes
+	return control.FailedOver{Plan: p, Unfenced: true, RTOSeconds: 1.5, Started: true, QMP: "/m/qmp.sock", Report: "/r/web.html",
 		Exports: []control.Export{{Volume: "root", URI: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"}}}, f.err
 }
 

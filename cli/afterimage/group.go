@@ -77,7 +77,14 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			if l.RPOSeconds != nil {
 				r = seconds(*l.RPOSeconds)
 			}
-			t.row(l.Peer, l.Direction, l.State, r, behind(l.BehindWrites, l.BehindBytes, true), fmt.Sprintf("#%d", l.Durable), size(int64(l.Moved)), orDash(l.Error))
+			durable := "-"
+			if l.Durable > 0 {
+				durable = fmt.Sprintf("#%d", l.Durable)
+			}
+			if g.State == control.StateHalted && l.State == "halted" {
+				l.Error = "see above"
+			}
+			t.row(l.Peer, l.Direction, l.State, r, behind(l.BehindWrites, l.BehindBytes, true), durable, size(int64(l.Moved)), orDash(l.Error))
 		}
 		b.WriteString("\n" + t.String())
 	}

@@ -63,7 +63,8 @@ func (p *printer) fail(e *fault.Error) {
 		title = x.Title
 	}
 	fprintf(p.stderr, "error %s: %s\n", e.Code, title)
-	for _, l := range []struct{ label, text string }{{"what", e.What}, {"why", e.Why}, {"do", e.Advice()}} {
+	why := strings.TrimPrefix(e.Why, e.What+": ") // causes from below often begin with what was attempted
+	for _, l := range []struct{ label, text string }{{"what", e.What}, {"why", why}, {"do", e.Advice()}} {
 		if l.text != "" {
 			fprintf(p.stderr, "  %-5s %s\n", l.label+":", l.text)
 		}

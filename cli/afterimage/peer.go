@@ -52,6 +52,8 @@ func (p *printer) peerTable(peers []control.Peer) string {
 		}
 		if e.RPOSeconds != nil {
 			r = seconds(*e.RPOSeconds)
+		} else if e.Groups > 0 {
+			r = "unknown"
 		}
 		t.row(e.Name, orDash(e.Address), e.State, r, limit, fmt.Sprint(e.Groups), orDash(e.Error))
 	}

@@ -55,10 +55,13 @@ func (p *printer) pointScreen(ps control.Points) string {
 		b.WriteString("no points\n")
 	} else {
 		t := newTable("FIRST", "TIME", "LAST", "TIME", "POINTS", "ENDED")
-		for _, s := range ps.Spans {
+		for i, s := range ps.Spans {
 			ended := orDash(s.Ended)
-			if s.Open {
+			switch {
+			case s.Open:
 				ended = "still growing"
+			case s.Ended == "" && i < len(ps.Spans)-1: // no gap: the next one covers others
+				ended = "the volumes change"
 			}
 			t.row(seqName(s.First), p.when(s.First.Time), seqName(s.Last), p.when(s.Last.Time), fmt.Sprint(s.Last.Seq-s.First.Seq+1), ended)
 		}

@@ -116,7 +116,7 @@ func (p *printer) statusScreen(s control.Status) string {
 func (p *printer) alarm(g control.Group) string {
 	ref := g.Tenant + "/" + g.Name
 	return p.colored(red, "SPLIT BRAIN: "+ref+" is halted") + "\n" +
-		"  " + g.Detail + "\n" +
+		"  " + strings.NewReplacer(": here ", ":\n    here  ", "; there ", "\n    there ", "; replicate ", "\n  replicate ").Replace(g.Detail) + "\n" +
 		"  Nothing is sent, taken or merged. Both histories are kept: compare them with group show " + ref + " at both sites and decide which one goes on.\n"
 }
 
@@ -133,7 +133,7 @@ func (p *printer) groupTable(groups []control.Group) string {
 	}
 	for _, g := range groups {
 		t.row(g.Tenant+"/"+g.Name, g.Role, g.State, rpo(g), behind(g.BehindWrites, g.BehindBytes, len(g.Lags) > 0),
-			window(g), p.when(g.LastPoint), fmt.Sprintf("#%d.%d", g.Epoch, g.Seq))
+			window(g), p.when(g.LastPoint), headName(g.Epoch, g.Seq))
 	}
 	return t.String()
 }
@@ -153,16 +153,32 @@ func rpo(g control.Group) string {
 	s := "-"
 	if g.RPOSeconds != nil {
 		s = seconds(*g.RPOSeconds)
-	} else if len(g.Lags) > 0 || g.Role == "replica" {
+	} else if len(g.Lags) > 0 || g.Role == "replica" || g.RPOTarget > 0 {
 		s = "unknown"
 	}
 	if g.RPOTarget > 0 {
-		s += "/" + seconds(g.RPOTarget)
+		s += "/" + objective(g.RPOTarget)
 		if g.RPOSeconds == nil || *g.RPOSeconds > g.RPOTarget {
 			s += "!"
 		}
 	}
 	return s
+}
+
+// objective is a span that somebody set: without decimals that say nothing.
+func objective(s float64) string {
+	if whole, ok := strings.CutSuffix(seconds(s), ".00s"); ok {
+		return whole + "s"
+	}
+	return seconds(s)
+}
+
+// headName is the name of a newest record; there is none before the first epoch.
+func headName(epoch, seq uint64) string {
+	if epoch == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("#%d.%d", epoch, seq)
 }
 
 func behind(writes uint64, bytes int64, measured bool) string {
