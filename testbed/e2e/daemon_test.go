@@ -18,6 +18,7 @@ import (
 	"github.com/novacron/afterimage/site"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // patience is for what should take no more than a second or two.
@@ -36,7 +37,12 @@ func build(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "afterimage")
-	cmd := exec.Command("go", "build", "-o", program, "github.com/novacron/afterimage/cli/afterimage")
+	args := []string{"build", "-o", program}
+	if scale.Race {
+		args = append(args, "-race")              // a daemon that raced exits with another code than 0
+		os.Setenv("GORACE", "atexit_sleep_ms=10") // else every command takes a second longer
+	}
+	cmd := exec.Command("go", append(args, "github.com/novacron/afterimage/cli/afterimage")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build afterimage: %v\n%s", err, out)
 		return 1

@@ -19,10 +19,20 @@ import (
 const (
 	slots     = 256 // the load's stamps go round and round
 	heartbeat = 250 * time.Millisecond
-	// calm is what an idle group's RPO stays below: a heartbeat there and its answer,
-	// on a machine that has other things to do.
-	calm = 4*heartbeat + time.Second
 )
+
+// allowance is for a machine that has other things to do: many, where the race
+// detector is at work.
+func allowance() time.Duration {
+	if scale.Race {
+		return 2 * time.Second
+	}
+	return 150 * time.Millisecond
+}
+
+// calm is what an idle group's RPO stays below: a heartbeat and its answer, and one
+// of each that came late.
+func calm() time.Duration { return 4*heartbeat + 4*allowance() }
 
 // stamps is a load of numbered stamps, one after the other: each is one record, so
 // stamp k is record base+k.
@@ -142,14 +152,14 @@ func (e *ends) newestAtPeer() uint64 {
 	return r.Max
 }
 
-// watch samples both ends for d and holds what they show to the truth: an RPO is
+// watch samples both ends for d, and some times at least, and holds what they show to the truth: an RPO is
 // never less than what would have been lost.
 func (e *ends) watch(when string, d time.Duration) (a, b []shown) {
 	e.t.Helper()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	var least time.Duration
-	for end := time.Now().Add(d); time.Now().Before(end); <-tick.C {
+	for end := time.Now().Add(d); time.Now().Before(end) || len(a) < 6; <-tick.C {
 		atA, atB := e.status(e.a), e.status(e.b)
 		arrived := e.newestAtPeer() // read after, so never less than it was
 		for _, x := range []struct {
@@ -181,13 +191,14 @@ func spread(s []shown) string {
 // has ended.
 func (e *ends) grows(when, where string, s []shown) {
 	e.t.Helper()
-	s = slices.DeleteFunc(slices.Clone(s), func(x shown) bool { return x.asked.Sub(s[0].asked) < 500*time.Millisecond })
+	begun := s[0].asked
+	s = slices.DeleteFunc(slices.Clone(s), func(x shown) bool { return x.asked.Sub(begun) < 500*time.Millisecond })
 	if len(s) < 3 {
 		e.t.Fatalf("%s, %s: %d samples", when, where, len(s))
 	}
 	for i, x := range s {
 		passed, grown := x.at.Sub(s[0].at), x.rpo-s[0].rpo
-		if !x.known || (grown-passed).Abs() > 150*time.Millisecond {
+		if !x.known || (grown-passed).Abs() > allowance() {
 			e.t.Errorf("%s, %s: in %v the RPO has grown by %v (known: %v, sample %d)", when, where, passed, grown, x.known, i)
 		}
 	}
@@ -197,7 +208,7 @@ func (e *ends) grows(when, where string, s []shown) {
 func (e *ends) idles(where string, s []shown) {
 	e.t.Helper()
 	for _, x := range s {
-		if !x.known || x.rpo > calm {
+		if !x.known || x.rpo > calm() {
 			e.t.Errorf("idle, %s: RPO %v (known: %v)", where, x.rpo, x.known)
 		}
 	}
@@ -224,7 +235,7 @@ func (e *ends) recovers(after string) {
 	for _, d := range []*daemon{e.a, e.b} {
 		d.until("the RPO is small again after "+after, func(context.Context) bool {
 			s := e.status(d)
-			return s.known && s.rpo < calm
+			return s.known && s.rpo < calm()
 		})
 	}
 }

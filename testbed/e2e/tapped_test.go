@@ -208,6 +208,9 @@ func TestPromise3KillOfTappedSourceCostsADelta(t *testing.T) {
 // Promise 8: a source that is stopped holds the guest for less than 2 s, for its
 // watchdog lets the tap go; once it goes on, so does the protection, by itself.
 func TestPromise8StoppedSourceDoesNotHoldTheGuest(t *testing.T) {
+	if scale.Race {
+		t.Skip("what is measured in seconds is measured without the race detector")
+	}
 	rng, _ := seeded(t)
 	m := cbttest.StartQEMU(t, cbttest.DiskSpec{Name: "disk", Bytes: 16 << 20, Format: "qcow2"})
 	x := newTapped(t, m, rng)
