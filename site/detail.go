@@ -72,6 +72,9 @@ func (l *life) volumes(ctx context.Context, d *control.GroupDetail) error {
 		for _, k := range r.disks {
 			st := states[k.volume.ID]
 			v := control.Volume{Name: k.volume.Name, ID: k.volume.ID.String(), Size: k.volume.Size, Kind: k.kind, State: string(st.State), Cause: string(st.Cause)}
+			if st.State == cbt.StateSynced { // a cause is that of the last break
+				v.Cause = ""
+			}
 			if k.device != nil {
 				v.Export = nbdURI("unix", l.site.cfg.NBD, l.exportName(k.volume.Name))
 			}

@@ -137,7 +137,7 @@ func stateOf(r recovery.Role, spans []journal.Span, lags []control.Lag, volumes 
 	if !r.Captures() {
 		for _, l := range lags {
 			if l.State == replicator.StateStreaming.String() {
-				return control.StateReceiving, ""
+				return control.StateReceiving, pointless(spans)
 			}
 		}
 		for _, l := range lags {
@@ -169,6 +169,20 @@ func stateOf(r recovery.Role, spans []journal.Span, lags []control.Lag, volumes 
 		}
 	}
 	return state, detail
+}
+
+// pointless says that frames flow which are no points; empty while they are.
+func pointless(spans []journal.Span) string {
+	n := len(spans)
+	switch {
+	case n == 0:
+		return "no point has arrived yet"
+	case spans[n-1].Open:
+		return ""
+	case spans[n-1].Ended == "":
+		return "no new points arrive"
+	}
+	return "no new points arrive: " + string(spans[n-1].Ended)
 }
 
 // window fills in from when to when there are points.

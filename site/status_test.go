@@ -40,7 +40,9 @@ func TestStateOf(t *testing.T) {
 		{name: "resync, and the interval looks open still", role: recovery.Primary, spans: []journal.Span{{Open: true}}, volumes: []cbt.VolumeStatus{vol(cbt.StateSyncing, "")}, state: control.StateSyncing},
 		{name: "nothing yet", role: recovery.Primary, state: control.StateStarting},
 		{name: "replica never claims synced", role: recovery.Replica, spans: []journal.Span{{Open: true}}, state: control.StateWaiting},
-		{name: "streaming", role: recovery.Replica, lags: []control.Lag{{State: "refused", Error: "x"}, {State: "streaming"}}, state: control.StateReceiving},
+		{name: "streaming in a gap", role: recovery.Replica, spans: []journal.Span{{Ended: cbt.CauseStall}}, lags: []control.Lag{{State: "streaming"}}, state: control.StateReceiving, detail: "no new points arrive: stall"},
+		{name: "streaming before the first point", role: recovery.Replica, lags: []control.Lag{{State: "streaming"}}, state: control.StateReceiving, detail: "no point has arrived yet"},
+		{name: "streaming", role: recovery.Replica, spans: []journal.Span{{Open: true}}, lags: []control.Lag{{State: "refused", Error: "x"}, {State: "streaming"}}, state: control.StateReceiving},
 		{name: "refused", role: recovery.Replica, lags: []control.Lag{{State: "refused", Error: "pin"}}, state: control.StateWaiting, detail: "pin"},
 	} {
 		if s, d := stateOf(c.role, c.spans, c.lags, c.volumes); s != c.state || d != c.detail {
