@@ -63,6 +63,9 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 		c := pointOf(p)
 		out.Resolved = &c
 	}
+	// Asked before the spans, as in groupStatus: the last life's end is open to the
+	// journal until the next epoch begins, and nothing is captured meanwhile.
+	reigns := l.reigning() != nil
 	spans, err := l.j.Spans(ctx)
 	if err != nil {
 		return out, explain("list points of "+out.Group, err)
@@ -76,7 +79,7 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 		if err != nil {
 			return out, err
 		}
-		out.Spans = append(out.Spans, control.Span{First: bare(first), Last: bare(last), Open: sp.Open && l.roleNow().Role.Captures(), Ended: string(sp.Ended)})
+		out.Spans = append(out.Spans, control.Span{First: bare(first), Last: bare(last), Open: sp.Open && reigns, Ended: string(sp.Ended)})
 	}
 	return out, explain("list points of "+out.Group, listHappenings(ctx, l.j, &out))
 }

@@ -106,6 +106,7 @@ func TestPromise2KillOfEmbeddedSourceLosesNothing(t *testing.T) {
 		d.until("the load has written", func(context.Context) bool { return l.answers.Load() >= enough })
 		d.kill()
 		l.done.Wait()
+		d.claimsNoOpenInterval()
 		written += int(l.answers.Load())
 		d.startSynced()
 		live := d.live(vs)
@@ -129,6 +130,21 @@ func TestPromise2KillOfEmbeddedSourceLosesNothing(t *testing.T) {
 	d.checkNoGap(kills+1, len(vs))
 	t.Logf("%d answered writes, none missing", written)
 	scale.Counted(t, "kill9-embedded", kills, 20)
+}
+
+// claimsNoOpenInterval holds the list of points of a site whose daemon is dead to
+// saying of none that it still grows.
+func (d *daemon) claimsNoOpenInterval() {
+	d.t.Helper()
+	var ps control.Points
+	if err := d.cli(&ps, "point", "list", "g"); err != nil {
+		d.t.Fatal(err)
+	}
+	for _, span := range ps.Spans {
+		if span.Open {
+			d.t.Errorf("nothing is captured, and the points from #%d.%d on still grow", span.First.Epoch, span.First.Seq)
+		}
+	}
 }
 
 // live reads the disks as their clients see them.
