@@ -42,7 +42,8 @@ import (
 // reply path. Frames of a recycled segment's former life are told by their epoch
 // and seq, which do not follow on.
 //
-// A frame with an unknown bit in the first mask is not read (ErrIncompatible),
+// Magic, version, meta len and crc keep their places in every version. A frame of
+// another version is not read (ErrIncompatible). One with an unknown bit in the first mask is not read (ErrIncompatible),
 // in the second not written after (ErrReadOnly), in the third ignored. Records of
 // an unknown kind are skipped by their length.
 const (
@@ -85,6 +86,7 @@ func (f features) readOnly() bool { return f.ROCompat&^knownROCompat != 0 }
 
 // frameHeader is the fixed part of a frame.
 type frameHeader struct {
+	foreign     uint16 // the version, if it is not ours: then only MetaBytes is set
 	Features    features
 	MetaBytes   int
 	Count       int
@@ -144,7 +146,12 @@ func decodeFrameHeader(b []byte) (frameHeader, error) {
 	}
 	le := binary.LittleEndian
 	if v := le.Uint16(b[4:]); v != formatVersion {
-		return h, fmt.Errorf("frame version %d: %w", v, ErrIncompatible)
+		// checkMeta tells a newer version from a flipped byte.
+		meta := le.Uint32(b[20:])
+		if meta < frameHeaderBytes || meta > maxMetaBytes {
+			return h, badFrame("%d bytes of records", meta)
+		}
+		return frameHeader{foreign: v, MetaBytes: int(meta)}, nil
 	}
 	if n := le.Uint16(b[6:]); n != frameHeaderBytes {
 		return h, badFrame("header of %d bytes", n)
@@ -182,13 +189,16 @@ func decodeFrameHeader(b []byte) (frameHeader, error) {
 }
 
 // checkMeta verifies the checksum over meta, which is header and records, and then
-// that its features are known: a flipped bit is not taken for a feature.
+// that its version and features are known: a flipped bit is taken for neither.
 func checkMeta(h frameHeader, meta []byte) error {
 	want := binary.LittleEndian.Uint32(meta[28:])
 	crc := crc32.Update(0, castagnoli, meta[:28])
 	crc = crc32.Update(crc, castagnoli, []byte{0, 0, 0, 0})
 	if crc = crc32.Update(crc, castagnoli, meta[32:]); crc != want {
 		return badFrame("checksum of header and records is %08x, stored %08x", crc, want)
+	}
+	if h.foreign != 0 {
+		return fmt.Errorf("frame version %d: %w", h.foreign, ErrIncompatible)
 	}
 	return h.Features.check()
 }

@@ -76,7 +76,7 @@ func readMeta(r io.Reader, size int64) (frameHeader, []byte, []*record, error) {
 		return frameHeader{}, nil, nil, noEOF(err)
 	}
 	h, err := decodeFrameHeader(meta)
-	if err == nil && h.Bytes != size {
+	if err == nil && h.foreign == 0 && h.Bytes != size {
 		err = badFrame("%d bytes announced, %d in its header", size, h.Bytes)
 	}
 	if err != nil {

@@ -77,13 +77,13 @@ func decodeSegmentPage(b []byte, magic string) (segmentPage, error) {
 		return s, errNoFrame
 	}
 	le := binary.LittleEndian
-	if v := le.Uint16(b[4:]); v != formatVersion {
-		return s, fmt.Errorf("segment version %d: %w", v, ErrIncompatible)
-	}
 	page := append([]byte(nil), b[:pageBytes]...)
 	le.PutUint32(page[20:], 0)
 	if crc32.Checksum(page, castagnoli) != le.Uint32(b[20:]) {
 		return s, badFrame("checksum of segment page differs")
+	}
+	if v := le.Uint16(b[4:]); v != formatVersion { // not before the checksum: a flipped byte is damage
+		return s, fmt.Errorf("segment version %d: %w", v, ErrIncompatible)
 	}
 	s = segmentPage{
 		Magic: magic, Features: features{le.Uint32(b[8:]), le.Uint32(b[12:]), le.Uint32(b[16:])},

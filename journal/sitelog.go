@@ -26,7 +26,8 @@ type siteLog struct {
 	fs   vfs.FS
 	dir  string
 	mu   sync.Mutex // guards all below
-	file vfs.File
+	file vfs.File   // nil once err is set
+	err  error      // why nothing more is remembered
 	end  int64
 	live map[string]json.RawMessage
 	size int64 // bytes that the live values would take
@@ -150,8 +151,8 @@ func (l *siteLog) remember(key string, v any) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil {
-		return fmt.Errorf("remember %s: %w", key, ErrClosed)
+	if l.err != nil {
+		return fmt.Errorf("remember %s: %w", key, l.err)
 	}
 	e := siteEntry{key, raw}
 	b, chain := encodeSiteEntry(e, l.last)
@@ -162,9 +163,8 @@ func (l *siteLog) remember(key string, v any) error {
 		return fmt.Errorf("remember %s: %w", key, err)
 	}
 	if err := l.file.Sync(); err != nil {
-		_ = l.file.Close() // after a failed fsync nothing about this file is known
-		l.file = nil
-		return fmt.Errorf("remember %s: %w: %w", key, ErrFailed, err)
+		l.endLocked(err) // nothing about this file is known any more
+		return fmt.Errorf("remember %s: %w", key, l.err)
 	}
 	l.set(e)
 	l.last, l.end = chain, l.end+int64(len(b))
@@ -201,18 +201,23 @@ func (l *siteLog) rewriteLocked() error {
 	if err == nil {
 		err = syncDir(l.fs, l.dir)
 	}
+	if err == nil {
+		f, err = l.fs.OpenReadWrite(l.fs.PathJoin(l.dir, siteLogName), vfs.WriteCategoryUnspecified)
+	}
+	if err != nil {
+		l.endLocked(err)
+		return fmt.Errorf("rewrite site log: %w", l.err)
+	}
 	_ = l.file.Close() // the old file is gone from the directory
-	if err != nil {
-		l.file = nil
-		return fmt.Errorf("rewrite site log: %w: %w", ErrFailed, err)
-	}
-	l.file, err = l.fs.OpenReadWrite(l.fs.PathJoin(l.dir, siteLogName), vfs.WriteCategoryUnspecified)
-	if err != nil {
-		l.file = nil
-		return fmt.Errorf("rewrite site log: %w", err)
-	}
+	l.file = f
 	l.last, l.end, l.size = chain, int64(len(out)), int64(len(out))
 	return nil
+}
+
+// endLocked makes a failure of the file terminal.
+func (l *siteLog) endLocked(cause error) {
+	_ = l.file.Close() // it is given up
+	l.file, l.err = nil, fmt.Errorf("%w: %w", ErrFailed, cause)
 }
 
 // recall reads the newest value of key into v and reports whether there is one.
@@ -236,7 +241,7 @@ func (l *siteLog) close() error {
 		return nil
 	}
 	f := l.file
-	l.file = nil
+	l.file, l.err = nil, ErrClosed
 	return f.Close()
 }
 

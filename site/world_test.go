@@ -116,9 +116,9 @@ func (w *world) run(c *config.Config) *running {
 // connect makes b dial a, whose port was not known before.
 func (w *world) runPair(a, b *config.Config) (*running, *running) {
 	w.t.Helper()
+	a.Peers[0].Address = ""
 	ra := w.run(a)
 	b.Peers[0].Address = ra.address()
-	a.Peers[0].Address = ""
 	rb := w.run(b)
 	// Frames are sent over connections that their source dialled.
 	ra.stop()
