@@ -67,7 +67,7 @@ var ours = []string{"daemonize", "pidfile", "S", "incoming", "snapshot"}
 
 var (
 	nodeName    = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,30}$`)
-	placeholder = regexp.MustCompile(`\{[A-Za-z0-9]+(:[^{}:"]+)?\}`)
+	blank       = regexp.MustCompile(`\{[A-Za-z0-9]+(:[^{}:"]+)?\}`)
 	driveOption = regexp.MustCompile(`(^|,)drive=([^,]+)`)
 	guestDisk   = regexp.MustCompile(`^(virtio-blk|scsi-hd|ide-hd|usb-storage)`)
 )
@@ -128,7 +128,7 @@ func (m Machine) Argv(uris map[string]string, uuid string) ([]string, error) {
 	argv = append(argv, m.Args...)
 	for i, a := range argv {
 		var err error
-		argv[i] = placeholder.ReplaceAllStringFunc(a, func(hole string) string {
+		argv[i] = blank.ReplaceAllStringFunc(a, func(hole string) string {
 			text, ok, perr := m.fill(hole[1:len(hole)-1], uris)
 			if perr != nil {
 				err = perr
@@ -153,7 +153,7 @@ func (m Machine) Argv(uris map[string]string, uuid string) ([]string, error) {
 	return argv, nil
 }
 
-// fill is what stands for a placeholder; ok is false for text that is none.
+// fill is what stands for a blank; ok is false for text that is none.
 func (m Machine) fill(name string, uris map[string]string) (text string, ok bool, err error) {
 	fixed := map[string]string{"dir": m.Dir, "name": m.Name, "qmp": m.qmp(), "qmp2": m.qmp2(), "serial": m.serial()}
 	if text, ok = fixed[name]; ok {

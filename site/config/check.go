@@ -181,7 +181,7 @@ func (s *shape) machine(path string, g Group) {
 		s.absent(path+".health.prefix", "how the line begins that tells that the machine is up")
 	}
 	for i, a := range g.Machine.Args {
-		for _, word := range placeholders(a) {
+		for _, word := range blanks(a) {
 			if !known[word] {
 				s.wrong(fmt.Sprintf("%s.args[%d]", path, i), fmt.Sprintf("{%s} stands for nothing", word), "known are {dir}, {name}, {qmp}, {qmp2}, {serial}, {nbd}, {uri:VOLUME}, {disk:VOLUME}")
 			}
@@ -192,9 +192,9 @@ func (s *shape) machine(path string, g Group) {
 // known are the words that may stand in braces in machine arguments.
 var known = map[string]bool{"dir": true, "serial": true, "qmp": true, "qmp2": true, "nbd": true, "name": true}
 
-// placeholders are the words in braces of arg that look like ours: letters and
+// blanks are the words in braces of arg that look like ours: letters and
 // digits only. Braces of JSON (-blockdev '{"driver":…}') do not.
-func placeholders(arg string) []string {
+func blanks(arg string) []string {
 	var words []string
 	for {
 		_, rest, ok := strings.Cut(arg, "{")
