@@ -179,7 +179,7 @@ func TestJudgeFio(t *testing.T) {
 		s := serve(t, network, nbd.ServerOptions{}, m.Export("disk"))
 		for _, job := range [][]string{{"--rw=randwrite", "--bs=4k"}, {"--rw=randwrite", "--bs=512"}, {"--rw=write", "--bs=1m"}} {
 			tool(t, "fio", append(job, "--name=judge", "--ioengine=nbd", "--uri="+s.uri("disk"), "--iodepth=32",
-				"--io_size=8m", "--size=32m", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--minimal")...)
+				"--io_size=8m", "--size=32m", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--minimal")...)
 		}
 	})
 }
