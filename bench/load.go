@@ -12,8 +12,8 @@ import (
 	"github.com/novacron/afterimage/testbed/stamp"
 )
 
-// load writes stamp k to slot k mod slots, each when its time has come and the
-// earlier ones of its lane are answered.
+// load writes stamp k to slot k mod slots, in order, each when its time has come;
+// at most 32 are unanswered.
 type load struct {
 	r        *rig
 	rng      *rand.Rand

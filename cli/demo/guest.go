@@ -22,6 +22,7 @@ type guestDisk struct {
 	guest  *guest.Guest
 	second *guest.Console // of the machine that b starts
 	at     guest.Config   // its configuration
+	argv   []string       // its command line, but for its disk
 	last   uint64
 	offset time.Duration // of the guest's clock behind ours; valid if known
 	known  bool
@@ -56,6 +57,9 @@ func newGuestDisk(ctx context.Context, dir string) (*guestDisk, error) {
 	}
 	g.at = g.config
 	g.at.Dir, g.at.Disks = filepath.Join(dir, "m2"), nil
+	if g.argv, err = guest.Argv(g.at); err != nil {
+		return nil, errors.Join(err, g.guest.Close())
+	}
 	g.second, err = guest.ListenConsole(g.at.ConsolePath())
 	if err != nil {
 		return nil, errors.Join(err, g.guest.Close())
@@ -68,12 +72,8 @@ func (g *guestDisk) volume() string { return "qemu: {node: disk0}" }
 // extra is a's machine to tap, and b's machine to start.
 func (g *guestDisk) extra() (a, b string) {
 	a = fmt.Sprintf("    qemu: {qmp: %s, watchdog_qmp: %s}\n", g.config.QMPPath(0), g.config.QMPPath(1))
-	argv, err := guest.Argv(g.at)
-	if err != nil {
-		return a, "" // Start had the same configuration and worked
-	}
 	var args []string
-	argv = slices.DeleteFunc(argv[1:], func(a string) bool { return a == "-qmp" || strings.HasPrefix(a, "unix:") })
+	argv := slices.DeleteFunc(slices.Clone(g.argv[1:]), func(a string) bool { return a == "-qmp" || strings.HasPrefix(a, "unix:") })
 	for _, arg := range append(argv, "-device", "virtio-blk-pci,drive=disk0,serial=disk0,werror=stop,rerror=stop") {
 		args = append(args, fmt.Sprintf("        - %q\n", arg))
 	}
