@@ -65,14 +65,23 @@ func deliver(t testing.TB, j *Journal, fs []shipped) {
 // together records n writes so that several share a frame.
 func together(t testing.TB, w *Writer, v cbt.Volume, n int) []Seq {
 	t.Helper()
-	w.j.fileMu.Lock()
-	var ps []cbt.Pending
-	for i := range n {
+	record := func(i int) cbt.Pending {
 		p, err := w.Record(soon(t), cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: cbt.Extent{Offset: int64(i) * 512, Length: 512}, Data: bytes.Repeat([]byte{byte(i + 1)}, 512)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ps = append(ps, p)
+		return p
+	}
+	w.j.fileMu.Lock()
+	record(0) // the committer takes this one and waits for the file with it
+	until(t, func() bool {
+		w.j.mu.Lock()
+		defer w.j.mu.Unlock()
+		return len(w.j.queue) == 0
+	})
+	var ps []cbt.Pending
+	for i := range n {
+		ps = append(ps, record(i))
 	}
 	w.j.fileMu.Unlock()
 	var out []Seq
