@@ -1,0 +1,275 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal/journaltest"
+)
+
+// driver puts a journal through an author's operations and holds what it gives back
+// to their states. One operation is a second of its clock.
+type driver struct {
+	t     testing.TB
+	o     Options // with the clock
+	now   *clock
+	depth int // writes that may be under way
+	vols  []cbt.Volume
+
+	j       *running
+	w       *Writer
+	flight  []cbt.Pending
+	moments []moment          // records whose state is known, in order
+	pins    map[string]moment // by name
+	held    []heldView
+	horizon time.Time // points before it may be gone, but for pins and views
+}
+
+// moment is a record and what a read of it must show.
+type moment struct {
+	at    Position
+	state *journaltest.State
+	time  time.Time
+}
+
+type heldView struct {
+	*View
+	moment
+}
+
+// newDriver begins a journal of volumes of the given sizes.
+func newDriver(t testing.TB, o Options, sizes []int64) (*driver, error) {
+	d := &driver{t: t, now: &clock{now: fixedTime}, o: o, depth: 4, pins: make(map[string]moment)}
+	d.o.Now = d.now.Now
+	for i, n := range sizes {
+		d.vols = append(d.vols, volume(fmt.Sprintf("v%d", i), n))
+	}
+	d.j = start(t, "j", d.o)
+	return d, d.begin(Position{}, journaltest.Empty(sizes...))
+}
+
+// begin forks an epoch at parent, where the group is in state s.
+func (d *driver) begin(parent Position, s *journaltest.State) error {
+	w, err := d.j.BeginEpoch(soon(d.t), "a", parent, 0)
+	if err != nil {
+		return err
+	}
+	d.w = w
+	for i, v := range d.vols {
+		v.Size = s.Sizes()[i]
+		if err := w.AddVolume(soon(d.t), v); err != nil {
+			return err
+		}
+	}
+	for _, v := range d.vols {
+		if err := d.record(cbt.Event{Kind: cbt.EventSynced, Volume: v.ID}, nil); err != nil {
+			return err
+		}
+	}
+	return errors.Join(d.land(), d.note(s))
+}
+
+// note makes the head, which is settled, a moment of state s.
+func (d *driver) note(s *journaltest.State) error {
+	d.moments = append(d.moments, moment{d.j.Head().Position, s, d.now.Now()})
+	return nil
+}
+
+// record gives ev to the journal; s, if not nil, is the state after it.
+func (d *driver) record(ev cbt.Event, s *journaltest.State) error {
+	p, err := d.w.Record(soon(d.t), ev)
+	if err != nil {
+		return err
+	}
+	if s != nil {
+		d.moments = append(d.moments, moment{Position{d.w.epoch.ID, p.(pendingRecord).seq}, s, d.now.Now()})
+	}
+	if d.flight = append(d.flight, p); len(d.flight) > d.depth {
+		err = d.flight[0].Wait(soon(d.t))
+		d.flight = d.flight[1:]
+	}
+	return err
+}
+
+// land waits for all that is under way.
+func (d *driver) land() error {
+	for _, p := range d.flight {
+		if err := p.Wait(soon(d.t)); err != nil {
+			return err
+		}
+	}
+	d.flight = nil
+	return nil
+}
+
+var eventKinds = map[journaltest.Kind]cbt.EventKind{
+	journaltest.Write: cbt.EventWrite, journaltest.Fill: cbt.EventFill, journaltest.Zero: cbt.EventZero, journaltest.Trim: cbt.EventTrim,
+}
+
+// do puts the journal through op.
+func (d *driver) do(op journaltest.Op) error {
+	d.now.step(time.Second)
+	v := d.vols[op.Volume]
+	if k, ok := eventKinds[op.Kind]; ok {
+		return d.record(cbt.Event{Kind: k, Volume: v.ID, Extent: cbt.Extent{Offset: op.Off, Length: op.Len}, Data: op.Data}, op.After)
+	}
+	if err := d.land(); err != nil {
+		return err
+	}
+	switch op.Kind {
+	case journaltest.Resize:
+		v.Size = op.Size
+		return errors.Join(d.w.AddVolume(soon(d.t), v), d.note(op.After))
+	case journaltest.Break:
+		err := d.record(cbt.Event{Kind: cbt.EventGap, Volume: v.ID, Cause: cbt.CauseStall}, nil)
+		return errors.Join(err, d.record(cbt.Event{Kind: cbt.EventSynced, Volume: v.ID}, op.After))
+	case journaltest.Mark, journaltest.Pin:
+		return d.mark(op)
+	case journaltest.Flush:
+		return d.w.WaitDurable(soon(d.t))
+	case journaltest.Fork:
+		return d.begin(d.pins[op.Name].at, op.After)
+	case journaltest.Reopen:
+		return errors.Join(d.reopen(), d.begin(Position{}, op.After))
+	case journaltest.Hold:
+		m := moment{d.j.Head().Position, op.After, d.now.Now()}
+		view, err := d.j.View(soon(d.t), Point{Position: m.at})
+		d.held = append(d.held, heldView{view, m})
+		return err
+	case journaltest.Release:
+		h := d.held[0]
+		d.held = d.held[1:]
+		return errors.Join(d.compare(h.View, h.moment), h.Close())
+	case journaltest.Maintain:
+		return d.maintain(op.Ladder)
+	}
+	return nil
+}
+
+func (d *driver) mark(op journaltest.Op) error {
+	p, err := d.w.Mark(soon(d.t), Mark{Name: op.Name, Pin: op.Kind == journaltest.Pin})
+	if err != nil {
+		return err
+	}
+	m := moment{p.Position, op.After, d.now.Now()}
+	d.moments = append(d.moments, m)
+	if op.Kind == journaltest.Pin {
+		d.pins[op.Name] = m
+	}
+	return nil
+}
+
+// reopen closes the journal and opens it again.
+func (d *driver) reopen() error {
+	var errs []error
+	for _, h := range d.held {
+		errs = append(errs, h.Close())
+	}
+	d.held = nil
+	d.j.stop()
+	if err := errors.Join(append(errs, <-d.j.done, d.j.Close())...); err != nil {
+		return err
+	}
+	d.j = start(d.t, "j", d.o)
+	return nil
+}
+
+// maintain is for a journal that thins nothing.
+func (d *driver) maintain(int) error { return nil }
+
+// must says that m has to be a point: it is young enough, pinned, or looked at.
+func (d *driver) must(m moment) bool {
+	if !m.time.Before(d.horizon) {
+		return true
+	}
+	for _, p := range d.pins {
+		if p.at == m.at {
+			return true
+		}
+	}
+	for _, h := range d.held {
+		if h.at == m.at {
+			return true
+		}
+	}
+	return false
+}
+
+// check holds the journal to a moment; gone says that it is no point any more,
+// which must is asked about.
+func (d *driver) check(j *Journal, m moment) (gone bool, err error) {
+	v, err := j.View(soon(d.t), Point{Position: m.at})
+	if errors.Is(err, ErrNoPoint) && !d.must(m) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, errors.Join(d.compare(v, m), v.Close())
+}
+
+// compare holds a view to a state: sizes, bytes, and what is said to be zero.
+func (d *driver) compare(v *View, m moment) error {
+	if n := len(v.Volumes()); n != len(d.vols) {
+		return fmt.Errorf("at record %s there are %d volumes", m.at, n)
+	}
+	for i, vol := range d.vols {
+		got := make([]byte, m.state.Sizes()[i])
+		if err := v.ReadAt(context.Background(), vol.ID, got, 0); err != nil {
+			return fmt.Errorf("at record %s: %w", m.at, err)
+		}
+		if at := m.state.Differs(i, got); at >= 0 {
+			return fmt.Errorf("at record %s volume %d differs from the model at %d", m.at, i, at)
+		}
+		if err := checkStatus(v, vol.ID, got); err != nil {
+			return fmt.Errorf("at record %s volume %d: %w", m.at, i, err)
+		}
+	}
+	return nil
+}
+
+// checkStatus holds the runs of a volume to its bytes.
+func checkStatus(v *View, vol cbt.VolumeID, got []byte) error {
+	runs, err := v.Status(context.Background(), vol, cbt.Extent{Length: int64(len(got))})
+	end := int64(0)
+	for _, r := range runs {
+		if r.Offset != end || r.Length <= 0 {
+			return fmt.Errorf("status has a hole at %d", end)
+		}
+		if end = r.End(); !r.Data && !allZero(got[r.Offset:end]) {
+			return fmt.Errorf("status calls %v zero", r.Extent)
+		}
+	}
+	if err == nil && end != int64(len(got)) {
+		err = fmt.Errorf("status ends at %d", end)
+	}
+	return err
+}
+
+// run puts the journal through ops, looking back now and then.
+func (d *driver) run(rng *rand.Rand, ops []journaltest.Op) error {
+	for i, op := range ops {
+		err := d.do(op)
+		if err == nil && op.Kind == journaltest.Look {
+			_, err = d.check(d.j.Journal, d.moments[rng.IntN(len(d.moments))])
+		}
+		if err != nil {
+			return fmt.Errorf("operation %d, %v: %w", i, op, err)
+		}
+	}
+	return d.land()
+}
+
+// end closes the journal.
+func (d *driver) end() error {
+	for _, h := range d.held {
+		_ = h.Close() // what it showed was not asked for
+	}
+	d.held = nil
+	return d.j.end()
+}
