@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -11,7 +12,7 @@ import (
 func (w *world) configCommand() *cli.Command {
 	return noun("config", "judge and show the configuration",
 		verb("check", "find every fault of the configuration, with line and column", "",
-			"Nothing outside the file is looked at: a file can be checked on another machine.",
+			"Nothing outside the file is looked at: a file can be checked on another machine. It also says how each group's history will be kept.\n\n"+historyHelp,
 			[]string{"afterimage config check --config /etc/afterimage/afterimage.yml"}, nil, w.configCheck),
 		verb("show", "print the configuration", "",
 			"Secrets in machine arguments are masked.",
@@ -26,10 +27,72 @@ func (w *world) configCheck(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	v := map[string]any{"ok": true, "file": path, "site": cfg.Site, "groups": len(cfg.Groups), "peers": len(cfg.Peers)}
+	resolved, err := cfg.JSON()
+	if err != nil {
+		return err
+	}
+	v := map[string]any{"ok": true, "file": path, "site": cfg.Site, "groups": len(cfg.Groups), "peers": len(cfg.Peers), "resolved": resolved}
 	return w.printer(c).data(v, func() string {
-		return fmt.Sprintf("%s: ok: site %s, %s, %s\n", path, cfg.Site, plural(uint64(len(cfg.Groups)), "group"), plural(uint64(len(cfg.Peers)), "peer"))
+		return fmt.Sprintf("%s: ok: site %s, %s, %s\n", path, cfg.Site, plural(uint64(len(cfg.Groups)), "group"), plural(uint64(len(cfg.Peers)), "peer")) + retentionText(cfg)
 	})
+}
+
+const historyHelp = `How history thins with age is a group's "history:", a ladder; this is the default:
+   history: [{every: write, for: 24h}, {every: 1m, for: 7d}, {every: 1h, for: 30d}]
+keeps each write for a day, then a point a minute up to an age of a week, then one
+an hour up to 30 days; of what is older only pins and what is in use. "for: ever"
+in the last rung never ends it. Spans have s, m, h, d, w or y. Beside it:
+   lock: 12h          nothing younger is thinned, not even for want of room
+   quota: 500GiB      of the journal on disk; full: thin, warn, then a gap
+   warn: [80, 90]     per cent of the quota at which status warns
+   maintenance: {every: 1m, rate: 50MiB}
+and of a peer, for how long and how much history waits for it while it is away:
+   hold: {for: 72h, bytes: 200GiB}`
+
+// retentionText says how history will be kept.
+func retentionText(cfg *config.Config) string {
+	var b strings.Builder
+	line := func(name, text string) { fmt.Fprintf(&b, "  %-12s %s\n", name, text) }
+	for _, g := range cfg.Groups {
+		fmt.Fprintf(&b, "%s\n", g.Ref())
+		line("history", ladderText(g.History))
+		if first := g.History[0]; first.Every != config.EveryWrite {
+			line("", fmt.Sprintf("note: no rung keeps every write: between points every %s nothing stays", first.Every))
+		}
+		lock := "none"
+		if g.Lock > 0 {
+			lock = g.Lock.String()
+		}
+		line("lock", lock)
+		quota := "none: it may fill the disk"
+		if g.Quota > 0 {
+			var at []string
+			for _, p := range g.Warn {
+				at = append(at, p.String())
+			}
+			quota = fmt.Sprintf("%s, warns at %s", size(int64(g.Quota)), strings.Join(at, " and "))
+		}
+		line("quota", quota)
+		line("maintenance", fmt.Sprintf("every %s, up to %s/s", g.Maintenance.Every, size(int64(g.Maintenance.Rate))))
+	}
+	for _, p := range cfg.Peers {
+		fmt.Fprintf(&b, "peer %s\n", p.Name)
+		hold := "for " + p.Hold.For.String()
+		if p.Hold.Bytes > 0 {
+			hold += ", up to " + size(int64(p.Hold.Bytes))
+		}
+		line("hold", hold)
+	}
+	return b.String()
+}
+
+// ladderText is a ladder as a person says it.
+func ladderText(rungs []config.Rung) string {
+	var parts []string
+	for _, r := range rungs {
+		parts = append(parts, r.String())
+	}
+	return strings.Join(parts, ", then ")
 }
 
 func (w *world) configShow(c *cli.Context) error {

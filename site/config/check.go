@@ -111,6 +111,7 @@ func (s *shape) group(path string, c *Config, g Group) {
 			s.report(fault.ConfigReference, s.at(fmt.Sprintf("%s.peers[%d]", path, i)), path, fmt.Sprintf("peer %q is not defined", p), hint)
 		}
 	}
+	s.history(path, g)
 	if g.Role == Primary && len(g.Volumes) == 0 {
 		s.absent(path+".volumes", "a primary captures at least one volume")
 	}

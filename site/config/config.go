@@ -30,6 +30,7 @@ type Peer struct {
 	Address string `yaml:"address,omitempty"` // none: it dials us
 	Pin     string `yaml:"pin,omitempty"`     // none: not paired yet, nothing is sent or taken
 	Limit   Bytes  `yaml:"limit,omitempty"`   // bytes per second sent to it; 0: no limit
+	Hold    *Hold  `yaml:"hold,omitempty"`    // history that is kept for it while it lags
 }
 
 // Role is what a site is to a group.
@@ -52,17 +53,21 @@ const (
 
 // Group is the volumes that are recovered to one instant.
 type Group struct {
-	Name        string   `yaml:"name"`
-	Tenant      string   `yaml:"tenant,omitempty"`
-	Role        Role     `yaml:"role,omitempty"` // at the first start; afterwards the durable role rules
-	Sync        Sync     `yaml:"sync,omitempty"`
-	Quota       Bytes    `yaml:"quota,omitempty"`
-	StallBudget Duration `yaml:"stall_budget,omitempty"`
-	RPO         Duration `yaml:"rpo,omitempty"` // objective, shown by status
-	Peers       []string `yaml:"peers,omitempty"`
-	Volumes     []Volume `yaml:"volumes,omitempty"`
-	QEMU        *QEMU    `yaml:"qemu,omitempty"`
-	Machine     *Machine `yaml:"machine,omitempty"`
+	Name        string       `yaml:"name"`
+	Tenant      string       `yaml:"tenant,omitempty"`
+	Role        Role         `yaml:"role,omitempty"` // at the first start; afterwards the durable role rules
+	Sync        Sync         `yaml:"sync,omitempty"`
+	History     []Rung       `yaml:"history,omitempty"`     // which points are kept how long; default DefaultHistory
+	Lock        Duration     `yaml:"lock,omitempty"`        // nothing younger is thinned by anybody, quota or not
+	Quota       Bytes        `yaml:"quota,omitempty"`       // of the journal on disk; 0: none
+	Warn        []Percent    `yaml:"warn,omitempty"`        // parts of the quota at which status warns
+	Maintenance *Maintenance `yaml:"maintenance,omitempty"` // when and how fast history is thinned
+	StallBudget Duration     `yaml:"stall_budget,omitempty"`
+	RPO         Duration     `yaml:"rpo,omitempty"` // objective, shown by status
+	Peers       []string     `yaml:"peers,omitempty"`
+	Volumes     []Volume     `yaml:"volumes,omitempty"`
+	QEMU        *QEMU        `yaml:"qemu,omitempty"`
+	Machine     *Machine     `yaml:"machine,omitempty"`
 }
 
 // Ref is TENANT/NAME, the group's full name.
@@ -239,11 +244,12 @@ func (b Bytes) String() string {
 // MarshalText is String.
 func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
-// Duration is a time span in Go's notation: 500ms, 30s, 5m, 1h.
+// Duration is a time span in Go's notation, with days, weeks and years: 500ms, 30s,
+// 5m, 1h, 7d, 2w.
 type Duration time.Duration
 
-// String is Go's notation.
-func (d Duration) String() string { return time.Duration(d).String() }
+// String is the shortest of that.
+func (d Duration) String() string { return spanString(time.Duration(d)) }
 
 // MarshalText is String.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }

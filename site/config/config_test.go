@@ -84,7 +84,8 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{Site: "a", Data: "/etc/x/state", Key: "/etc/x/state/site.key", Control: "/etc/x/state/control.sock", NBD: "/etc/x/state/nbd.sock",
-		Groups: []Group{{Name: "web", Tenant: "default", Role: Replica, Sync: SyncProcess, StallBudget: Duration(500 * time.Millisecond)}}}
+		Groups: []Group{{Name: "web", Tenant: "default", Role: Replica, Sync: SyncProcess, StallBudget: Duration(500 * time.Millisecond), History: DefaultHistory(),
+			Maintenance: &Maintenance{Every: Duration(time.Minute), Rate: 50 << 20}}}}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)
 	}
@@ -130,6 +131,32 @@ func TestBytes(t *testing.T) {
 	for _, b := range []Bytes{0, 1, 1023, 1024, 1 << 30, 3 << 29} {
 		if got, err := ParseBytes(b.String()); err != nil || got != b {
 			t.Errorf("%d prints as %s, which is %d, %v", b, b, got, err)
+		}
+	}
+}
+
+func TestSpans(t *testing.T) {
+	const day = 24 * time.Hour
+	for in, want := range map[string]time.Duration{"0": 0, "500ms": 500 * time.Millisecond, "90s": 90 * time.Second, "1h30m": 90 * time.Minute, "24h": day, "1d12h": 36 * time.Hour,
+		"7d": 7 * day, "2w": 14 * day, "1y": 365 * day, "1.5d": 36 * time.Hour} {
+		var d Duration
+		if err := d.UnmarshalText([]byte(in)); err != nil || time.Duration(d) != want {
+			t.Errorf("%q is %s, %v; want %s", in, d, err, want)
+		}
+		var again Duration
+		if err := again.UnmarshalText([]byte(d.String())); err != nil || again != d {
+			t.Errorf("%q prints as %q, which is %s, %v", in, d, again, err)
+		}
+	}
+	for d, want := range map[time.Duration]string{day: "24h", 7 * day: "7d", time.Minute: "1m", time.Hour: "1h", 90 * time.Minute: "1h30m", 0: "0s", 36 * time.Hour: "36h", time.Hour + time.Second: "1h0m1s"} {
+		if got := Duration(d).String(); got != want {
+			t.Errorf("%d prints as %q, want %q", d, got, want)
+		}
+	}
+	for _, in := range []string{"", "7", "d", "-1h", "1h ", "1mo", "1e9s", "99999999y"} {
+		var d Duration
+		if err := d.UnmarshalText([]byte(in)); err == nil {
+			t.Errorf("%q is %s", in, d)
 		}
 	}
 }

@@ -41,8 +41,12 @@ func (c *Config) complete(file string) {
 	absolute(&c.Key)
 	absolute(&c.Control)
 	absolute(&c.NBD)
+	for i := range c.Peers {
+		c.Peers[i].completeHold()
+	}
 	for i := range c.Groups {
 		g := &c.Groups[i]
+		g.completeHistory()
 		orElse(&g.Tenant, DefaultTenant)
 		if g.Role == "" {
 			g.Role = Replica

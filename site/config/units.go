@@ -6,7 +6,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // UnmarshalText accepts "1073741824", "1GiB", "1.5 GiB". Decimal units (GB) are
@@ -47,14 +46,15 @@ func ParseBytes(s string) (Bytes, error) {
 	return 0, fmt.Errorf("size %q is not understood: want a number with KiB, MiB, GiB or TiB, such as 10GiB", s)
 }
 
-// UnmarshalText accepts Go's notation. A number without a unit is refused.
+// UnmarshalText accepts Go's notation with days, weeks and years. A number without
+// a unit is refused.
 func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
+	v, err := parseSpan(string(text))
 	switch {
-	case err != nil:
-		return fmt.Errorf("duration %q is not understood: want a number with ms, s, m or h, such as 500ms", text)
-	case v < 0:
+	case strings.HasPrefix(string(text), "-"):
 		return fmt.Errorf("duration %q is negative", text)
+	case err != nil:
+		return fmt.Errorf("duration %q is not understood: want a number with ms, s, m, h, d, w or y, such as 500ms or 7d", text)
 	}
 	*d = Duration(v)
 	return nil
