@@ -48,6 +48,16 @@ func owner(path string) (pid, pidfd int, err error) {
 	return pid, pidfd, nil
 }
 
+// Process is the process of the machine, without asking it anything; a machine that
+// does not run is ErrNotRunning.
+func (m Machine) Process() (pid int, err error) {
+	pid, pidfd, err := owner(m.withDefaults().pidFile())
+	if err != nil {
+		return 0, err
+	}
+	return pid, unix.Close(pidfd)
+}
+
 func locked(f *os.File) (bool, error) {
 	l := unix.Flock_t{Type: unix.F_WRLCK}
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l); err != nil {

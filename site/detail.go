@@ -2,9 +2,11 @@ package site
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 )
@@ -17,11 +19,9 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 	}
 	d := control.GroupDetail{Group: s.groupStatus(ctx, g), ID: g.id.Group.String(), Dir: g.dir, Sync: string(g.cfg.Sync), Stall: time.Duration(g.cfg.StallBudget).Seconds(),
 		Configured: string(g.cfg.Role), Volumes: []control.Volume{}, Lineage: []control.Interval{}, Branches: []control.Branch{}}
-	if g.cfg.Machine != nil {
-		d.Machine = g.cfg.Machine.Name
-	}
-	d.Conflict = g.conflict()
-	l, release, err := s.open(g)
+	s.machineOf(g, &d)
+	d.Conflict = g.conflict().why
+	l, release, err := s.look(g)
 	if err != nil {
 		for _, v := range g.cfg.Volumes {
 			d.Volumes = append(d.Volumes, control.Volume{Name: v.Name, ID: volumeOf(g.cfg, v).ID.String(), Size: int64(v.Size), Kind: kindOf(v)})
@@ -42,6 +42,24 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 		d.Branches = append(d.Branches, control.Branch{Epoch: b.Number, ID: b.ID.String(), Site: b.Site, Begun: b.Begun, First: uint64(b.First()), Last: uint64(b.Last.Seq), Current: current})
 	}
 	return d, l.volumes(ctx, &d)
+}
+
+// machineOf says which machine a failover here starts, and whether it runs.
+func (s *Site) machineOf(g *group, d *control.GroupDetail) {
+	if g.cfg.Machine == nil {
+		return
+	}
+	d.Machine = g.cfg.Machine.Name
+	pid, err := (&life{group: g}).machine(g.cfg.Machine).Process()
+	switch {
+	case err == nil:
+		d.MachineState, d.MachinePID = control.MachineRuns, pid
+	case errors.Is(err, recovery.ErrNotRunning):
+		d.MachineState = control.MachineOff
+	default:
+		d.MachineState = control.MachineUnknown
+		s.o.Log.Warn("look for the machine", "group", g.cfg.Ref(), "machine", d.Machine, "err", err)
+	}
 }
 
 func kindOf(v config.Volume) string {

@@ -23,7 +23,7 @@ import (
 // away: half a promotion helps nobody.
 func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {
 	what := "fail over " + q.Group
-	l, release, err := s.forFailover(q)
+	l, release, err := s.forFailover(ctx, q)
 	if err != nil {
 		return control.FailedOver{}, err
 	}

@@ -3,7 +3,6 @@ package site
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -27,8 +26,9 @@ type group struct {
 	mu      sync.Mutex // guards all below
 	life    *life      // nil: the journal is not open
 	failure *fault.Error
-	retry   time.Time         // when a failed group is tried again
-	halted  map[string]string // conflicts by peer, until a stream flows with it again
+	retry   time.Time       // when a failed group is tried again
+	halted  map[string]halt // conflicts by peer, until a stream flows with it again
+	turn    chan struct{}   // closed when a life begins or an opening fails
 }
 
 // life is one opening of a group's journal.
@@ -55,7 +55,7 @@ const (
 )
 
 func newGroup(s *Site, c config.Group) *group {
-	return &group{site: s, cfg: c, dir: s.groupDir(c), id: identityOf(c), halted: map[string]string{}}
+	return &group{site: s, cfg: c, dir: s.groupDir(c), id: identityOf(c), halted: map[string]halt{}, turn: make(chan struct{})}
 }
 
 // run lives one life after the other until ctx ends. It never fails: what is
@@ -94,6 +94,13 @@ func (g *group) failed(err error, pause time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.failure, g.retry = f, g.site.o.Now().Add(pause)
+	g.turnedLocked()
+}
+
+// turnedLocked wakes who waits for the group to be opened.
+func (g *group) turnedLocked() {
+	close(g.turn)
+	g.turn = make(chan struct{})
 }
 
 func syncMode(y config.Sync) journal.SyncMode {
@@ -154,6 +161,7 @@ func (g *group) live(ctx context.Context) (err error) {
 func (g *group) begin(l *life) {
 	g.mu.Lock()
 	g.life, g.failure = l, nil
+	g.turnedLocked()
 	g.mu.Unlock()
 	g.site.o.Log.Info("group opened", "group", g.cfg.Ref(), "role", l.role.Role, "head", l.j.Head().Position)
 	g.site.repl.Refresh()
@@ -205,29 +213,4 @@ func (l *life) setRole(r recovery.Reign) {
 	l.role = r
 	l.mu.Unlock()
 	l.site.repl.Refresh()
-}
-
-// use gives the open journal until the returned function is called; it must be.
-// The life's context ends when the journal is to be closed.
-func (g *group) use() (*life, func(), error) {
-	g.mu.Lock()
-	l, failure, retry := g.life, g.failure, g.retry
-	g.mu.Unlock()
-	if l == nil {
-		if failure != nil {
-			why := failure.Why
-			if !retry.IsZero() {
-				why += fmt.Sprintf(" (tried again at %s)", retry.Format(timeLayout))
-			}
-			return nil, nil, &fault.Error{Code: fault.GroupFailed, What: "use group " + g.cfg.Ref(), Why: string(failure.Code) + ": " + why, Hint: failure.Advice(), Err: failure}
-		}
-		return nil, nil, fault.New(fault.GroupFailed, "use group "+g.cfg.Ref(), "it is being opened").Advise("Try again in a moment.")
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closing {
-		return nil, nil, fault.New(fault.GroupFailed, "use group "+g.cfg.Ref(), "it is being closed").Advise("Try again in a moment.")
-	}
-	l.users.Add(1)
-	return l, sync.OnceFunc(l.users.Done), nil
 }

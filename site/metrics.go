@@ -89,7 +89,8 @@ var (
 	descLimit     = gauge("journal_limit_bytes", "The journal's quota; 0 without one.", "tenant", "group")
 	descSynced    = gauge("synced", "1 while every write is a point.", "tenant", "group")
 	descPrimary   = gauge("primary", "1 where the group is captured.", "tenant", "group")
-	descSplit     = gauge("split_brain", "1 while histories exclude each other and a person must decide.", "tenant", "group")
+	descSplit     = gauge("split_brain", "1 while both sides hold what the other does not and a person must decide.", "tenant", "group")
+	descLost      = gauge("history_lost", "1 while one side lacks what was durable there and a person must decide.", "tenant", "group")
 	descGroupUp   = gauge("group_up", "0 while the group failed and is tried again.", "tenant", "group")
 	descConnected = gauge("connected", "1 while a connection to the peer exists.", "peer")
 	descRate      = gauge("bandwidth_limit_bytes_per_second", "Limit of what is sent to the peer; 0 without one.", "peer")
@@ -97,7 +98,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *states) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRPO, descTarget, descBytes, descWrites, descMoved, descPoint, descWindow, descJournal, descLimit, descSynced, descPrimary, descSplit, descGroupUp, descConnected, descRate} {
+	for _, d := range []*prometheus.Desc{descRPO, descTarget, descBytes, descWrites, descMoved, descPoint, descWindow, descJournal, descLimit, descSynced, descPrimary, descSplit, descLost, descGroupUp, descConnected, descRate} {
 		ch <- d
 	}
 }
@@ -133,7 +134,8 @@ func (c *states) group(set func(*prometheus.Desc, float64, ...string), g control
 	set(descLimit, float64(g.Quota), g.Tenant, g.Name)
 	set(descSynced, one(g.State == control.StateSynced), g.Tenant, g.Name)
 	set(descPrimary, one(recovery.Role(g.Role).Captures()), g.Tenant, g.Name)
-	set(descSplit, one(g.State == control.StateHalted), g.Tenant, g.Name)
+	set(descSplit, one(g.Halt == control.HaltSplitBrain), g.Tenant, g.Name)
+	set(descLost, one(g.Halt == control.HaltHistoryLost), g.Tenant, g.Name)
 	set(descGroupUp, one(g.State != control.StateFailed), g.Tenant, g.Name)
 	last := 0.0
 	if !g.LastPoint.IsZero() {

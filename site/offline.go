@@ -11,12 +11,26 @@ import (
 	"github.com/novacron/afterimage/site/fault"
 )
 
-// open gives a group's journal: the running one, or, in a site that only reads,
-// one that is opened for this use alone and takes no records.
-func (s *Site) open(g *group) (*life, func(), error) {
+// open gives a group's journal for a command: the running one, which is waited for
+// while it is being opened, or one of this use alone (read).
+func (s *Site) open(ctx context.Context, g *group) (*life, func(), error) {
+	if s.running() {
+		return g.await(ctx)
+	}
+	return s.read(g)
+}
+
+// look is open for who only wants to see how things stand, and does not wait.
+func (s *Site) look(g *group) (*life, func(), error) {
 	if s.running() {
 		return g.use()
 	}
+	return s.read(g)
+}
+
+// read opens a group's journal for this use alone, in a site that only reads; it
+// takes no records.
+func (s *Site) read(g *group) (*life, func(), error) {
 	if held(s.cfg.Data) {
 		return nil, nil, fault.New(fault.ControlBroken, "open the journal of "+g.cfg.Ref(), "a daemon holds %s, but its control socket %s does not answer", s.cfg.Data, s.cfg.Control)
 	}

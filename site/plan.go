@@ -16,7 +16,7 @@ import (
 
 // PlanFailover implements control.API.
 func (s *Site) PlanFailover(ctx context.Context, q control.FailoverRequest) (control.Plan, error) {
-	l, release, err := s.forFailover(q)
+	l, release, err := s.forFailover(ctx, q)
 	if err != nil {
 		return control.Plan{}, err
 	}
@@ -33,7 +33,7 @@ func (s *Site) PlanFailover(ctx context.Context, q control.FailoverRequest) (con
 }
 
 // forFailover gives the life that a failover works on.
-func (s *Site) forFailover(q control.FailoverRequest) (*life, func(), error) {
+func (s *Site) forFailover(ctx context.Context, q control.FailoverRequest) (*life, func(), error) {
 	g, err := s.group(q.Group)
 	if err != nil {
 		return nil, nil, err
@@ -41,7 +41,7 @@ func (s *Site) forFailover(q control.FailoverRequest) (*life, func(), error) {
 	if !s.running() {
 		return nil, nil, fault.New(fault.NeedsDaemon, "fail over "+q.Group, "a failover is done by the daemon of the replica's site")
 	}
-	return g.use()
+	return g.await(ctx)
 }
 
 // plan collects what is known and asks recovery what a failover would mean.

@@ -50,7 +50,7 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 		return out, err
 	}
 	out.Group = g.cfg.Ref()
-	l, release, err := s.open(g)
+	l, release, err := s.open(ctx, g)
 	if err != nil {
 		return out, explain("list points of "+out.Group, err)
 	}
@@ -138,12 +138,15 @@ func (s *Site) Mark(ctx context.Context, q control.MarkRequest) (control.Point, 
 	if !s.running() {
 		return control.Point{}, fault.New(fault.NeedsDaemon, what, "a mark is a record of the primary's history")
 	}
-	l, release, err := g.use()
+	l, release, err := g.await(ctx)
 	if err != nil {
 		return control.Point{}, err
 	}
 	defer release()
-	r := l.reigning()
+	r := l.reignOf(ctx)
+	if r == nil && l.roleNow().Role.Captures() {
+		return control.Point{}, fault.New(fault.GroupFailed, what, "its disks are being opened").Advise("Try again in a moment.")
+	}
 	if r == nil {
 		return control.Point{}, fault.New(fault.NotPrimary, what, "the group is %s here", l.roleNow().Role)
 	}

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
 )
 
 // idleTimeout is when a session without a sign of life is over. Keep-alives come
@@ -244,42 +246,63 @@ func (s *Site) replicatorEvents() replicator.Events {
 		},
 		Streaming: func(peer string, d replicator.Direction, tenant, group string, from journal.Cursor) {
 			log.Info("stream flows", "peer", peer, "direction", d.String(), "group", tenant+"/"+group, "from", from.Position.String())
-			s.halt(peer, tenant, group, "")
+			s.halt(peer, tenant, group, halt{})
 		},
 		Ended: func(peer string, d replicator.Direction, tenant, group string, err error) {
 			log.Info("stream ended", "peer", peer, "direction", d.String(), "group", tenant+"/"+group, "err", err)
 		},
 		Conflict: func(c *replicator.Conflict) {
 			log.Error("histories exclude each other", "peer", c.Peer, "group", c.Tenant+"/"+c.Group, "err", c)
-			s.halt(c.Peer, c.Tenant, c.Group, c.Error())
+			s.halt(c.Peer, c.Tenant, c.Group, haltOf(c))
 		},
 	}
 }
 
-// halt notes a conflict with a peer, or its end (why is empty).
-func (s *Site) halt(peer, tenant, name, why string) {
+// halt is why nothing of a group flows to or from a peer any more.
+type halt struct {
+	kind string // control.Halt words
+	why  string // empty: it flows
+}
+
+func haltOf(c *replicator.Conflict) halt {
+	h := halt{kind: control.HaltSplitBrain, why: c.Error()}
+	if errors.Is(c, replicator.ErrHistoryLost) {
+		h.kind = control.HaltHistoryLost
+	}
+	return h
+}
+
+// halt notes a conflict with a peer, or its end.
+func (s *Site) halt(peer, tenant, name string, h halt) {
 	for _, g := range s.groups {
 		if g.cfg.Tenant == tenant && g.cfg.Name == name {
 			g.mu.Lock()
-			if why == "" {
+			if h.why == "" {
 				delete(g.halted, peer)
 			} else {
-				g.halted[peer] = why
+				g.halted[peer] = h
 			}
 			g.mu.Unlock()
 		}
 	}
 }
 
-// conflict is why the group is halted; empty while it is not.
-func (g *group) conflict() string {
+// conflict is why the group is halted, for all peers together; a split brain is
+// the graver kind. It is empty while the group is not halted.
+func (g *group) conflict() halt {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	var out halt
 	var all []string
 	for _, peer := range slices.Sorted(maps.Keys(g.halted)) {
-		all = append(all, g.halted[peer])
+		h := g.halted[peer]
+		all = append(all, h.why)
+		if out.kind != control.HaltSplitBrain {
+			out.kind = h.kind
+		}
 	}
-	return strings.Join(all, "; ")
+	out.why = strings.Join(all, "; ")
+	return out
 }
 
 // lagsOf is the replicator's lags of a group.

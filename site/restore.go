@@ -32,7 +32,7 @@ func (s *Site) Restore(ctx context.Context, q control.RestoreRequest, progress f
 		return out, err
 	}
 	out.Group = g.cfg.Ref()
-	l, release, err := s.open(g)
+	l, release, err := s.open(ctx, g)
 	if err != nil {
 		return out, err
 	}

@@ -53,7 +53,7 @@ func (l *life) resumption(ctx context.Context, q control.FailoverRequest) (*resu
 		return nil, fault.New(fault.NotReplica, what, "the group was promoted here from --at %s, not %s, and no other point is gone to from there", r.At, q.At).
 			Advise("Machine %s does not run. Repeat with --at %s to start it.", m.Name, r.At)
 	}
-	reign := l.reigning()
+	reign := l.reignOf(ctx)
 	if reign == nil {
 		return nil, fault.New(fault.GroupFailed, what, "its disks are being opened").Advise("Try again in a moment.")
 	}
@@ -98,7 +98,7 @@ func (l *life) resumptionOf(ctx context.Context, r recovery.Reign, p recovery.Pr
 		c.plan.Steps = append(c.plan.Steps, fmt.Sprintf("%s: wait for its line on the serial console", recovery.StepHealth))
 	}
 	c.plan.Warnings = []string{fmt.Sprintf("the group was promoted here at %s; nothing is promoted again, and the loss is what was told then", r.Since.Format(timeLayout))}
-	if why := l.conflict(); why != "" {
+	if why := l.conflict().why; why != "" {
 		c.plan.Refused = []string{"the group is halted: " + why}
 	}
 	return c, nil

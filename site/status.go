@@ -60,7 +60,7 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	line := control.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Role: string(g.cfg.Role), State: control.StateStopped,
 		RPOTarget: time.Duration(g.cfg.RPO).Seconds(), Quota: int64(g.cfg.Quota)}
-	l, release, err := s.open(g)
+	l, release, err := s.look(g)
 	if err != nil {
 		g.explainState(&line, err, s.running())
 		return line
@@ -102,8 +102,8 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		line.State, line.Detail = control.StateStopped, ""
 	case r.Role.Captures() && !reigns: // the last life's interval is over, its successor has not begun
 		line.State, line.Detail = control.StateStarting, ""
-	case halted != "":
-		line.State, line.Detail = control.StateHalted, halted
+	case halted.why != "":
+		line.State, line.Detail, line.Halt = control.StateHalted, halted.why, halted.kind
 	}
 	return line
 }

@@ -51,7 +51,7 @@ func (s *Site) serve(ctx context.Context, q control.ServeRequest) (*view, error)
 	if err != nil {
 		return nil, err
 	}
-	l, release, err := s.open(g)
+	l, release, err := s.open(ctx, g)
 	if err != nil {
 		return nil, err
 	}

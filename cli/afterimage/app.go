@@ -104,15 +104,26 @@ func newApp(w *world) *cli.App {
 		w.demoCommand(), w.daemonCommand(), w.configCommand(), w.statusCommand(), w.groupCommand(), w.peerCommand(),
 		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.benchCommand(), w.explainCommand(), w.watchdogCommand(),
 	}
+	sayNoDefaults(app.Flags)
 	walk(app.Commands, nil, func(path []string, c *cli.Command) {
 		c.HelpName = "afterimage " + strings.Join(path, " ")
 		c.HideHelpCommand = true
 		c.OnUsageError = app.OnUsageError
+		sayNoDefaults(c.Flags)
 		if c.Action == nil {
 			c.Action = func(c *cli.Context) error { return w.incomplete(c) }
 		}
 	})
 	return app
+}
+
+// sayNoDefaults keeps "(default: false)" out of the help.
+func sayNoDefaults(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
+	}
 }
 
 // incomplete answers a noun without its verb: help, on stderr, and exit 2.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
 
@@ -86,7 +87,7 @@ func lines(t *testing.T, name, text string) int {
 }
 
 func TestSplitBrainIsLoudAndHasItsExitCode(t *testing.T) {
-	f := &fake{halted: true}
+	f := &fake{halted: true, halt: control.HaltSplitBrain}
 	r := stage{api: f}.run(t, "status")
 	if r.exit != fault.ExitSplitBrain {
 		t.Errorf("status ends with %d", r.exit)
@@ -102,6 +103,19 @@ func TestSplitBrainIsLoudAndHasItsExitCode(t *testing.T) {
 	}
 	if r := (stage{api: f, tty: true}).run(t, "group", "show", "acme/db"); !strings.Contains(r.stdout, "\x1b["+red+"mSPLIT BRAIN") {
 		t.Errorf("no red on a terminal: %q", r.stdout)
+	}
+}
+
+// A loss is no split brain: nothing has to be chosen, something has to be found.
+func TestLostHistoryHasItsOwnBannerAndExitCode(t *testing.T) {
+	f := &fake{halted: true, halt: control.HaltHistoryLost}
+	r := stage{api: f}.run(t, "status")
+	if r.exit != fault.ExitVerification || strings.Contains(r.stdout, "SPLIT BRAIN") {
+		t.Errorf("exit %d\n%s", r.exit, r.stdout)
+	}
+	golden(t, "status-lost.txt", []byte("$ afterimage status\n"+r.stdout+"--- stderr\n"+r.stderr))
+	if g := (stage{api: f}).run(t, "group", "show", "acme/db"); !strings.HasPrefix(g.stdout, "HISTORY LOST: acme/db is halted") {
+		t.Errorf("group show:\n%s", g.stdout)
 	}
 }
 

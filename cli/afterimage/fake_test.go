@@ -26,8 +26,9 @@ type fake struct {
 	failover control.FailoverRequest // as it was asked for
 	failed   bool
 	refused  []string
-	resumes  bool // the failover only starts the machine
-	halted   bool // group show and status tell of a split brain
+	resumes  bool   // the failover only starts the machine
+	halted   bool   // group show and status tell of a halted group
+	halt     string // of which kind
 }
 
 var web = control.Group{
@@ -40,7 +41,7 @@ func (f *fake) Status(context.Context) (control.Status, error) {
 	db := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateWaiting, Epoch: 2, Seq: 9,
 		RPOTarget: 1, Lags: []control.Lag{{Peer: "b", Direction: "in", State: "disconnected"}}}
 	if f.halted {
-		db.State, db.Detail, db.Lags[0].State = control.StateHalted, conflict, "halted"
+		db.State, db.Detail, db.Halt, db.Lags[0].State = control.StateHalted, f.why(), f.halt, "halted"
 	}
 	return control.Status{Site: "a", Daemon: control.Running, Pin: "sha256:pin", PID: 4711, Since: at(-3600), Time: noon, Groups: []control.Group{web, db},
 		Peers: []control.Peer{
@@ -51,12 +52,20 @@ func (f *fake) Status(context.Context) (control.Status, error) {
 
 const conflict = "replicate acme/db with b: split brain after seq 8"
 
+// why is what replication says of the halt.
+func (f *fake) why() string {
+	if f.halt == control.HaltHistoryLost {
+		return "replicate acme/db with b: source lost history that its peer holds after seq 8"
+	}
+	return conflict
+}
+
 func (f *fake) Group(_ context.Context, name string) (control.GroupDetail, error) {
 	if f.halted {
-		g := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateHalted, Detail: conflict, Epoch: 2, Seq: 9}
-		return control.GroupDetail{Group: g, Configured: "replica", Conflict: conflict}, f.err
+		g := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateHalted, Detail: f.why(), Halt: f.halt, Epoch: 2, Seq: 9}
+		return control.GroupDetail{Group: g, Configured: "replica", Conflict: f.why()}, f.err
 	}
-	return control.GroupDetail{Group: web, ID: "01", Dir: "/var/lib/afterimage/groups/default/web", Sync: "process", Stall: 0.5, Configured: "primary", Machine: "web1",
+	return control.GroupDetail{Group: web, ID: "01", Dir: "/var/lib/afterimage/groups/default/web", Sync: "process", Stall: 0.5, Configured: "primary", Machine: "web1", MachineState: control.MachineRuns, MachinePID: 4712,
 		Volumes: []control.Volume{
 			{Name: "root", ID: "02", Size: 20 << 30, Kind: "embedded", State: "synced", Export: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"},
 			{Name: "data", ID: "03", Size: 3 << 29, Kind: "tapped", State: "broken", Cause: "stall"},

@@ -57,7 +57,7 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 	for _, l := range [][2]string{
 		{"why", g.Detail}, {"conflict", g.Conflict}, {"journal", fmt.Sprintf("%s, %s%s", g.Dir, size(g.JournalBytes), quota(g.Quota))},
 		{"answer", fmt.Sprintf("sync %s, stall budget %s", g.Sync, seconds(g.Stall))},
-		{"role", fmt.Sprintf("%s (configured: %s)", g.Role, g.Configured)}, {"machine", g.Machine},
+		{"role", fmt.Sprintf("%s (configured: %s)", g.Role, g.Configured)}, {"machine", machineText(g)},
 	} {
 		if l[1] != "" {
 			fmt.Fprintf(&b, "%-9s %s\n", l[0], l[1])
@@ -104,6 +104,17 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 		b.WriteString("\n" + t.String())
 	}
 	return b.String()
+}
+
+// machineText is the machine that a failover starts here, and whether it runs.
+func machineText(g control.GroupDetail) string {
+	switch {
+	case g.Machine == "":
+		return ""
+	case g.MachinePID != 0:
+		return fmt.Sprintf("%s, %s (process %d)", g.Machine, g.MachineState, g.MachinePID)
+	}
+	return g.Machine + ", " + orDash(g.MachineState)
 }
 
 func quota(n int64) string {

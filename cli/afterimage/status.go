@@ -15,7 +15,7 @@ import (
 
 func (w *world) statusCommand() *cli.Command {
 	return verb("status", "show the site, its groups and peers on one screen", "",
-		"Works with the daemon down: it reads the journals then and says \"daemon not running\". Exit 15 while a group is halted because both sides wrote.",
+		"Works with the daemon down: it reads the journals then and says \"daemon not running\". Exit 15 while a group is halted because both sides wrote, 16 while one is halted because history is missing.",
 		[]string{"afterimage status", "afterimage status -w", "afterimage status -o json"},
 		[]cli.Flag{
 			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "show it again and again; on a terminal in place, elsewhere one below the other, with -o json as lines"},
@@ -37,7 +37,7 @@ func (w *world) status(c *cli.Context) error {
 		if err := p.data(s, func() string { return p.statusScreen(s) }); err != nil {
 			return err
 		}
-		return splitBrain(s)
+		return haltedGroups(s)
 	}
 	if c.Duration("every") < 50*time.Millisecond {
 		return usage("--every %s is too short; 50ms is the least", c.Duration("every"))
@@ -45,19 +45,24 @@ func (w *world) status(c *cli.Context) error {
 	return p.watch(c.Context, api, c.Duration("every"))
 }
 
-// splitBrain is the error of a status that shows halted groups: a script that
-// looks at exit codes alone must not take it for good news.
-func splitBrain(s control.Status) error {
+// haltedGroups is the error of a status that shows halted groups: a script that
+// looks at exit codes alone must not take it for good news. A split brain comes first.
+func haltedGroups(s control.Status) error {
+	code := fault.HistoryLost
 	var halted []string
 	for _, g := range s.Groups {
-		if g.State == control.StateHalted {
-			halted = append(halted, g.Tenant+"/"+g.Name)
+		if g.State != control.StateHalted {
+			continue
+		}
+		halted = append(halted, g.Tenant+"/"+g.Name)
+		if g.Halt != control.HaltHistoryLost {
+			code = fault.PeerDiverged
 		}
 	}
 	if len(halted) == 0 {
 		return nil
 	}
-	return fault.New(fault.PeerDiverged, "look at site "+s.Site, "halted: %s", strings.Join(halted, ", "))
+	return fault.New(code, "look at site "+s.Site, "halted: %s", strings.Join(halted, ", "))
 }
 
 // watch shows the status until ctx ends; that is no error.
@@ -115,9 +120,13 @@ func (p *printer) statusScreen(s control.Status) string {
 // alarm says loudly that a group is halted, and why.
 func (p *printer) alarm(g control.Group) string {
 	ref := g.Tenant + "/" + g.Name
-	return p.colored(red, "SPLIT BRAIN: "+ref+" is halted") + "\n" +
+	banner, then := "SPLIT BRAIN", "Nothing is sent, taken or merged. Both histories are kept: compare them with group show "+ref+" at both sites and decide which one goes on."
+	if g.Halt == control.HaltHistoryLost {
+		banner, then = "HISTORY LOST", "Nothing is sent or taken. Records that were durable are missing at one side: see group show "+ref+" at both sites, check the disk there, and delete nothing. explain E0405 has more."
+	}
+	return p.colored(red, banner+": "+ref+" is halted") + "\n" +
 		"  " + strings.NewReplacer(": here ", ":\n    here  ", "; there ", "\n    there ", "; replicate ", "\n  replicate ").Replace(g.Detail) + "\n" +
-		"  Nothing is sent, taken or merged. Both histories are kept: compare them with group show " + ref + " at both sites and decide which one goes on.\n"
+		"  " + then + "\n"
 }
 
 func (p *printer) groupTable(groups []control.Group) string {

@@ -83,6 +83,9 @@ func TestHelpOfEveryCommand(t *testing.T) {
 			if args[0] == "help" {
 				continue // --config stands before it in this test
 			}
+			if strings.Contains(r.stdout, "default: false") {
+				t.Errorf("%v: the help says what an absent flag means", args)
+			}
 			if r.exit != 0 || !strings.Contains(r.stdout, "Example:") || !strings.Contains(r.stdout, c.Usage) || r.stderr != "" {
 				t.Errorf("%v: exit %d\n%s%s", args, r.exit, r.stdout, r.stderr)
 			}

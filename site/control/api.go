@@ -59,6 +59,7 @@ type Group struct {
 	State   string    `json:"state"` // see the State words
 	Since   time.Time `json:"since,omitzero"`
 	Detail  string    `json:"detail,omitempty"` // why the state is what it is
+	Halt    string    `json:"halt,omitempty"`   // of a halted group: see the Halt words
 	Epoch   uint64    `json:"epoch"`
 	EpochID string    `json:"epoch_id,omitempty"`
 	Seq     uint64    `json:"seq"`     // newest record
@@ -84,10 +85,23 @@ const (
 	StateGap       = "gap"       // primary: no points are being made
 	StateReceiving = "receiving" // replica: frames flow
 	StateWaiting   = "waiting"   // replica: no session with the primary
-	StateHalted    = "halted"    // both sides wrote; a person must decide
+	StateHalted    = "halted"    // histories exclude each other; a person must decide
 	StateFailed    = "failed"    // could not be opened or stopped; tried again
 	StateStarting  = "starting"
 	StateStopped   = "stopped" // no daemon
+)
+
+// Words for Group.Halt.
+const (
+	HaltSplitBrain  = "split-brain"  // both sides hold records that the other does not
+	HaltHistoryLost = "history-lost" // this site or the peer lacks what was durable there
+)
+
+// Words for GroupDetail.MachineState.
+const (
+	MachineRuns    = "running"
+	MachineOff     = "not running"
+	MachineUnknown = "unknown"
 )
 
 // Lag is how far a peer is behind, or this site behind its source.
@@ -126,8 +140,11 @@ type GroupDetail struct {
 	Volumes    []Volume   `json:"volumes"`
 	Lineage    []Interval `json:"lineage"`
 	Branches   []Branch   `json:"branches"`
-	Machine    string     `json:"machine,omitempty"` // that a failover here starts
 	Conflict   string     `json:"conflict,omitempty"`
+	// Machine is what a failover here starts.
+	Machine      string `json:"machine,omitempty"`
+	MachineState string `json:"machine_state,omitempty"` // see the Machine words
+	MachinePID   int    `json:"machine_pid,omitempty"`
 }
 
 // Volume is one disk.
