@@ -127,6 +127,7 @@ const (
 	CauseDetached        Cause = "detached"          // released on request
 	CauseOpening         Cause = "opening"           // a new life of the capturing process
 	CauseBitmapUntrusted Cause = "bitmap-untrusted"  // no trusted bitmap: everything is read again
+	CauseLost            Cause = "history-lost"      // records that were durable are lost; a person accepted it
 	CauseMachine         Cause = "machine-not-there" // no QMP socket answers
 )
 

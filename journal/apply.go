@@ -162,6 +162,7 @@ func (j *Journal) apply(ws []*written) (err error) {
 	j.through.Durable = j.chained[0]
 	j.through.frameEnd = j.chained[len(j.chained)-1]
 	j.mu.Unlock()
+	j.through.Site = j.site.count()
 	raw, err := json.Marshal(j.through)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ type through struct {
 	frameEnd
 	Durable frameEnd `json:"durable"`
 	Samples sampling `json:"samples"`
+	Site    uint64   `json:"site,omitempty"` // entries of the site log before the batch
 	// ReadOnly says that a frame carries a feature that this version may not write after.
 	ReadOnly bool `json:"read_only,omitempty"`
 }

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -55,7 +56,12 @@ func (a *aged) forget(t testing.TB) {
 
 func (a *aged) content(t testing.TB, n uint64) []byte {
 	t.Helper()
-	f, err := a.fs.Open(a.path(n))
+	return contentOf(t, a.fs, a.path(n))
+}
+
+func contentOf(t testing.TB, fs vfs.FS, path string) []byte {
+	t.Helper()
+	f, err := fs.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +86,12 @@ func errClose(t testing.TB, f vfs.File, b []byte) []byte {
 
 func (a *aged) replace(t testing.TB, n uint64, b []byte) {
 	t.Helper()
-	f, err := a.fs.Create(a.path(n), vfs.WriteCategoryUnspecified)
+	replaceFile(t, a.fs, a.path(n), b)
+}
+
+func replaceFile(t testing.TB, fs vfs.FS, path string, b []byte) {
+	t.Helper()
+	f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err == nil {
 		_, err = f.Write(b)
 		err = errors.Join(err, f.Close())
@@ -143,21 +154,29 @@ func TestDamagedSegments(t *testing.T) {
 		}, nil},
 		{"doubled", func(t *testing.T, a *aged) { a.replace(t, 3, a.content(t, 2)) }, nil},
 		{"newest missing", func(t *testing.T, a *aged) { must(t, a.fs.Remove(a.path(a.last))) }, ErrTailLost},
-		{"newest cut", func(t *testing.T, a *aged) { a.replace(t, a.last, half(a.content(t, a.last))) }, ErrTailLost},
+		{"newest cut inside a frame", func(t *testing.T, a *aged) {
+			b := a.content(t, a.last)
+			a.replace(t, a.last, b[:len(b)-pageBytes-100])
+		}, ErrTailLost},
+		{"newest cut between frames", func(t *testing.T, a *aged) { a.replace(t, a.last, half(a.content(t, a.last))) }, ErrRolledBack},
 		{"newest zeroed", func(t *testing.T, a *aged) { a.replace(t, a.last, make([]byte, len(a.content(t, a.last)))) }, ErrTailLost},
 		{"newest rolled back", func(t *testing.T, a *aged) {
 			b := a.content(t, a.last)
 			clear(b[len(b)-2*pageBytes:])
 			a.replace(t, a.last, b)
-		}, ErrTailLost},
+		}, ErrRolledBack},
 		{"newest rolled back, the index lost", func(t *testing.T, a *aged) {
 			a.replace(t, a.last, half(a.content(t, a.last)))
 			must(t, a.fs.RemoveAll("j/index"))
 		}, ErrTailLost},
+		{"site log rolled back", func(t *testing.T, a *aged) {
+			b := contentOf(t, a.fs, "j/"+siteLogName)
+			replaceFile(t, a.fs, "j/"+siteLogName, b[:siteEntryHead+int(binary.LittleEndian.Uint32(b))])
+		}, ErrRolledBack},
 		{"one missing, all else lost", func(t *testing.T, a *aged) {
 			a.forget(t)
 			must(t, a.fs.Remove(a.path(2)))
-		}, ErrTailLost},
+		}, ErrMissingSegment},
 		{"one cut, all else lost", func(t *testing.T, a *aged) {
 			a.forget(t)
 			a.replace(t, 2, half(a.content(t, 2)))

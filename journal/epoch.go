@@ -54,6 +54,11 @@ func (j *Journal) beginEpoch(ctx context.Context, site string, parent Position, 
 	if err := j.WaitDurable(ctx, Position{w.epoch.ID, p.seq}); err != nil {
 		return nil, err
 	}
+	if unsaid, err := j.lossesUnsaid(); err != nil {
+		return nil, err
+	} else if unsaid {
+		return w, fullOr(j.lossesSaid())
+	}
 	return w, nil
 }
 
@@ -85,6 +90,9 @@ func (j *Journal) prepareEpoch(ctx context.Context, w *Writer, site string, pare
 	}
 	f, err := j.forkAt(ctx, parent)
 	if err != nil {
+		return none, err
+	}
+	if f.lost, err = j.lossesUnsaid(); err != nil {
 		return none, err
 	}
 	if err := j.rememberReign(e.ID); err != nil {
@@ -120,6 +128,7 @@ type forkPoint struct {
 	lineage Lineage
 	volumes map[cbt.VolumeID]volumeBody
 	time    time.Time // of the record
+	lost    bool      // a loss was accepted that no gap tells of yet
 }
 
 func (j *Journal) forkAt(ctx context.Context, p Position) (forkPoint, error) {
@@ -133,6 +142,24 @@ func (j *Journal) forkAt(ctx context.Context, p Position) (forkPoint, error) {
 	}
 	f.time, err = j.timeAt(ctx, p)
 	return f, err
+}
+
+// lossesUnsaid reports that a loss was accepted that no gap tells of.
+func (j *Journal) lossesUnsaid() (bool, error) {
+	ls, err := j.Losses()
+	return len(ls) > 0 && !ls[len(ls)-1].Said, err
+}
+
+// lossesSaid notes that the gap is durable.
+func (j *Journal) lossesSaid() error {
+	ls, err := j.Losses()
+	if err != nil {
+		return err
+	}
+	for i := range ls {
+		ls[i].Said = true
+	}
+	return j.site.remember(lossesKey, ls)
 }
 
 // drain waits until all that was recorded is durable and indexed.
@@ -168,6 +195,12 @@ func (j *Journal) fork(w *Writer, e Epoch, f forkPoint) (pendingRecord, error) {
 		undo()
 		w.epoch = Epoch{}
 	}})
+	if f.lost {
+		for v := range f.volumes {
+			j.owed[v] = cbt.CauseLost
+		}
+		j.payOwedLocked() // in the epoch's first frame
+	}
 	j.broadcastLocked()
 	return p, nil
 }

@@ -22,26 +22,46 @@ var (
 	ErrUnknownParent = errors.New("the parent of an epoch is not held here")
 	ErrNotContiguous = errors.New("records do not follow on what is held")
 	ErrTailLost      = errors.New("records that were durable are missing from the end of the journal")
-	ErrNoPoint       = errors.New("no point there")
-	ErrUnknownVolume = errors.New("no such volume")
-	ErrOutOfRange    = errors.New("the range lies outside the volume")
-	ErrBadAt         = errors.New("not a point in time")
+	// ErrRolledBack: what is there verifies, but as of an earlier time.
+	ErrRolledBack = errors.New("the journal is older than what was known durable")
+	// ErrMissingSegment: later segments are there, so this one was.
+	ErrMissingSegment = errors.New("a segment is missing in the middle of the journal")
+	ErrNoPoint        = errors.New("no point there")
+	ErrUnknownVolume  = errors.New("no such volume")
+	ErrOutOfRange     = errors.New("the range lies outside the volume")
+	ErrBadAt          = errors.New("not a point in time")
 )
+
+// IsLoss reports that a journal does not open because less is there than was
+// durable: Options.AcceptLoss opens it.
+func IsLoss(err error) bool {
+	return errors.Is(err, ErrTailLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrMissingSegment)
+}
 
 // DamageError names bytes that failed verification. It is never a torn tail.
 type DamageError struct {
 	Hop    string // where it was found: "open", "read", "receive", "verify", "stream"
 	Volume cbt.VolumeID
 	Epoch  EpochID
-	Seq    Seq
+	Seq    Seq // the first record that it touches
+	Last   Seq `json:",omitempty"` // the last one; zero: Seq
 	File   string
 	Offset int64 // bytes from the start of File
 	What   string
+
+	class error // ErrMissingSegment, or nil
 }
 
+// Unwrap makes errors.Is find the class of the damage.
+func (e *DamageError) Unwrap() error { return e.class }
+
 func (e *DamageError) Error() string {
-	return fmt.Sprintf("%s: damaged record: volume %s, epoch %s, seq %d, file %s, offset %d: %s",
-		e.Hop, cbt.ID(e.Volume).Short(), e.Epoch.Short(), e.Seq, e.File, e.Offset, e.What)
+	seqs := e.Seq.String()
+	if e.Last > e.Seq {
+		seqs += "-" + e.Last.String()
+	}
+	return fmt.Sprintf("%s: damaged record: volume %s, epoch %s, seq %s, file %s, offset %d: %s",
+		e.Hop, cbt.ID(e.Volume).Short(), e.Epoch.Short(), seqs, e.File, e.Offset, e.What)
 }
 
 // NoPointError says why there is no point where one was asked for.

@@ -26,6 +26,7 @@ var planted = []struct {
 	{"index key without epoch", faults{keyWithoutEpoch: true}, branchesKeepApart},
 	{"synced carried over an opening", faults{carrySynced: true}, openingEndsInterval},
 	{"checksum checked on the header only", faults{headerOnlyCRC: true}, flippedByteIsNamed},
+	{"torn tail taken for end in mid-file", faults{tornMidFile: true}, midFileIsNoTail},
 }
 
 func TestPlantedFaults(t *testing.T) {
@@ -41,7 +42,7 @@ func TestPlantedFaults(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
-	scale.Counted(t, "journal-planted-faults", len(planted), 5)
+	scale.Counted(t, "journal-planted-faults", len(planted), 6)
 }
 
 // Promise 1: a reply comes after the record is written (process) and synced (power).

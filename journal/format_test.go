@@ -91,7 +91,7 @@ func TestGoldenLayout(t *testing.T) {
 		p := segmentPage{Magic: magic, Number: 7, Identity: Identity{fixedID(0x11), fixedID(0x22), fixedID(0x33)}, Epoch: EpochID(fixedID(0xe3)), EpochNum: 3, Seq: 41, ChainSeq: 40, Chain: Chain{0xcc}, Time: fixedTime}
 		golden(t, "segment-"+magic+".txt", p.encode())
 	}
-	entry, _ := encodeSiteEntry(siteEntry{"cursor/b", []byte(`{"seq":41}`)}, Chain{0xcc})
+	entry, _ := encodeSiteEntry(siteEntry{Key: "cursor/b", Value: []byte(`{"seq":41}`)}, Chain{0xcc})
 	golden(t, "site-entry.txt", entry)
 	var index []byte
 	h, meta, recs := decodeAll(t, frame)

@@ -93,7 +93,7 @@ func FuzzSegmentPage(f *testing.F) {
 }
 
 func FuzzSiteEntry(f *testing.F) {
-	b, _ := encodeSiteEntry(siteEntry{"cursor/b", []byte(`{"seq":41}`)}, Chain{1})
+	b, _ := encodeSiteEntry(siteEntry{Key: "cursor/b", Value: []byte(`{"seq":41}`)}, Chain{1})
 	seeds(f, b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, n, chain := decodeSiteEntry(b, Chain{1})

@@ -38,6 +38,10 @@ type Options struct {
 	Now          func() time.Time // wall clock; default time.Now
 	Log          *slog.Logger     // default: discarded
 
+	// AcceptLoss opens a journal of which records are lost that were durable: it is
+	// cut where it last verifies, and what lies behind is kept in lost/ (salvage.go).
+	AcceptLoss bool
+
 	faults faults
 }
 
@@ -48,6 +52,7 @@ type faults struct {
 	keyWithoutEpoch bool // index entries of all epochs under one ordinal
 	carrySynced     bool // intervals survive an opening
 	headerOnlyCRC   bool // cells are not checked
+	tornMidFile     bool // whatever stands behind an invalid frame is a torn tail
 }
 
 func (o Options) withDefaults() Options {
@@ -127,6 +132,7 @@ type Journal struct {
 	recent   recent    // chain values of the newest frame ends
 	through  through   // owned by finishLoop while Run runs
 	headTime time.Time // of written
+	torn     bool      // the opening cut off half a frame
 
 	unsynced chan struct{} // wakes the syncer
 	work     chan struct{} // wakes the committer

@@ -44,6 +44,9 @@ func (j *Journal) appendFrame(ctx context.Context, r io.Reader, size int64, clai
 	if err != nil {
 		return Cursor{}, false, err
 	}
+	if err := j.waitSynced(ctx, h.Bytes); err != nil {
+		return Cursor{}, false, err
+	}
 	if err := j.land(a); err != nil {
 		return Cursor{}, false, err
 	}

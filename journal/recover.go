@@ -21,6 +21,17 @@ import (
 // does not verify. That is a torn tail unless a later frame proves that more had
 // been durable (ErrTailLost).
 func (j *Journal) recover() error {
+	err := j.recoverOnce()
+	if err != nil && IsLoss(err) && j.o.AcceptLoss {
+		err = j.acceptLoss(err)
+		if err == nil {
+			err = j.setLineage()
+		}
+	}
+	return err
+}
+
+func (j *Journal) recoverOnce() error {
 	j.chained = []frameEnd{{}}
 	if err := j.syncNewest(); err != nil {
 		return err
@@ -43,7 +54,7 @@ func (j *Journal) recover() error {
 	if err != nil {
 		return err
 	}
-	if err := j.checkAnchor(); err != nil {
+	if err := errors.Join(j.checkAnchor(), j.checkSiteLog()); err != nil {
 		return err
 	}
 	return j.setLineage()
@@ -82,7 +93,7 @@ func (j *Journal) resetIndex() error {
 		return fmt.Errorf("remove index: %w", err)
 	}
 	j.branches, j.levels, j.through = nil, make(map[uint32]uint16), through{}
-	j.chained, j.recent, j.written, j.bytes = []frameEnd{{}}, recent{}, 0, 0
+	j.chained, j.recent, j.written, j.bytes, j.torn = []frameEnd{{}}, recent{}, 0, 0, false
 	return j.openIndex()
 }
 
@@ -172,7 +183,8 @@ func (j *Journal) replayTail() error {
 		switch {
 		case errors.As(err, &damage):
 			if !j.provenLater(at.Segment, at.Offset+w.h.Bytes, w.h.Last) {
-				return j.endAt(at, false) // torn
+				j.tornAt(at, err)
+				return j.endAt(at, false)
 			}
 			j.o.Log.Error("damaged record found at open; other points stay usable", "err", damage)
 		case errors.Is(err, errNoFrame):
@@ -185,14 +197,20 @@ func (j *Journal) replayTail() error {
 				continue
 			}
 			if j.provenLater(at.Segment, at.Offset, j.written+1) {
-				return j.tailLost(at)
+				return j.lossAt(next, nil)
+			}
+			if !j.emptyAt(next) {
+				j.tornAt(next, err)
 			}
 			return j.endAt(next, next.Offset == 0)
 		case err != nil && !torn(err):
 			return err
 		case err != nil:
 			if j.provenLater(at.Segment, at.Offset, j.written+1) {
-				return fmt.Errorf("%w: %w", j.tailLost(at), err)
+				return j.lossAt(at, err)
+			}
+			if !formerLife(err) {
+				j.tornAt(at, err)
 			}
 			return j.endAt(at, false)
 		}

@@ -127,6 +127,7 @@ type openSegment struct {
 	vfs.File
 	refs int
 	used uint64
+	gone bool // another file has its name now: its last reader closes it
 }
 
 const maxOpenSegments = 128
@@ -158,9 +159,33 @@ func (s *segments) acquire(n uint64) (*openSegment, error) {
 func (s *segments) release(f *openSegment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.refs--; s.shut && f.refs == 0 {
+	if f.refs--; (s.shut || f.gone) && f.refs == 0 {
 		_ = f.Close() // opened for reading only
 	}
+}
+
+// drop lets go of segment n, whose file was moved or replaced. Reads under way end
+// with the old file.
+func (s *segments) drop(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.open[n]
+	if f == nil {
+		return
+	}
+	delete(s.open, n)
+	if f.gone = true; f.refs == 0 {
+		_ = f.Close() // opened for reading only
+	}
+}
+
+// size is the length of segment n's file.
+func (s *segments) size(n uint64) (int64, error) {
+	st, err := s.fs.Stat(s.path(n))
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
 }
 
 func (s *segments) evictLocked() {

@@ -32,11 +32,13 @@ type siteLog struct {
 	live map[string]json.RawMessage
 	size int64 // bytes that the live values would take
 	last Chain
+	n    uint64 // entries ever written; a rewrite goes on from it
 }
 
 type siteEntry struct {
 	Key   string          `json:"key"`
 	Value json.RawMessage `json:"value"`
+	N     uint64          `json:"n,omitempty"` // its number; in a rewritten log the newest's
 }
 
 const (
@@ -94,7 +96,15 @@ func (l *siteLog) load() error {
 	return nil
 }
 
+// count is how many entries were ever written.
+func (l *siteLog) count() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.n
+}
+
 func (l *siteLog) set(e siteEntry) {
+	l.n = max(l.n, e.N)
 	if old, ok := l.live[e.Key]; ok {
 		l.size -= int64(siteEntryHead + len(e.Key) + len(old))
 	}
@@ -154,7 +164,7 @@ func (l *siteLog) remember(key string, v any) error {
 	if l.err != nil {
 		return fmt.Errorf("remember %s: %w", key, l.err)
 	}
-	e := siteEntry{key, raw}
+	e := siteEntry{key, raw, l.n + 1}
 	b, chain := encodeSiteEntry(e, l.last)
 	if len(b) > maxSiteEntry {
 		return fmt.Errorf("remember %s: value of %d bytes is too large", key, len(raw))
@@ -187,7 +197,7 @@ func (l *siteLog) rewriteLocked() error {
 	var chain Chain
 	for k, v := range l.live {
 		var b []byte
-		b, chain = encodeSiteEntry(siteEntry{k, v}, chain)
+		b, chain = encodeSiteEntry(siteEntry{k, v, l.n}, chain)
 		out = append(out, b...)
 	}
 	_, err = f.Write(out)
@@ -275,6 +285,8 @@ func syncDir(fs vfs.FS, dir string) error {
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
+
+func notThere(err error) bool { return errors.Is(err, os.ErrNotExist) }
 
 func exists(fs vfs.FS, path string) (bool, error) {
 	_, err := fs.Stat(path)

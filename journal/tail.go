@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +24,67 @@ func torn(err error) bool {
 	return false
 }
 
-func (j *Journal) tailLost(at frameEnd) error {
-	return fmt.Errorf("%w: after record %d, in %s at offset %d, though later records say it had been durable", ErrTailLost, j.written, segmentName(at.Segment), at.Offset)
+// formerLife reports that err means a whole frame that does not go on from what is
+// held: what a recycled segment held before.
+func formerLife(err error) bool {
+	return errors.Is(err, ErrNotContiguous) || errors.Is(err, ErrUnknownParent) || errors.Is(err, ErrLowerEpoch)
+}
+
+// emptyAt reports that nothing stands at a place: zeros, or the end of the file.
+func (j *Journal) emptyAt(at frameEnd) bool {
+	page := make([]byte, pageBytes)
+	if at.Offset == 0 {
+		return true
+	}
+	if err := j.segs.readAt(at.Segment, page, at.Offset); err != nil {
+		size, err := j.segs.size(at.Segment)
+		return err == nil && size <= at.Offset
+	}
+	return allZero(page)
+}
+
+// tornAt notes that the log ends at half a frame: what a crash leaves.
+func (j *Journal) tornAt(at frameEnd, err error) {
+	j.torn = true
+	j.o.Log.Warn("torn tail cut off: the frame was not whole when the machine or process died", "dir", j.dir,
+		"segment", segmentName(at.Segment), "offset", at.Offset, "after", j.written, "err", err)
+}
+
+// lossAt is what to say of a log that ends at a place behind which more had been
+// durable.
+func (j *Journal) lossAt(at frameEnd, cause error) error {
+	there, err := exists(j.o.FS, j.segs.path(at.Segment))
+	if err != nil {
+		return err
+	}
+	if ns, err := j.segmentList(); err == nil && !there && len(ns) > 0 && ns[len(ns)-1] > at.Segment {
+		return fmt.Errorf("%w: %s is not there, %s is", ErrMissingSegment, segmentName(at.Segment), segmentName(ns[len(ns)-1]))
+	}
+	err = fmt.Errorf("%w: after record %d, in %s at offset %d, though later records say it had been durable", ErrTailLost, j.written, segmentName(at.Segment), at.Offset)
+	if cause != nil {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
+
+// olderFile reports that segment n is a whole file of an earlier time: its header
+// and frames verify and it ends, with nothing half written, before off.
+func (j *Journal) olderFile(n uint64, off int64) bool {
+	page := make([]byte, pageBytes)
+	if j.segs.readAt(n, page, 0) != nil {
+		return false
+	}
+	if p, err := decodeSegmentPage(page, segmentMagic); err != nil || p.Identity != j.identity {
+		return false
+	}
+	at := frameEnd{Segment: n, Offset: pageBytes}
+	for {
+		h, _, err := j.segs.frameAt(n, at.Offset)
+		if err != nil {
+			return at.Offset > pageBytes && at.Offset <= off && errors.Is(err, errNoFrame) && j.emptyAt(at)
+		}
+		at.Offset += h.Bytes
+	}
 }
 
 // checkDurable proves that the last frame the index knew as durable is there.
@@ -47,15 +107,26 @@ func (j *Journal) checkDurable(at frameEnd) error {
 		j.o.Log.Error("damaged frame found at open", "segment", segmentName(at.StartSegment), "offset", at.Start, "err", err)
 		return nil
 	}
-	return fmt.Errorf("%w: record %d, in %s at offset %d: %w", ErrTailLost, at.Seq, segmentName(at.StartSegment), at.Start, err)
+	class := ErrTailLost
+	var a Cursor
+	if ok, serr := j.site.recall(anchorKey, &a); serr != nil {
+		return serr
+	} else if ok && a.Position == at.Position && j.olderFile(at.StartSegment, at.Start) {
+		class = ErrRolledBack // closed cleanly with it, and nothing is torn
+	}
+	return fmt.Errorf("%w: record %d, in %s at offset %d: %w", class, at.Seq, segmentName(at.StartSegment), at.Start, err)
 }
 
 // provenLater looks behind a place for proof that record s of the newest epoch, or
 // what stood at the place, had been durable: a later segment, for one is synced
 // before the next is made; a frame of a reign of this site which says so; or one of
 // a reign that is not known yet, for its first record was durable before its second
-// was written. What a received frame says of durability was true at its source.
+// was written. What a received frame says of durability was true at its source; of
+// those, one that lies further behind than frames are ever unsynced is proof.
 func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
+	if j.o.faults.tornMidFile {
+		return false
+	}
 	ns, err := j.segmentList()
 	if err != nil {
 		j.o.Log.Error("look for later frames", "err", err)
@@ -69,14 +140,20 @@ func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
 		j.o.Log.Error("look for later frames", "err", err)
 		return true
 	}
-	newest := len(j.branches)
+	newest, from := len(j.branches), off
 	page := make([]byte, pageBytes)
 	for off = (off + pageBytes - 1) &^ (pageBytes - 1); j.segs.readAt(segment, page, off) == nil; off += pageBytes {
 		if string(page[:4]) != frameMagic {
 			continue
 		}
 		h, _, err := j.segs.frameAt(segment, off)
-		if err != nil || h.Identity != j.identity || !slices.Contains(ids, h.Epoch) {
+		if err != nil || h.Identity != j.identity {
+			continue
+		}
+		if !slices.Contains(ids, h.Epoch) {
+			if off > from+j.o.maxUnsynced() && int(j.ordinalOf(h.Epoch)) == newest && h.First > s {
+				return true
+			}
 			continue
 		}
 		switch int(j.ordinalOf(h.Epoch)) {
@@ -89,6 +166,19 @@ func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
 		}
 	}
 	return false
+}
+
+// maxUnsynced is how many bytes of received frames may be written and not yet
+// durable; a larger frame waits until it is alone.
+func (o Options) maxUnsynced() int64 { return min(16<<20, o.SegmentBytes/4) }
+
+// waitSynced returns once a received frame of size bytes keeps to maxUnsynced.
+func (j *Journal) waitSynced(ctx context.Context, size int64) error {
+	return j.waitFor(ctx, func() bool {
+		n := len(j.chained)
+		unsynced := j.chained[n-1].Bytes - j.chained[0].Bytes
+		return j.closing || (j.chained[n-1].Seq >= j.written && (n == 1 || unsynced+size <= j.o.maxUnsynced()))
+	})
 }
 
 // anchor is the head at a clean close: less at the next opening is a loss.
@@ -104,26 +194,41 @@ func (j *Journal) checkAnchor() error {
 		return &DamageError{Hop: "open", Epoch: a.Epoch, Seq: a.Seq, File: "segments", What: "the head's chain value is not the one the journal was closed with"}
 	}
 	if j.behind(a.Position) {
-		return fmt.Errorf("%w: the journal was closed at record %d of epoch %s and ends at %d", ErrTailLost, a.Seq, a.Epoch.Short(), j.written)
+		class := ErrRolledBack
+		if j.torn {
+			class = ErrTailLost
+		}
+		return fmt.Errorf("%w: the journal was closed at record %d of epoch %s and ends at %d", class, a.Seq, a.Epoch.Short(), j.written)
 	}
 	return nil
 }
 
-// closeCleanly flushes the index and anchors the head.
+// checkSiteLog refuses a site log that is older than the index: cursors and roles
+// in it are of an earlier time.
+func (j *Journal) checkSiteLog() error {
+	if n := j.site.count(); n < j.through.Site {
+		return fmt.Errorf("%w: %s ends at entry %d, the index was written after entry %d", ErrRolledBack, siteLogName, n, j.through.Site)
+	}
+	return nil
+}
+
+// closeCleanly anchors the head and flushes the index.
 func (j *Journal) closeCleanly() error {
+	// The anchor goes first: the index then knows of it.
+	if err := j.site.remember(anchorKey, j.Head().Durable); err != nil {
+		return fmt.Errorf("anchor head: %w", err)
+	}
 	if j.through.Seq > 0 { // the next opening reads nothing again
 		j.mu.Lock()
 		j.through.Durable = j.chained[0]
 		j.mu.Unlock()
+		j.through.Site = j.site.count()
 		if err := j.db.Set([]byte(keyThrough), encodeBody(j.through), pebble.NoSync); err != nil {
 			return fmt.Errorf("write index: %w", err)
 		}
 	}
 	if err := j.db.Flush(); err != nil {
 		return fmt.Errorf("flush index: %w", err)
-	}
-	if err := j.site.remember(anchorKey, j.Head().Durable); err != nil {
-		return fmt.Errorf("anchor head: %w", err)
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ var codes = []struct {
 	code fault.Code
 }{
 	{journal.ErrNotFound, fault.JournalAbsent},
-	{journal.ErrWrongJournal, fault.PeerUnrelated},
+	{journal.ErrWrongJournal, fault.JournalForeign},
 	{journal.ErrLocked, fault.JournalLocked},
 	{journal.ErrFull, fault.JournalFull},
 	{cbt.ErrDiskFull, fault.JournalFull},
@@ -42,6 +42,8 @@ var codes = []struct {
 	{journal.ErrIncompatible, fault.JournalFormat},
 	{journal.ErrUnknownParent, fault.PeerDiverged},
 	{journal.ErrNotContiguous, fault.PeerProtocol},
+	{journal.ErrRolledBack, fault.JournalRolledBack},
+	{journal.ErrMissingSegment, fault.SegmentMissing},
 	{journal.ErrTailLost, fault.HistoryLost},
 	{journal.ErrNoPoint, fault.PointUnknown},
 	{journal.ErrUnknownVolume, fault.VolumeUnknown},

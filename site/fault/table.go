@@ -55,6 +55,11 @@ const (
 	RestoreDiffers Code = "AI-E0407"
 	JournalStopped Code = "AI-E0408"
 
+	JournalRolledBack Code = "AI-E0421"
+	SegmentMissing    Code = "AI-E0422"
+	JournalForeign    Code = "AI-E0423"
+	DamageLeft        Code = "AI-E0424"
+
 	PeerUnreachable Code = "AI-E0501"
 	PeerPin         Code = "AI-E0502"
 	PeerDiverged    Code = "AI-E0503"

@@ -1,0 +1,207 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// A journal that holds less than was durable does not open (IsLoss): a person must
+// know. Options.AcceptLoss is that person's word. The opening then cuts the log where
+// it last verifies and goes on from there:
+//
+//  1. the evidence goes into the site log: what was found, where, when;
+//  2. later segments, highest first, and the cut one's bytes move to lost/;
+//  3. the cut segment is replaced by a copy that ends at the cut;
+//  4. the anchor of the last clean close becomes the new end;
+//  5. the index is built anew.
+//
+// Nothing is deleted. A crash between the steps leaves a journal that refuses again,
+// or one that is cut already. A peer that holds what was cut gives it back: to a
+// replica as ordinary frames, to a primary as a branch.
+
+// lostDir is where cut bytes are kept.
+const lostDir = "lost"
+
+const lossesKey = "journal/losses"
+
+// Loss is one acceptance of a loss.
+type Loss struct {
+	Time  time.Time `json:"time"`
+	After Position  `json:"after"` // the last record that is left
+	Known Position  `json:"known"` // the newest that is known to have been durable; zero: not known
+	Cause string    `json:"cause"`
+	Kept  []string  `json:"kept"`           // files in lost/
+	Said  bool      `json:"said,omitempty"` // a gap says so in the history
+}
+
+// Losses is every loss that was accepted here, oldest first.
+func (j *Journal) Losses() ([]Loss, error) {
+	var ls []Loss
+	_, err := j.site.recall(lossesKey, &ls)
+	return ls, err
+}
+
+// acceptLoss cuts the log where it last verifies; cause is why it does not open.
+func (j *Journal) acceptLoss(cause error) error {
+	var known Cursor
+	if _, err := j.site.recall(anchorKey, &known); err != nil {
+		return err
+	}
+	if j.ordinalOf(j.through.Durable.Epoch) > 0 && j.through.Durable.Seq > known.Seq {
+		known = j.through.Durable.Cursor
+	}
+	if err := j.resetIndex(); err != nil {
+		return err
+	}
+	err := j.replayTail() // from the beginning: what the index knew is not to be had
+	if err != nil && !IsLoss(err) {
+		return err
+	}
+	broken := err != nil
+	at := j.through.frameEnd
+	if at.Segment == 0 {
+		at.Segment, at.Offset = 1, pageBytes
+	}
+	l := Loss{Time: j.o.Now(), After: at.Position, Known: known.Position, Cause: cause.Error()}
+	if broken {
+		if l.Kept, err = j.lostFiles(at); err != nil {
+			return err
+		}
+	}
+	ls, err := j.Losses()
+	if err != nil {
+		return err
+	}
+	if err := j.site.remember(lossesKey, append(ls, l)); err != nil {
+		return err
+	}
+	if broken { // else it is whole, but of an earlier time
+		if err := j.cutAt(at); err != nil {
+			return fmt.Errorf("cut journal: %w", err)
+		}
+	}
+	if err := j.site.remember(anchorKey, at.Cursor); err != nil {
+		return err
+	}
+	if err := j.resetIndex(); err != nil {
+		return err
+	}
+	j.o.Log.Error("loss accepted", "dir", j.dir, "after", at.Position.String(), "cause", cause, "kept", l.Kept)
+	return j.replayTail()
+}
+
+// lostFiles names the files that a cut at at puts into lost/.
+func (j *Journal) lostFiles(at frameEnd) ([]string, error) {
+	ns, err := j.segmentList()
+	var out []string
+	for _, n := range ns {
+		if n >= at.Segment {
+			out = append(out, j.lostName(n))
+		}
+	}
+	return out, err
+}
+
+// lostName is free in lost/.
+func (j *Journal) lostName(n uint64) string {
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("%s.%d", segmentName(n), i)
+		if there, err := exists(j.o.FS, j.o.FS.PathJoin(j.dir, lostDir, name)); err != nil || !there {
+			return name
+		}
+	}
+}
+
+// cutAt keeps what lies behind at aside and ends the log there.
+func (j *Journal) cutAt(at frameEnd) error {
+	fs, dir := j.o.FS, j.o.FS.PathJoin(j.dir, lostDir)
+	if err := makeDir(fs, dir); err != nil {
+		return err
+	}
+	ns, err := j.segmentList()
+	if err != nil {
+		return err
+	}
+	for i := len(ns) - 1; i >= 0 && ns[i] > at.Segment; i-- {
+		if err := fs.Rename(j.segs.path(ns[i]), fs.PathJoin(dir, j.lostName(ns[i]))); err != nil {
+			return err
+		}
+		j.segs.drop(ns[i])
+	}
+	if err := errors.Join(syncDir(fs, dir), syncDir(fs, j.segs.dir)); err != nil {
+		return err
+	}
+	there, err := exists(fs, j.segs.path(at.Segment))
+	if err != nil || !there {
+		return err
+	}
+	if at.Offset <= pageBytes { // nothing of it is left
+		if err := fs.Rename(j.segs.path(at.Segment), fs.PathJoin(dir, j.lostName(at.Segment))); err != nil {
+			return err
+		}
+		j.segs.drop(at.Segment)
+		return errors.Join(syncDir(fs, dir), syncDir(fs, j.segs.dir))
+	}
+	if err := fs.Link(j.segs.path(at.Segment), fs.PathJoin(dir, j.lostName(at.Segment))); err != nil {
+		return err
+	}
+	if err := syncDir(fs, dir); err != nil {
+		return err
+	}
+	return j.replaceSegment(at.Segment, func(w io.WriterAt) error { return j.copySegment(w, at.Segment, at.Offset) })
+}
+
+// copySegment copies the first n bytes of a segment; the rest of the copy is zeros,
+// up to its old length.
+func (j *Journal) copySegment(w io.WriterAt, number uint64, n int64) error {
+	size, err := j.segs.size(number)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, scanBytes)
+	for at := int64(0); at < size; {
+		p := buf[:min(int64(len(buf)), size-at)]
+		clear(p)
+		if at < n {
+			part := p[:min(int64(len(p)), n-at)]
+			if err := j.segs.readAt(number, part, at); err != nil {
+				return err
+			}
+		}
+		if _, err := w.WriteAt(p, at); err != nil {
+			return err
+		}
+		at += int64(len(p))
+	}
+	return nil
+}
+
+// replaceSegment puts a new file in the place of segment n, durably, and swaps it
+// under the readers: nothing is edited in place.
+func (j *Journal) replaceSegment(n uint64, write func(io.WriterAt) error) error {
+	fs, path := j.o.FS, j.segs.path(n)
+	tmp := path + ".new"
+	if err := fs.Remove(tmp); err != nil && !notThere(err) {
+		return err
+	}
+	f, err := fs.OpenReadWrite(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fullOr(err)
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fullOr(err)
+	}
+	if err := fs.Rename(tmp, path); err != nil {
+		return err
+	}
+	j.segs.drop(n)
+	return syncDir(fs, j.segs.dir)
+}
