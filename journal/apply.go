@@ -35,7 +35,19 @@ func (j *Journal) openIndex() error {
 		}
 	}
 	j.db = db
-	return nil
+	return j.markIndexFormat()
+}
+
+// markIndexFormat writes the format into an index that holds nothing yet.
+func (j *Journal) markIndexFormat() error {
+	_, closer, err := j.db.Get([]byte(keyThrough))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return j.db.Set([]byte(keyFormat), []byte{indexFormat}, pebble.NoSync)
+	}
+	if err != nil {
+		return nil // loadIndex meets it, and builds the index anew
+	}
+	return closer.Close()
 }
 
 func (j *Journal) pebbleOptions() *pebble.Options {

@@ -203,7 +203,7 @@ func (a *asOf) fetch(v volumeBody, f found, dst []byte, off int64) error {
 		buf = make([]byte, end-first)
 	}
 	at := f.offset + first - base
-	if err := a.j.segs.readAt(f.segment, buf, at); errors.Is(err, ErrClosed) {
+	if err := a.j.readAt(f.file, buf, at); errors.Is(err, ErrClosed) {
 		return err
 	} else if err != nil {
 		return a.damage(v, f, at, err.Error())
@@ -226,7 +226,7 @@ func (a *asOf) fetch(v volumeBody, f found, dst []byte, off int64) error {
 
 func (a *asOf) damage(v volumeBody, f found, at int64, what string) error {
 	i, _ := a.lineage.Owner(f.seq)
-	return &DamageError{Hop: "read", Volume: v.ID, Epoch: i.Epoch, Seq: f.seq, File: segmentName(f.segment), Offset: at, What: what}
+	return &DamageError{Hop: "read", Volume: v.ID, Epoch: i.Epoch, Seq: f.seq, File: f.file.name(), Offset: at, What: what}
 }
 
 // StatusRun is a stretch of a volume that holds data, or reads as zeros.

@@ -81,3 +81,24 @@ func (e *NoPointError) Error() string {
 
 // Unwrap makes errors.Is(err, ErrNoPoint) hold.
 func (e *NoPointError) Unwrap() error { return ErrNoPoint }
+
+// Errors of retention. ReclaimedError carries evidence.
+var (
+	ErrReclaimed = errors.New("the history before it was folded")
+	ErrBusy      = errors.New("it is being done already")
+	ErrNoPin     = errors.New("no such pin")
+)
+
+// ReclaimedError says that records are gone as they were written: history was
+// folded, and what is left of it before From are the points that are kept.
+type ReclaimedError struct {
+	At   Position // what was asked for
+	From Position // the first record that is still there as it was written
+}
+
+func (e *ReclaimedError) Error() string {
+	return fmt.Sprintf("record %s: the history before %s was folded", e.At, e.From)
+}
+
+// Unwrap makes errors.Is(err, ErrReclaimed) hold.
+func (e *ReclaimedError) Unwrap() error { return ErrReclaimed }

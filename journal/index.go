@@ -22,10 +22,11 @@ import (
 // never versions. Of the levels' finds the highest seq wins.
 //
 //	value of a zero or trim:   | format 1 = 0 |
-//	value of whole cells:      | format 1 = 1 | segment uvarint | file offset uvarint | CRC32C 4 × cells |
-//	value of a sector:         | format 1 = 2 | segment uvarint | file offset of piece uvarint |
+//	value of whole cells:      | format 1 = 1 | file uvarint | file offset uvarint | CRC32C 4 × cells |
+//	value of a sector:         | format 1 = 2 | file uvarint | file offset of piece uvarint |
 //	                           | first sector of piece in its cell 1 | sectors of piece 1 | CRC32C 4 |
 //
+// The file is a segment's number twice, or a run's twice and one (fileid.go).
 // A piece is the part of a cell that one record wrote; its checksum covers it
 // whole. Formats 3 to 5 are kept for sealed cells, where after each CRC32C follow
 // its tag 16, and the value begins with nonce 12, first ordinal 4 and key ordinal
@@ -81,8 +82,13 @@ const (
 	prefixBranch = 'b' // epochs by ordinal
 	prefixLevels = 'l' // levels in use by volume
 	keyThrough   = "t" // how far the index has come
+	keyFormat    = "v" // indexFormat of the index
 
 	indexKeyBytes = 1 + 4 + 1 + 8 + 4 + 8
+
+	// indexFormat is how keys and values are laid out. An index of another format
+	// is built anew from runs and segments, which are the truth.
+	indexFormat = 2
 )
 
 func indexKey(b []byte, volume uint32, n node, ordinal uint32, s Seq) []byte {
@@ -118,8 +124,8 @@ func decodeIndexKey(k []byte) (indexEntry, error) {
 // place is where a node's bytes lie.
 type place struct {
 	format  byte
-	segment uint64
-	offset  int64 // in the segment: of the node, or of the piece
+	file    fileID
+	offset  int64 // in the file: of the node, or of the piece
 	first   int   // piece: its first sector within the cell
 	sectors int   // piece: how many
 	crcs    []byte
@@ -130,7 +136,7 @@ func (p place) encode(b []byte) []byte {
 	if p.format == valueZero {
 		return b
 	}
-	b = binary.AppendUvarint(b, p.segment)
+	b = binary.AppendUvarint(b, uint64(p.file))
 	b = binary.AppendUvarint(b, uint64(p.offset))
 	if p.format == valuePiece {
 		b = append(b, byte(p.first), byte(p.sectors))
@@ -148,7 +154,7 @@ func decodePlace(b []byte, level int) (place, error) {
 	if b = b[1:]; p.format == valueZero {
 		return p, nil
 	}
-	seg, n := binary.Uvarint(b)
+	file, n := binary.Uvarint(b)
 	if n <= 0 {
 		return p, bad()
 	}
@@ -156,7 +162,7 @@ func decodePlace(b []byte, level int) (place, error) {
 	if m <= 0 {
 		return p, bad()
 	}
-	p.segment, p.offset, b = seg, int64(off), b[n+m:]
+	p.file, p.offset, b = fileID(file), int64(off), b[n+m:]
 	switch p.format {
 	case valueCells:
 		if level < levelCell || level > levelMegabyte || int64(len(b)) != nodeBytes(level)/pageBytes*cellEntryBytes {
@@ -206,12 +212,12 @@ func (r *record) placeOf(n node, segment uint64, frame int64, crcs []byte) (plac
 		for i := range nodeBytes(n.level) / pageBytes {
 			crcs = binary.LittleEndian.AppendUint32(crcs, r.cells[cell+i])
 		}
-		return place{format: valueCells, segment: segment, offset: file(n.offset), crcs: crcs}, crcs
+		return place{format: valueCells, file: segmentID(segment), offset: file(n.offset), crcs: crcs}, crcs
 	}
 	piece := pieceOf(r.extent, n.offset)
 	crcs = binary.LittleEndian.AppendUint32(crcs, r.cells[cell])
 	return place{
-		format: valuePiece, segment: segment, offset: file(piece.Offset),
+		format: valuePiece, file: segmentID(segment), offset: file(piece.Offset),
 		first: int(piece.Offset % pageBytes / cbt.SectorBytes), sectors: int(piece.Length / cbt.SectorBytes), crcs: crcs,
 	}, crcs
 }

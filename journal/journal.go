@@ -95,6 +95,11 @@ type Journal struct {
 	db       *pebble.DB
 	site     *siteLog
 	segs     *segments
+	runs     *segments
+
+	maintaining sync.Mutex // held by the one Maintain at a time
+	pinning     sync.Mutex // held while pins change
+	views       viewing
 
 	fileMu sync.Mutex // held by whoever writes a frame; guards out
 	out    output
@@ -156,7 +161,8 @@ func Open(dir string, o Options) (*Journal, error) {
 	}
 	j := &Journal{
 		dir: dir, o: o, inc: cbt.Incarnation(cbt.NewID()),
-		segs:     &segments{fs: o.FS, dir: o.FS.PathJoin(dir, "segments"), open: make(map[uint64]*openSegment)},
+		segs:     newSegments(o.FS, o.FS.PathJoin(dir, "segments"), segmentName),
+		runs:     newSegments(o.FS, o.FS.PathJoin(dir, "runs"), runName),
 		changed:  make(chan struct{}),
 		volumes:  make(map[cbt.VolumeID]volumeBody),
 		owed:     make(map[cbt.VolumeID]cbt.Cause),
@@ -327,6 +333,7 @@ func (j *Journal) free() error {
 	}
 	j.out.retired = nil
 	j.segs.close()
+	j.runs.close()
 	if j.site != nil {
 		errs = append(errs, j.site.close())
 	}

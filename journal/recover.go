@@ -108,7 +108,7 @@ func (j *Journal) loadIndex() (through, error) {
 		return t, fmt.Errorf("read index: %w", err)
 	}
 	err = json.Unmarshal(raw, &t)
-	if err = errors.Join(err, closer.Close()); err != nil {
+	if err = errors.Join(err, closer.Close(), j.checkIndexFormat()); err != nil {
 		return t, fmt.Errorf("read index: %w", err)
 	}
 	err = j.scanPrefix(prefixBranch, func(k, v []byte) error {
@@ -140,6 +140,21 @@ func (j *Journal) loadIndex() (through, error) {
 	j.through.frameEnd = t.Durable
 	j.readOnly = t.ReadOnly
 	return t, nil
+}
+
+// checkIndexFormat refuses an index that another version laid out.
+func (j *Journal) checkIndexFormat() error {
+	raw, closer, err := j.db.Get([]byte(keyFormat))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return fmt.Errorf("index of format 1: %w", ErrIncompatible)
+	}
+	if err != nil {
+		return err
+	}
+	if len(raw) != 1 || raw[0] != indexFormat {
+		err = fmt.Errorf("index of format %x: %w", raw, ErrIncompatible)
+	}
+	return errors.Join(err, closer.Close())
 }
 
 func (j *Journal) scanPrefix(prefix byte, f func(k, v []byte) error) (err error) {

@@ -111,16 +111,21 @@ func parseSegmentName(name string) (uint64, bool) {
 	return n, err == nil && n > 0
 }
 
-// segments opens segment files for reading and keeps the last few open. It is
+// segments opens segment files, or those of runs, for reading and keeps the last few open. It is
 // safe for concurrent use.
 type segments struct {
-	fs  vfs.FS
-	dir string
+	fs   vfs.FS
+	dir  string
+	name func(uint64) string // of file n
 
 	mu   sync.Mutex // guards open and tick
 	open map[uint64]*openSegment
 	tick uint64
 	shut bool // closed for good
+}
+
+func newSegments(fs vfs.FS, dir string, name func(uint64) string) *segments {
+	return &segments{fs: fs, dir: dir, name: name, open: make(map[uint64]*openSegment)}
 }
 
 type openSegment struct {
@@ -132,7 +137,7 @@ type openSegment struct {
 
 const maxOpenSegments = 128
 
-func (s *segments) path(n uint64) string { return s.fs.PathJoin(s.dir, segmentName(n)) }
+func (s *segments) path(n uint64) string { return s.fs.PathJoin(s.dir, s.name(n)) }
 
 // acquire returns segment n, to be given back with release.
 func (s *segments) acquire(n uint64) (*openSegment, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/novacron/afterimage/cbt"
 )
@@ -16,10 +17,11 @@ type View struct {
 	point   Point
 	as      *asOf
 	volumes map[cbt.VolumeID]volumeBody
+	closed  sync.Once
 }
 
 // View opens the group's image at p, which Resolve or a mark gave. It works in
-// constant time and memory, whatever the history.
+// constant time and memory, whatever the history. The point is kept until Close.
 func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 	if err := j.waitHeld(ctx, p.Position); err != nil {
 		return nil, fmt.Errorf("open view: %w", err)
@@ -32,7 +34,8 @@ func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open view: %w", err)
 	}
-	return &View{p, j.reader(l), vs}, nil
+	j.views.enter(p.Position)
+	return &View{point: p, as: j.reader(l), volumes: vs}, nil
 }
 
 // Point is the moment that v shows.
@@ -68,8 +71,11 @@ func (v *View) Status(ctx context.Context, vol cbt.VolumeID, e cbt.Extent) ([]St
 	return v.as.status(ctx, b, e)
 }
 
-// Close ends the view.
-func (v *View) Close() error { return nil }
+// Close ends the view: from then on retention need not keep what it shows.
+func (v *View) Close() error {
+	v.closed.Do(func() { v.as.j.views.leave(v.point.Position) })
+	return nil
+}
 
 // lineageAt is the history that ends with p.
 func (j *Journal) lineageAt(p Position) (Lineage, error) {
