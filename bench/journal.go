@@ -1,0 +1,161 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// JournalOptions describe a run. The zero value takes 30 s a size on an image of
+// 1 GiB, in a temporary directory below the working directory.
+type JournalOptions struct {
+	Dir        string        // a directory is made below it, and removed; default: the working directory
+	Span       time.Duration // of our side of each size of writes; default 30 s
+	ImageBytes int64         // of the volume that is read and materialised; default 1 GiB
+	Records    int           // of the journal whose opening is timed; default 1,000,000
+	Versions   int           // how often the image is rewritten; default 10
+	Only       string        // a part of the names of the figures wanted; empty: all
+	Seed       uint64        // 0: drawn
+	// Child begins this program once more with JournalChild as its whole work on
+	// dir: it is killed while it writes. Nil leaves the opening out.
+	Child func(ctx context.Context, dir string) *exec.Cmd
+	// Progress, which may be nil, hears of every round that begins; of rounds.
+	Progress func(step string, n, of int)
+}
+
+// JournalResult is what `bench journal -o json` prints.
+type JournalResult struct {
+	Figures map[string]Figure
+	Setting Setting
+}
+
+// Setting is where and how a run was made.
+type Setting struct {
+	Seconds    float64 `json:"seconds_per_size"`
+	ImageBytes int64   `json:"image_bytes"`
+	Versions   int     `json:"versions"`
+	Seed       uint64  `json:"seed"`
+	CPUs       int     `json:"cpus"`
+	Kernel     string  `json:"kernel"`
+	Go         string  `json:"go"`
+	Dir        string  `json:"dir"`
+	InMemory   bool    `json:"in_memory_file_system"` // the figures say nothing about a disk then
+	Direct     bool    `json:"o_direct"`
+	WrittenBy  string  `json:"written_bytes_of"`
+	CacheBy    string  `json:"page_cache_dropped_by"`
+	Took       float64 `json:"run_seconds"`
+}
+
+func (o JournalOptions) withDefaults() JournalOptions {
+	if o.Dir == "" {
+		o.Dir = "."
+	}
+	if o.Span == 0 {
+		o.Span = 30 * time.Second
+	}
+	if o.ImageBytes == 0 {
+		o.ImageBytes = 1 << 30
+	}
+	if o.Records == 0 {
+		o.Records = 1_000_000
+	}
+	if o.Versions == 0 {
+		o.Versions = 10
+	}
+	if o.Seed == 0 {
+		o.Seed = uint64(time.Now().UnixNano())
+	}
+	if o.Progress == nil {
+		o.Progress = func(string, int, int) {}
+	}
+	return o
+}
+
+func (o JournalOptions) validate() error {
+	switch {
+	case o.Span < 0:
+		return fmt.Errorf("%v a size", o.Span)
+	case o.ImageBytes < 16<<20 || o.ImageBytes%(1<<20) != 0:
+		return fmt.Errorf("image of %d bytes: want a multiple of 1 MiB from 16 MiB", o.ImageBytes)
+	case o.Records < 1 || o.Versions < 2:
+		return fmt.Errorf("%d records, %d versions: want at least 1 and 2", o.Records, o.Versions)
+	}
+	return nil
+}
+
+// journalRun is a run under way.
+type journalRun struct {
+	o      JournalOptions
+	disk   disk
+	random *rand.ChaCha8
+	rng    *rand.Rand
+	pool   []byte
+	res    JournalResult
+}
+
+func (r *journalRun) progress(step string, n, of int) { r.o.Progress(step, n+1, of) }
+
+// Journal measures a journal beside the raw device: see doc.go.
+func Journal(ctx context.Context, o JournalOptions) (res JournalResult, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bench journal: %w", err)
+		}
+	}()
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return JournalResult{}, err
+	}
+	dir, err := os.MkdirTemp(o.Dir, "afterimage-bench-")
+	if err != nil {
+		return JournalResult{}, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r := &journalRun{o: o}
+	if r.disk, err = diskOf(dir); err != nil {
+		return JournalResult{}, err
+	}
+	var seed [32]byte
+	binary.LittleEndian.PutUint64(seed[:], o.Seed)
+	r.random = rand.NewChaCha8(seed)
+	r.rng = rand.New(r.random)
+	r.pool = newPool(r.random)
+	r.res = JournalResult{Figures: make(map[string]Figure), Setting: r.setting()}
+	start := time.Now()
+	err = r.all(ctx)
+	r.res.Setting.Took = time.Since(start).Seconds()
+	return r.res, err
+}
+
+func (r *journalRun) setting() Setting {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // it fails only for a bad pointer
+	return Setting{
+		Seconds: r.o.Span.Seconds(), ImageBytes: r.o.ImageBytes, Versions: r.o.Versions, Seed: r.o.Seed,
+		CPUs: runtime.GOMAXPROCS(0), Kernel: unix.ByteSliceToString(u.Release[:]), Go: runtime.Version(),
+		Dir: r.o.Dir, InMemory: r.disk.inRAM, Direct: r.disk.direct, WrittenBy: r.disk.counter(), CacheBy: r.disk.dropper(),
+	}
+}
+
+// all measures what is wanted, part by part; each leaves the disk as it found it.
+func (r *journalRun) all(ctx context.Context) error {
+	for _, s := range shapes {
+		if wanted(r.o.Only, s.figures()...) {
+			if err := r.ingest(ctx, s, ""); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.opening(ctx); err != nil {
+		return err
+	}
+	return r.past(ctx)
+}

@@ -1,0 +1,246 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+const (
+	readRounds        = 3
+	materializeRounds = 5
+)
+
+var pastFigures = []string{"asof_4k_qd1_vs_file", "asof_4k_qd32_vs_file", "materialize_vs_copy", "materialize_folded_vs_copy", "first_byte_of_view_seconds", "lifetime_write_amplification"}
+
+// past measures reading: of single cells, of whole images, and the opening of views.
+func (r *journalRun) past(ctx context.Context) (err error) {
+	if !wanted(r.o.Only, pastFigures...) {
+		return nil
+	}
+	r.progress("write the history", 0, 1)
+	h, err := r.newHistory(ctx)
+	if err != nil {
+		return fmt.Errorf("write the history: %w", err)
+	}
+	defer func() { err = errors.Join(err, h.close()) }()
+	for _, depth := range []int{1, 32} {
+		if name := fmt.Sprintf("asof_4k_qd%d_vs_file", depth); wanted(r.o.Only, name) {
+			if err := r.asOf(ctx, h, name, depth); err != nil {
+				return fmt.Errorf("read as of a point: %w", err)
+			}
+		}
+	}
+	if wanted(r.o.Only, "materialize_vs_copy") {
+		if err := r.materialize(ctx, h, "materialize_vs_copy"); err != nil {
+			return fmt.Errorf("materialise: %w", err)
+		}
+	}
+	if wanted(r.o.Only, "first_byte_of_view_seconds") {
+		return r.firstBytes(ctx, h)
+	}
+	return nil
+}
+
+// asOf compares random reads of a view with those of a plain file that holds the
+// same image. No cell is read twice in a round, and none is cached when it begins.
+func (r *journalRun) asOf(ctx context.Context, h *history, name string, depth int) error {
+	span := r.o.Span / readRounds
+	var ours, raw []round
+	var ratios []float64
+	for n := range readRounds {
+		r.progress(name, n, readRounds)
+		cells := shuffled(r.rng, int64(len(h.sums)))
+		if err := r.disk.dropCache(); err != nil {
+			return err
+		}
+		mine, err := h.reads(ctx, cells, depth, span)
+		if err != nil {
+			return err
+		}
+		theirs, err := r.disk.rawReads(ctx, h.plain, cells, depth, span, h.verify)
+		if err != nil {
+			return fmt.Errorf("baseline: %w", err)
+		}
+		ours, raw = append(ours, mine), append(raw, theirs)
+		ratios = append(ratios, mine.perSecond()/theirs.perSecond())
+	}
+	f := figure(name, ratios)
+	f.Ours, f.Baseline = rateOf(ours), rateOf(raw)
+	r.res.Figures[name] = f
+	return nil
+}
+
+// reads reads cells of the view at the middle, so many at a time.
+func (h *history) reads(ctx context.Context, cells []int64, depth int, span time.Duration) (round, error) {
+	v, err := h.b.j.View(ctx, journal.Point{Position: h.middle.at})
+	if err != nil {
+		return round{}, err
+	}
+	defer v.Close()
+	laps, errs := make([][]time.Duration, depth), make([]error, depth)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i := range depth {
+		wg.Go(func() {
+			p := make([]byte, cellBytes)
+			for time.Since(start) < span {
+				n := next.Add(1) - 1
+				if n >= int64(len(cells)) {
+					return
+				}
+				begun := time.Now()
+				err := v.ReadAt(ctx, h.b.volume.ID, p, cells[n]*cellBytes)
+				laps[i] = append(laps[i], time.Since(begun))
+				if err == nil {
+					err = h.verify(cells[n], p)
+				}
+				if err != nil {
+					errs[i] = err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	out := round{took: time.Since(start)}
+	for _, l := range laps {
+		out.laps = append(out.laps, l...)
+	}
+	out.ops, out.bytes = len(out.laps), int64(len(out.laps))*cellBytes
+	return out, errors.Join(errs...)
+}
+
+// materialize compares writing the image at the middle to a new file with copying
+// the plain file, the sync of the result included. The result is compared with the
+// model outside the time.
+func (r *journalRun) materialize(ctx context.Context, h *history, name string) error {
+	var ours, raw []round
+	var ratios []float64
+	to := filepath.Join(r.disk.dir, "image")
+	for n := range materializeRounds {
+		r.progress(name, n, materializeRounds)
+		mine, err := r.timed(h, to, func() (round, error) { return r.image(ctx, h, to) })
+		if err != nil {
+			return err
+		}
+		theirs, err := r.timed(h, to, func() (round, error) { return r.disk.rawCopy(ctx, h.plain, to, r.o.ImageBytes) })
+		if err != nil {
+			return fmt.Errorf("baseline: %w", err)
+		}
+		ours, raw = append(ours, mine), append(raw, theirs)
+		ratios = append(ratios, mine.perSecond()/theirs.perSecond())
+	}
+	f := figure(name, ratios)
+	f.Ours, f.Baseline = rateOf(ours), rateOf(raw)
+	r.res.Figures[name] = f
+	return nil
+}
+
+// timed makes an image with cold caches, verifies and removes it.
+func (r *journalRun) timed(h *history, path string, make func() (round, error)) (out round, err error) {
+	if err := r.disk.dropCache(); err != nil {
+		return out, err
+	}
+	out, err = make()
+	if err == nil {
+		err = h.verifyFile(path)
+	}
+	if rerr := os.Remove(path); !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return out, err
+}
+
+// image writes the volume as of the middle to a new file.
+func (r *journalRun) image(ctx context.Context, h *history, to string) (round, error) {
+	start := time.Now()
+	v, err := h.b.j.View(ctx, journal.Point{Position: h.middle.at})
+	if err != nil {
+		return round{}, err
+	}
+	defer v.Close()
+	f, err := r.disk.open(to, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return round{}, err
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, r.o.ImageBytes); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return round{}, err
+	}
+	buf, err := aligned(1 << 20)
+	if err != nil {
+		return round{}, err
+	}
+	defer func() { _ = unix.Munmap(buf) }() // memory only
+	for at := int64(0); at < r.o.ImageBytes; at += int64(len(buf)) {
+		if err := v.ReadAt(ctx, h.b.volume.ID, buf, at); err != nil {
+			return round{}, err
+		}
+		if _, err := f.WriteAt(buf, at); err != nil {
+			return round{}, err
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return round{}, err
+	}
+	return round{bytes: r.o.ImageBytes, ops: 1, took: time.Since(start)}, nil
+}
+
+// firstBytes opens each moment by its name with cold caches, and reads one cell.
+func (r *journalRun) firstBytes(ctx context.Context, h *history) error {
+	const name = "first_byte_of_view_seconds"
+	var laps []float64
+	var all round
+	for n, m := range h.moments {
+		r.progress(name, n, len(h.moments))
+		if err := r.disk.dropCache(); err != nil {
+			return err
+		}
+		took, err := h.firstByte(ctx, m)
+		if err != nil {
+			return fmt.Errorf("first byte of %s: %w", m.name, err)
+		}
+		laps = append(laps, took.Seconds())
+		all.laps, all.ops, all.took = append(all.laps, took), all.ops+1, all.took+took
+	}
+	f := figure(name, []float64{slices.Max(laps)})
+	f.Low, f.Rounds, f.Ours = median(laps), len(laps), rateOf([]round{all})
+	f.Note = "the value is the worst of all points, low their median"
+	r.res.Figures[name] = f
+	return nil
+}
+
+func (h *history) firstByte(ctx context.Context, m moment) (time.Duration, error) {
+	at, err := journal.ParseAt("name:" + m.name)
+	if err != nil {
+		return 0, err
+	}
+	p := make([]byte, cellBytes)
+	start := time.Now()
+	pt, err := h.b.j.Resolve(ctx, at)
+	if err != nil {
+		return 0, err
+	}
+	v, err := h.b.j.View(ctx, pt)
+	if err != nil {
+		return 0, err
+	}
+	err = v.ReadAt(ctx, h.b.volume.ID, p, m.cell*cellBytes)
+	took := time.Since(start)
+	if err == nil && (sumOf(p) != m.sum || pt.Position != m.at) {
+		err = errors.New("another cell than was written")
+	}
+	return took, errors.Join(err, v.Close())
+}
