@@ -229,6 +229,7 @@ func (j *Journal) applyFrame(b *pebble.Batch, w *written) error {
 			if err := catalogue(b, r, ordinal, s); err != nil {
 				return err
 			}
+			j.learnKey(r)
 		}
 	}
 	return nil

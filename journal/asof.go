@@ -2,10 +2,8 @@ package journal
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"sort"
 
 	"github.com/novacron/afterimage/cbt"
@@ -191,35 +189,23 @@ func (a *asOf) readChunk(v volumeBody, p []byte, off int64) error {
 // fetch reads dst, which begins at volume offset off, out of version f, and checks
 // every cell that it touches whole.
 func (a *asOf) fetch(v volumeBody, f found, dst []byte, off int64) error {
-	base, first, end := f.node.offset, off, off+int64(len(dst))
-	if f.format == valuePiece {
-		base = f.node.offset&^(pageBytes-1) + int64(f.first)*cbt.SectorBytes
-		first, end = base, base+int64(f.sectors)*cbt.SectorBytes
-	} else {
-		first, end = first&^(pageBytes-1), (end+pageBytes-1)&^(pageBytes-1)
-	}
+	want := cbt.Extent{Offset: off, Length: int64(len(dst))}
+	at, n := f.storedAt(want)
 	buf := dst
-	if first != off || end != off+int64(len(dst)) {
-		buf = make([]byte, end-first)
+	if n != want.Length {
+		buf = make([]byte, n)
 	}
-	at := f.offset + first - base
 	if err := a.j.readAt(f.file, buf, at); errors.Is(err, ErrClosed) {
 		return err
 	} else if err != nil {
 		return a.damage(v, f, at, err.Error())
 	}
-	crcs := f.crcs
-	if f.format == valueCells {
-		crcs = crcs[(first-base)/pageBytes*cellEntryBytes:]
+	plain, e, err := a.openStored(v, f, want, buf)
+	if err != nil {
+		return err
 	}
-	for c := 0; c < len(buf); c += pageBytes {
-		cell := buf[c:min(c+pageBytes, len(buf))]
-		if crc32.Checksum(cell, castagnoli) != binary.LittleEndian.Uint32(crcs[c/pageBytes*cellEntryBytes:]) && !a.j.o.faults.headerOnlyCRC {
-			return a.damage(v, f, at+int64(c), "checksum of a cell differs")
-		}
-	}
-	if &buf[0] != &dst[0] {
-		copy(dst, buf[off-first:])
+	if &plain[0] != &dst[0] {
+		copy(dst, plain[off-e.Offset:])
 	}
 	return nil
 }

@@ -14,7 +14,8 @@ import (
 
 // commit is the records of one frame, from the first Record to the reply.
 type commit struct {
-	ordinal uint32 // of the epoch
+	ordinal uint32  // of the epoch
+	sealer  *sealer // of its sealed records; nil: it has none
 	recs    []*record
 	first   Seq
 	bytes   int64 // of payloads
@@ -115,8 +116,8 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 	}
 	size := int64(len(r.data))
 	meta := r.encodedBytes()
-	if c == nil || c.ordinal != ordinal || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > targetFrame) || (c.meta > 0 && c.meta+meta > targetMeta) {
-		c = &commit{ordinal: ordinal, first: j.next, done: make(chan struct{})}
+	if c == nil || c.ordinal != ordinal || c.sealer != j.sealer || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > targetFrame) || (c.meta > 0 && c.meta+meta > targetMeta) {
+		c = &commit{ordinal: ordinal, sealer: j.sealer, first: j.next, done: make(chan struct{})}
 		j.queue = append(j.queue, c)
 	}
 	c.recs, c.bytes, c.meta = append(c.recs, r), c.bytes+size, c.meta+meta
@@ -279,9 +280,7 @@ func (j *Journal) buildFrame(c *commit) (frameHeader, []byte) {
 		if r.data == nil {
 			continue
 		}
-		at += (r.extent.Offset%pageBytes - at%pageBytes + pageBytes) % pageBytes
-		r.payload, r.stored = at, uint32(len(r.data))
-		at += int64(len(r.data))
+		at = r.layAt(at)
 	}
 	size := (at + pageBytes - 1) &^ (pageBytes - 1)
 	j.mu.Lock()
@@ -294,11 +293,11 @@ func (j *Journal) buildFrame(c *commit) (frameHeader, []byte) {
 		Durable: durable, ChainSeq: known.Seq, Chain: known.Chain, Identity: j.identity, Epoch: e.ID, Number: e.Number, Incarnation: j.inc,
 	}
 	image := make([]byte, size)
+	j.sealInto(&h, c, image)
 	h.encode(image)
 	b := image[:frameHeaderBytes]
 	for _, r := range c.recs {
 		b = r.encode(b)
-		copy(image[r.payload:], r.data) // nothing where there is no payload
 		r.data = nil
 	}
 	sealMeta(image[:meta])

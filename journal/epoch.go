@@ -95,10 +95,14 @@ func (j *Journal) prepareEpoch(ctx context.Context, w *Writer, site string, pare
 	if f.lost, err = j.lossesUnsaid(); err != nil {
 		return none, err
 	}
+	s, key, err := j.epochSealer(e.ID)
+	if err != nil {
+		return none, err
+	}
 	if err := j.rememberReign(e.ID); err != nil {
 		return none, err
 	}
-	return j.fork(w, e, f)
+	return j.fork(w, e, f, s, key)
 }
 
 // reignsKey names the newest epochs that this site began: only of those do frames
@@ -169,9 +173,9 @@ func (j *Journal) drain(ctx context.Context) error {
 	})
 }
 
-// fork makes e the newest epoch and records it. If the record is refused the
-// journal stands where it stood.
-func (j *Journal) fork(w *Writer, e Epoch, f forkPoint) (pendingRecord, error) {
+// fork makes e the newest epoch and records it and, where s seals it, its key. If
+// the records are refused the journal stands where it stood.
+func (j *Journal) fork(w *Writer, e Epoch, f forkPoint, s *sealer, key *record) (pendingRecord, error) {
 	j.fileMu.Lock() // nothing is written between the end of one epoch and the start of the next
 	defer j.fileMu.Unlock()
 	j.mu.Lock()
@@ -188,13 +192,17 @@ func (j *Journal) fork(w *Writer, e Epoch, f forkPoint) (pendingRecord, error) {
 	e.Number = max(e.Number, 1)
 	e.Begun = later(f.time, j.o.Now())
 	w.epoch = e
-	undo := j.beginLocked(e, f)
+	undo, old := j.beginLocked(e, f), j.sealer
+	j.sealer = s
 	j.lastTime = e.Begun
 	j.owed, j.live = make(map[cbt.VolumeID]cbt.Cause), make(map[cbt.VolumeID]bool)
 	p := j.addLocked(&record{kind: KindEpoch, body: encodeBody(e), undo: func() {
 		undo()
-		w.epoch = Epoch{}
+		w.epoch, j.sealer = Epoch{}, old
 	}})
+	if key != nil {
+		j.addLocked(key)
+	}
 	if f.lost {
 		for v := range f.volumes {
 			j.owed[v] = cbt.CauseLost

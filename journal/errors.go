@@ -30,6 +30,8 @@ var (
 	ErrUnknownVolume  = errors.New("no such volume")
 	ErrOutOfRange     = errors.New("the range lies outside the volume")
 	ErrBadAt          = errors.New("not a point in time")
+	ErrNoKey          = errors.New("the key is not held here")
+	ErrWrongKey       = errors.New("the key is not the one")
 )
 
 // IsLoss reports that a journal does not open because less is there than was

@@ -24,10 +24,14 @@ import (
 //	       | zeros to a multiple of 4096                                     |
 //
 //	record: | kind 2 | flags 2 | len 4 | volume 4 | stored 4 | time 8 |
-//	        | offset 8 | length 8 | payload offset in frame 8 | nonce 12 | codec 4 |
+//	        | offset 8 | length 8 | payload offset in frame 8 | nonce 12 |
+//	        | codec 1 | zero 1 | number of the data key in its epoch 2 |
 //	        | body: a cell table, or the JSON of a control record, padded to 8 |
 //	cell table: one entry a 4 KiB cell of the volume that the extent touches, in
 //	        order: | CRC32C 4 | and, in a sealed record, | tag 16 |
+//	flags:  bit 0 packed: the payload, of at most 64 KiB, is compressed by codec (1:
+//	        LZ4 block); its stored bytes are one cell, at a multiple of 8 in the
+//	        frame. Bit 1 sealed: see seal.go
 //
 // The crc is CRC32C over [0, meta len) with the field itself zero; it guards the
 // header, every record and thereby every cell's checksum. A cell's CRC32C is over
@@ -41,6 +45,9 @@ import (
 // after the frame that ends at "chain seq"; it lags, for it is computed off the
 // reply path. Frames of a recycled segment's former life are told by their epoch
 // and seq, which do not follow on.
+//
+// A frame with a packed record sets bit 0 of the first mask, one with a sealed
+// record bit 1 and names the data key; one without either sets none.
 //
 // Magic, version, meta len and crc keep their places in every version. A frame of
 // another version is not read (ErrIncompatible). One with an unknown bit in the first mask is not read (ErrIncompatible),
@@ -58,12 +65,13 @@ const (
 	maxMetaBytes    = 8 << 20        // one 32 MiB record has a 32 KiB table; sealed, 160 KiB
 	targetMeta      = 1 << 20        // a frame closes when its records take this much
 	maxFrameBytes   = 64 << 20       // checked before any allocation
+	maxPackedBytes  = 64 << 10       // a payload that must be unpacked as a whole
 	maxBodyBytes    = 1 << 20        // JSON of a control record (a machine's definition)
 	maxDetailBytes  = 4 << 10        // a gap's detail is cut to it
 	maxFrameRecords = 1 << 16        // bounded by maxMetaBytes anyway
 	targetFrame     = 4 << 20        // a frame closes when it holds this much
 	maxPending      = 64 << 20       // bytes under way, to the chain, before Record blocks
-	knownIncompat   = 0              // no incompatible feature is known yet
+	knownIncompat   = knownFlags     // packed and sealed records
 	knownROCompat   = 0              // no read-only compatible feature is known yet
 	maxExtentLength = int64(1) << 62 // sanity bound of a zero or trim
 )

@@ -132,7 +132,7 @@ func TestQuota(t *testing.T) {
 	w := beginWith(t, j.Journal, v)
 	refused := 0
 	for i := range 100 {
-		p, err := w.Record(soon(t), cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: cbt.Extent{Offset: int64(i) * 4096, Length: 4096}, Data: make([]byte, 4096)})
+		p, err := w.Record(soon(t), cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: cbt.Extent{Offset: int64(i) * 4096, Length: 4096}, Data: bytes.Repeat([]byte{1}, 4096)})
 		if err == nil {
 			err = p.Wait(soon(t))
 		}

@@ -26,12 +26,18 @@ import (
 //	value of a sector:         | format 1 = 2 | file uvarint | file offset of piece uvarint |
 //	                           | first sector of piece in its cell 1 | sectors of piece 1 | CRC32C 4 |
 //
+//	value of sealed cells:     | format 1 = 3 | file | file offset | record | (CRC32C 4, tag 16) × cells |
+//	value of a sealed sector:  | format 1 = 4 | file | file offset | first 1 | sectors 1 | record | CRC32C 4 | tag 16 |
+//	value of a packed node:    | format 1 = 5 | file | file offset of payload | stored uvarint | record | CRC32C 4 |
+//	value of both:             | format 1 = 6 | file | file offset of payload | stored uvarint | record | CRC32C 4 | tag 16 |
+//	record:  | node's distance from its begin uvarint | length × 2, +1 of a fill, uvarint | (both in sectors)
+//	         | codec 1 | and, of a sealed one, | number of the data key uvarint | nonce 12 |
+//
 // The file is a segment's number twice, or a run's twice and one (fileid.go).
 // A piece is the part of a cell that one record wrote; its checksum covers it
-// whole. Formats 3 to 5 are kept for sealed cells, where after each CRC32C follow
-// its tag 16, and the value begins with nonce 12, first ordinal 4 and key ordinal
-// uvarint: a 4 KiB read needs no second look for its key. The index holds no
-// plaintext.
+// whole. With epoch and seq of the key, "record" is all that the seal is bound to
+// and where in the payload the node lies: a 4 KiB read needs no second look for
+// its checksum, tag, nonce and key. The index holds no plaintext of guests.
 const (
 	levelSector   = 0
 	levelCell     = 1
@@ -41,6 +47,11 @@ const (
 	valueZero  = 0
 	valueCells = 1
 	valuePiece = 2
+
+	valueSealedCells  = 3
+	valueSealedPiece  = 4
+	valuePacked       = 5
+	valueSealedPacked = 6
 )
 
 // nodeBytes is the size of a node of level l.
@@ -125,11 +136,29 @@ func decodeIndexKey(k []byte) (indexEntry, error) {
 type place struct {
 	format  byte
 	file    fileID
-	offset  int64 // in the file: of the node, or of the piece
+	offset  int64 // in the file: of the node, of the piece, or of the packed payload
 	first   int   // piece: its first sector within the cell
 	sectors int   // piece: how many
-	crcs    []byte
+	stored  int64 // packed: bytes of the payload as stored
+	of      *origin
+	crcs    []byte // an entry for each stored cell: CRC32C and, where sealed, tag
 }
+
+// origin is what a sealed or packed node must know of its record.
+type origin struct {
+	before int64 // bytes of the record before the node
+	length int64 // of the record's extent
+	fill   bool
+	codec  uint8
+	key    uint16
+	nonce  [12]byte
+}
+
+func (p place) sealed() bool {
+	return p.format == valueSealedCells || p.format == valueSealedPiece || p.format == valueSealedPacked
+}
+func (p place) packed() bool { return p.format == valuePacked || p.format == valueSealedPacked }
+func (p place) piece() bool  { return p.format == valuePiece || p.format == valueSealedPiece }
 
 func (p place) encode(b []byte) []byte {
 	b = append(b[:0], p.format)
@@ -138,10 +167,80 @@ func (p place) encode(b []byte) []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(p.file))
 	b = binary.AppendUvarint(b, uint64(p.offset))
-	if p.format == valuePiece {
+	if p.piece() {
 		b = append(b, byte(p.first), byte(p.sectors))
 	}
+	if p.packed() {
+		b = binary.AppendUvarint(b, uint64(p.stored))
+	}
+	if p.of != nil {
+		b = p.of.encode(b, p.sealed())
+	}
 	return append(b, p.crcs...)
+}
+
+func (o *origin) encode(b []byte, sealed bool) []byte {
+	length := uint64(o.length/cbt.SectorBytes) << 1
+	if o.fill {
+		length |= 1
+	}
+	b = binary.AppendUvarint(b, uint64(o.before/cbt.SectorBytes))
+	b = binary.AppendUvarint(b, length)
+	b = append(b, o.codec)
+	if sealed {
+		b = binary.AppendUvarint(b, uint64(o.key))
+		b = append(b, o.nonce[:]...)
+	}
+	return b
+}
+
+// valueReader takes an index value apart; bad is set where it ends too early.
+type valueReader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *valueReader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *valueReader) bytes(n int) []byte {
+	if len(r.b) < n {
+		r.bad, r.b = true, nil
+		return make([]byte, n)
+	}
+	p := r.b[:n]
+	r.b = r.b[n:]
+	return p
+}
+
+// sectors reads a number of sectors, as bytes, of at most limit.
+func (r *valueReader) sectors(v uint64, limit int64) int64 {
+	if v > uint64(limit/cbt.SectorBytes) {
+		r.bad = true
+		return 0
+	}
+	return int64(v) * cbt.SectorBytes
+}
+
+func (r *valueReader) origin(sealed bool) *origin {
+	o := &origin{before: r.sectors(r.uvarint(), cbt.MaxWriteBytes)}
+	length := r.uvarint()
+	o.fill, o.length = length&1 != 0, r.sectors(length>>1, cbt.MaxWriteBytes)
+	o.codec = r.bytes(1)[0]
+	if sealed {
+		key := r.uvarint()
+		r.bad = r.bad || key == 0 || key > maxEpochKeys
+		o.key = uint16(key)
+		copy(o.nonce[:], r.bytes(len(o.nonce)))
+	}
+	return o
 }
 
 // decodePlace reads a value; crcs aliases it.
@@ -151,33 +250,52 @@ func decodePlace(b []byte, level int) (place, error) {
 		return place{}, bad()
 	}
 	p := place{format: b[0]}
-	if b = b[1:]; p.format == valueZero {
+	if p.format == valueZero {
 		return p, nil
 	}
-	file, n := binary.Uvarint(b)
-	if n <= 0 {
-		return p, bad()
-	}
-	off, m := binary.Uvarint(b[n:])
-	if m <= 0 {
-		return p, bad()
-	}
-	p.file, p.offset, b = fileID(file), int64(off), b[n+m:]
-	switch p.format {
-	case valueCells:
-		if level < levelCell || level > levelMegabyte || int64(len(b)) != nodeBytes(level)/pageBytes*cellEntryBytes {
-			return p, bad()
-		}
-	case valuePiece:
-		if level != levelSector || len(b) != 2+cellEntryBytes || b[0] > 7 || b[1] == 0 || b[0]+b[1] > 8 {
-			return p, bad()
-		}
-		p.first, p.sectors, b = int(b[0]), int(b[1]), b[2:]
-	default:
+	if p.format > valueSealedPacked {
 		return p, fmt.Errorf("index value of format %d: %w", p.format, ErrIncompatible)
 	}
-	p.crcs = b
+	r := valueReader{b: b[1:]}
+	p.file, p.offset = fileID(r.uvarint()), int64(r.uvarint())
+	if p.piece() {
+		at := r.bytes(2)
+		p.first, p.sectors = int(at[0]), int(at[1])
+		r.bad = r.bad || at[0] > 7 || at[1] == 0 || at[0]+at[1] > 8
+	}
+	if p.packed() {
+		stored := r.uvarint()
+		r.bad = r.bad || stored == 0 || stored >= maxPackedBytes
+		p.stored = int64(stored)
+	}
+	if p.packed() || p.sealed() {
+		p.of = r.origin(p.sealed())
+		r.bad = r.bad || p.of.before >= p.of.length || p.packed() != (p.of.codec != codecNone)
+	}
+	p.crcs = r.b
+	if r.bad || !p.fits(level) || int64(len(p.crcs)) != p.cells(level)*int64(entryBytes(p.sealed())) {
+		return p, bad()
+	}
 	return p, nil
+}
+
+// fits reports that a node of level may have a value of p's format.
+func (p place) fits(level int) bool {
+	switch {
+	case p.packed():
+		return level < levelMegabyte && p.of.before+nodeBytes(level) <= p.of.length && p.of.length <= maxPackedBytes
+	case p.piece():
+		return level == levelSector
+	}
+	return level >= levelCell && level <= levelMegabyte && (p.of == nil || p.of.before+nodeBytes(level) <= p.of.length)
+}
+
+// cells is how many stored cells p holds, of a node of level.
+func (p place) cells(level int) int64 {
+	if p.packed() || p.piece() {
+		return 1
+	}
+	return nodeBytes(level) / pageBytes
 }
 
 // indexRecord yields the keys and values of one data record at a frame's place.
@@ -205,21 +323,31 @@ func indexRecord(r *record, ordinal uint32, s Seq, segment uint64, frame int64, 
 
 // placeOf is where node n of r lies, r's frame being at offset frame.
 func (r *record) placeOf(n node, segment uint64, frame int64, crcs []byte) (place, []byte) {
-	file := func(off int64) int64 { return frame + r.payload + off - r.extent.Offset }
-	cell := n.offset/pageBytes - r.extent.Offset/pageBytes // of n's first byte in the table
-	crcs = crcs[:0]
-	if n.level >= levelCell {
-		for i := range nodeBytes(n.level) / pageBytes {
-			crcs = binary.LittleEndian.AppendUint32(crcs, r.cells[cell+i])
-		}
-		return place{format: valueCells, file: segmentID(segment), offset: file(n.offset), crcs: crcs}, crcs
+	before := n.offset - r.extent.Offset
+	p := place{format: valueCells, file: segmentID(segment), offset: frame + r.payload + before}
+	cell, cells := int(n.offset/pageBytes-r.extent.Offset/pageBytes), int(nodeBytes(n.level)/pageBytes)
+	switch {
+	case r.packed():
+		p.format, p.offset, p.stored = valuePacked, frame+r.payload, int64(r.stored)
+		cell, cells = 0, 1
+	case n.level == levelSector:
+		piece := pieceOf(r.extent, n.offset)
+		p.format, p.offset = valuePiece, frame+r.payload+piece.Offset-r.extent.Offset
+		p.first, p.sectors = int(piece.Offset%pageBytes/cbt.SectorBytes), int(piece.Length/cbt.SectorBytes)
+		cells = 1
 	}
-	piece := pieceOf(r.extent, n.offset)
-	crcs = binary.LittleEndian.AppendUint32(crcs, r.cells[cell])
-	return place{
-		format: valuePiece, file: segmentID(segment), offset: file(piece.Offset),
-		first: int(piece.Offset % pageBytes / cbt.SectorBytes), sectors: int(piece.Length / cbt.SectorBytes), crcs: crcs,
-	}, crcs
+	if r.sealed() {
+		p.format = map[byte]byte{valueCells: valueSealedCells, valuePiece: valueSealedPiece, valuePacked: valueSealedPacked}[p.format]
+	}
+	if r.sealed() || r.packed() {
+		p.of = &origin{before: before, length: r.extent.Length, fill: r.kind == KindFill, codec: r.codec, key: r.key, nonce: r.nonce}
+	}
+	crcs = crcs[:0]
+	for i := range cells {
+		crcs = r.appendEntry(crcs, cell+i)
+	}
+	p.crcs = crcs
+	return p, crcs
 }
 
 // pieceOf is the part of e that lies in the cell of off.

@@ -35,6 +35,8 @@ type Options struct {
 	SegmentBytes int64            // when a segment is sealed; default 64 MiB
 	QuotaBytes   int64            // segments together; 0: no quota
 	ReserveBytes int64            // free disk below which records are refused; default 64 MiB; negative: none
+	Compress     Compression      // when payloads are packed; default CompressAuto
+	Keys         KeyRing          // seals what this site records and opens what is sealed; nil: neither
 	Now          func() time.Time // wall clock; default time.Now
 	Log          *slog.Logger     // default: discarded
 
@@ -42,7 +44,8 @@ type Options struct {
 	// cut where it last verifies, and what lies behind is kept in lost/ (salvage.go).
 	AcceptLoss bool
 
-	faults faults
+	faults   faults
+	keyCells int64 // cells that a data key seals; default maxKeyCells
 }
 
 // faults are planted by tests of this package to see that a check catches them.
@@ -67,6 +70,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.keyCells == 0 {
+		o.keyCells = maxKeyCells
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -96,6 +102,8 @@ type Journal struct {
 	site     *siteLog
 	segs     *segments
 	runs     *segments
+	keys     *dataKeys
+	packer   *packer
 
 	maintaining sync.Mutex // held by the one Maintain at a time
 	pinning     sync.Mutex // held while pins change
@@ -117,7 +125,8 @@ type Journal struct {
 	names    map[uint32]cbt.VolumeID // by ordinal, in any branch: for errors at open
 	reread   int64                   // bytes of frames that the opening read again
 	writer   *Writer
-	next     Seq // seq of the next record
+	sealer   *sealer // what the newest epoch of this process seals with; nil: it does not
+	next     Seq     // seq of the next record
 	lastTime time.Time
 	queue    []*commit             // not yet written; the last one is open
 	pending  int64                 // payload bytes of what is not yet written
@@ -163,6 +172,8 @@ func Open(dir string, o Options) (*Journal, error) {
 		dir: dir, o: o, inc: cbt.Incarnation(cbt.NewID()),
 		segs:     newSegments(o.FS, o.FS.PathJoin(dir, "segments"), segmentName),
 		runs:     newSegments(o.FS, o.FS.PathJoin(dir, "runs"), runName),
+		keys:     newDataKeys(),
+		packer:   newPacker(o.Compress),
 		changed:  make(chan struct{}),
 		volumes:  make(map[cbt.VolumeID]volumeBody),
 		owed:     make(map[cbt.VolumeID]cbt.Cause),

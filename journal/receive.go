@@ -163,6 +163,9 @@ func (j *Journal) admit(ctx context.Context, h frameHeader, recs []*record) (*ar
 		return nil, err // the chain value before it must be known first
 	}
 	a := &arrival{h: h, recs: recs}
+	if err := j.checkKeys(h, recs); err != nil {
+		return nil, damaged(h, err)
+	}
 	var err error
 	j.mu.Lock()
 	a.begins, a.before, err = j.follows(h, recs)
@@ -260,6 +263,7 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 	w := &written{ordinal: uint32(len(j.branches)), h: a.h, recs: a.recs, segment: a.segment, offset: a.offset, chain: chain, end: a.recs[len(a.recs)-1].time}
 	j.next = a.h.Last + 1
 	for _, r := range a.recs {
+		j.learnKey(r) // the next frame may be sealed with it
 		if r.kind == KindVolume {
 			var b volumeBody
 			if decodeBody(r.body, &b) == nil {

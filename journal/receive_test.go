@@ -168,7 +168,7 @@ func TestReplicaRefuses(t *testing.T) {
 	v := volume("a", 64<<10)
 	w := beginWith(t, src.Journal, v)
 	for i := range 6 {
-		put(t, w, v, int64(i)*4096, bytes.Repeat([]byte{byte(i)}, 4096))
+		put(t, w, v, int64(i)*4096, bytes.Repeat([]byte{byte(i + 1)}, 4096))
 	}
 	if err := w.WaitDurable(soon(t)); err != nil {
 		t.Fatal(err)

@@ -44,11 +44,25 @@ func (k Kind) String() string {
 // MarshalText is String.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
+// fills reports that r is of a resync, and not of what the guest asked for.
+func (r *record) fills() bool {
+	return r.kind == KindFill || (r.kind == KindZero && r.flags&flagFill != 0)
+}
+
 func (k Kind) hasPayload() bool { return k == KindWrite || k == KindFill }
 func (k Kind) hasExtent() bool  { return k >= KindWrite && k <= KindFill }
 
-// Bit 0 of a record's flags is for a compressed payload, bit 1 for a sealed one.
-// This version writes neither and refuses both.
+// Flags of a record with a payload. A frame that holds one carries the same bit in
+// its mask of incompatible features: who knows neither must not read it.
+const (
+	flagPacked = 1 << 0 // the stored bytes are a compressed payload, and one cell
+	flagSealed = 1 << 1 // the stored cells are sealed (seal.go)
+	knownFlags = flagPacked | flagSealed
+
+	// flagFill is of a zero record: a fill's bytes, and not the guest's, were zeros.
+	// Who does not know it loses nothing.
+	flagFill = 1 << 2
+)
 
 var (
 	errNoFrame  = errors.New("no frame here")
@@ -67,12 +81,14 @@ type record struct {
 	stored   uint32 // payload bytes as stored
 	time     time.Time
 	extent   cbt.Extent
-	payload  int64 // offset in the frame; 0 without payload
-	nonce    [12]byte
-	codec    uint32
+	payload  int64    // offset in the frame; 0 without payload
+	nonce    [12]byte // of the first cell, of a sealed record
+	codec    uint8    // how it is packed
+	key      uint16   // number of the data key within the epoch; 0: not sealed
 	body     []byte   // control records: JSON
-	cells    []uint32 // CRC32C a cell, of records with payload
-	data     []byte   // to be written; nil in a decoded record
+	cells    []uint32 // CRC32C a stored cell, of records with payload
+	tags     []byte   // of a sealed record: sealedTagBytes a stored cell
+	data     []byte   // to be stored, packed if it is to be; nil in a decoded record
 	volumeID cbt.VolumeID
 	undo     func() // takes back what recording it changed, when it is refused; under mu
 }
@@ -98,10 +114,39 @@ func cellCRCs(off int64, data []byte) []uint32 {
 
 func pad8(n int) int { return (n + 7) &^ 7 }
 
+func (r *record) packed() bool { return r.flags&flagPacked != 0 }
+func (r *record) sealed() bool { return r.flags&flagSealed != 0 }
+
+// entryBytes is the size of an entry of a cell table.
+func entryBytes(sealed bool) int {
+	if sealed {
+		return cellEntryBytes + sealedTagBytes
+	}
+	return cellEntryBytes
+}
+
+// appendEntry appends cell i's entry of r's cell table.
+func (r *record) appendEntry(b []byte, i int) []byte {
+	b = binary.LittleEndian.AppendUint32(b, r.cells[i])
+	if r.sealed() {
+		b = append(b, r.tags[i*sealedTagBytes:][:sealedTagBytes]...)
+	}
+	return b
+}
+
+// storedCell is where stored cell i begins and ends in r's payload.
+func (r *record) storedCell(i int) (from, to int64) {
+	if r.packed() {
+		return 0, int64(r.stored)
+	}
+	lead := r.extent.Offset % pageBytes
+	return max(int64(i)*pageBytes-lead, 0), min(int64(i+1)*pageBytes-lead, r.extent.Length)
+}
+
 // encodedBytes is r's room in the record area.
 func (r *record) encodedBytes() int {
 	if r.kind.hasPayload() {
-		return recordFixedBytes + pad8(len(r.cells)*cellEntryBytes)
+		return recordFixedBytes + pad8(len(r.cells)*entryBytes(r.sealed()))
 	}
 	return recordFixedBytes + pad8(len(r.body))
 }
@@ -126,10 +171,12 @@ func (r *record) encode(b []byte) []byte {
 	}
 	le.PutUint64(p[40:], uint64(r.payload))
 	copy(p[48:60], r.nonce[:])
-	le.PutUint32(p[60:], r.codec)
+	p[60] = r.codec
+	le.PutUint16(p[62:], r.key)
 	if r.kind.hasPayload() {
-		for i, c := range r.cells {
-			le.PutUint32(p[recordFixedBytes+i*cellEntryBytes:], c)
+		table := p[recordFixedBytes:recordFixedBytes]
+		for i := range r.cells {
+			table = r.appendEntry(table, i)
 		}
 	} else {
 		copy(p[recordFixedBytes:], r.body)
@@ -169,7 +216,7 @@ func decodeRecord(h frameHeader, b []byte) (record, int, error) {
 	}
 	r = record{
 		kind: Kind(le.Uint16(b)), flags: le.Uint16(b[2:]), volume: le.Uint32(b[8:]), stored: le.Uint32(b[12:]),
-		time: time.Unix(0, int64(le.Uint64(b[16:]))), payload: int64(le.Uint64(b[40:])), codec: le.Uint32(b[60:]),
+		time: time.Unix(0, int64(le.Uint64(b[16:]))), payload: int64(le.Uint64(b[40:])), codec: b[60], key: le.Uint16(b[62:]),
 	}
 	copy(r.nonce[:], b[48:60])
 	off, length := le.Uint64(b[24:]), le.Uint64(b[32:])
@@ -180,6 +227,9 @@ func decodeRecord(h frameHeader, b []byte) (record, int, error) {
 			return r, 0, badFrame("extent of %d bytes at %d", length, off)
 		}
 		r.extent = cbt.Extent{Offset: int64(off), Length: int64(length)}
+		if b[61] != 0 {
+			return r, 0, badFrame("reserved byte of a record set")
+		}
 		if !r.extent.Aligned() || r.volume == 0 {
 			return r, 0, badFrame("extent %v of volume %d", r.extent, r.volume)
 		}
@@ -200,22 +250,55 @@ func (r *record) decodePayload(h frameHeader, table []byte) error {
 	if !r.kind.hasPayload() {
 		return nil
 	}
-	if r.flags != 0 || r.codec != 0 {
-		return fmt.Errorf("record flags %#x, codec %d: %w", r.flags, r.codec, ErrIncompatible)
+	if err := r.checkForm(h); err != nil {
+		return err
 	}
-	if r.extent.Length > cbt.MaxWriteBytes || int64(r.stored) != r.extent.Length {
-		return badFrame("payload of %d bytes for %v", r.stored, r.extent)
-	}
-	if r.payload < int64(h.MetaBytes) || r.payload > h.Bytes-r.extent.Length || r.payload%pageBytes != r.extent.Offset%pageBytes {
+	if r.payload < int64(h.MetaBytes) || r.payload > h.Bytes-int64(r.stored) || r.payload%r.alignment() != r.extent.Offset%r.alignment() {
 		return badFrame("payload at %d for %v in a frame of %d", r.payload, r.extent, h.Bytes)
 	}
-	n := cellsOf(r.extent)
-	if len(table) < n*cellEntryBytes {
+	n, entry := 1, entryBytes(r.sealed())
+	if !r.packed() {
+		n = cellsOf(r.extent)
+	}
+	if len(table) < n*entry {
 		return badFrame("cell table of %d bytes for %d cells", len(table), n)
 	}
 	r.cells = make([]uint32, n)
 	for i := range r.cells {
-		r.cells[i] = binary.LittleEndian.Uint32(table[i*cellEntryBytes:])
+		e := table[i*entry:]
+		r.cells[i] = binary.LittleEndian.Uint32(e)
+		if r.sealed() {
+			r.tags = append(r.tags, e[cellEntryBytes:entry]...)
+		}
+	}
+	return nil
+}
+
+// alignment is what a payload's offsets in file and volume agree in. One that must
+// be unpacked as a whole has nothing to gain from it.
+func (r *record) alignment() int64 {
+	if r.packed() {
+		return 8
+	}
+	return pageBytes
+}
+
+// checkForm checks how a payload is stored.
+func (r *record) checkForm(h frameHeader) error {
+	if r.flags&^knownFlags != 0 || r.codec > codecLZ4 {
+		return fmt.Errorf("record flags %#x, codec %d: %w", r.flags, r.codec, ErrIncompatible)
+	}
+	switch {
+	case uint32(r.flags)&^h.Features.Incompat != 0:
+		return badFrame("record flags %#x in a frame of features %#x", r.flags, h.Features.Incompat)
+	case r.packed() != (r.codec != codecNone):
+		return badFrame("record flags %#x with codec %d", r.flags, r.codec)
+	case r.sealed() != (r.key != 0) || (r.sealed() && h.KeyID.IsZero()) || (!r.sealed() && r.nonce != [12]byte{}):
+		return badFrame("record flags %#x with key %d of %s", r.flags, r.key, h.KeyID.Short())
+	case r.extent.Length > cbt.MaxWriteBytes || (!r.packed() && int64(r.stored) != r.extent.Length):
+		return badFrame("payload of %d bytes for %v", r.stored, r.extent)
+	case r.packed() && (r.stored == 0 || int64(r.stored) >= r.extent.Length || r.extent.Length > maxPackedBytes):
+		return badFrame("packed payload of %d bytes for %v", r.stored, r.extent)
 	}
 	return nil
 }

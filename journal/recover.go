@@ -128,6 +128,9 @@ func (j *Journal) loadIndex() (through, error) {
 			return nil
 		})
 	}
+	if err == nil {
+		err = j.loadKeys()
+	}
 	if err != nil {
 		return t, fmt.Errorf("read index: %w", err)
 	}

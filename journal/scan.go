@@ -31,16 +31,14 @@ func cellsIn(recs []*record) ([]cellCheck, error) {
 		if !r.kind.hasPayload() {
 			continue
 		}
-		at, left, off := r.payload, r.extent.Length, r.extent.Offset
-		if at < floor {
-			return nil, badFrame("payloads overlap at %d", at)
+		if r.payload < floor {
+			return nil, badFrame("payloads overlap at %d", r.payload)
 		}
-		for _, crc := range r.cells {
-			n := min(pageBytes-off%pageBytes, left)
-			out = append(out, cellCheck{at, at + n, crc, i})
-			at, off, left = at+n, off+n, left-n
+		for c, crc := range r.cells {
+			from, to := r.storedCell(c)
+			out = append(out, cellCheck{r.payload + from, r.payload + to, crc, i})
 		}
-		floor = at
+		floor = r.payload + int64(r.stored)
 	}
 	return out, nil
 }

@@ -77,7 +77,7 @@ func (j *Journal) since(ctx context.Context, p Position) (Since, error) {
 				c = &Change{Volume: ids[r.volume]}
 				by[c.Volume] = c
 			}
-			if r.kind == KindFill {
+			if r.fills() {
 				c.Fills++
 				c.FillBytes += r.extent.Length
 			} else {

@@ -196,14 +196,13 @@ func (j *Journal) replayFrame(l Lineage, at spot, h frameHeader, meta []byte, do
 		ev := cbt.Event{Volume: v.ID, Extent: r.extent}
 		switch r.kind {
 		case KindWrite, KindFill:
-			ev.Kind, ev.Data = cbt.EventWrite, make([]byte, r.extent.Length)
-			if err := j.segs.readAt(at.segment, ev.Data, at.offset+r.payload); err != nil {
-				return done, err
+			ev.Kind, ev.Data = cbt.EventWrite, nil
+			ev.Data, err = j.payloadOf(&r, v.ID, h.Epoch, s, func(p []byte) error { return j.segs.readAt(at.segment, p, at.offset+r.payload) })
+			if errors.Is(err, errBadFrame) {
+				err = &DamageError{Hop: "read", Volume: ev.Volume, Epoch: h.Epoch, Seq: s, File: segmentName(at.segment), Offset: at.offset + r.payload, What: err.Error()}
 			}
-			for c, crc := range cellCRCs(r.extent.Offset, ev.Data) {
-				if crc != r.cells[c] {
-					return done, &DamageError{Hop: "read", Volume: ev.Volume, Epoch: h.Epoch, Seq: s, File: segmentName(at.segment), Offset: at.offset + r.payload, What: "checksum of a cell differs"}
-				}
+			if err != nil {
+				return done, err
 			}
 		case KindZero:
 			ev.Kind = cbt.EventZero

@@ -33,6 +33,9 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, err
 	}
 	j := w.j
+	if err := w.prepare(r); err != nil {
+		return nil, fmt.Errorf("record %s: %w", r.kind, err)
+	}
 	j.mu.Lock()
 	for r.kind.hasPayload() && j.pending+j.held > maxPending && j.writer == w && j.stoppedLocked() == nil {
 		ch := j.changed
@@ -56,6 +59,9 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, fmt.Errorf("record %s: %v of volume %s of %d bytes: %w", r.kind, ev.Extent, v.Name, v.Size, ErrOutOfRange)
 	}
 	r.volume = v.Ordinal
+	if err := j.sealLocked(r); err != nil {
+		return nil, fmt.Errorf("record %s: %w", r.kind, err)
+	}
 	if q := j.o.QuotaBytes; q > 0 && r.kind.hasExtent() && j.bytes+j.pending+ev.Extent.Length > q && r.kind.hasPayload() {
 		j.oweLocked(ev.Volume)
 		return nil, fmt.Errorf("record %s: quota of %d bytes: %w", r.kind, q, ErrFull)

@@ -1,0 +1,149 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pierrec/lz4/v4"
+)
+
+// What a payload costs is decided once, at the primary, before it is sealed: zeros
+// are a record without payload; 8 to 64 KiB that LZ4 makes at least a page smaller
+// are packed, if that holds up nobody. Fold packs what is not sealed once more, in
+// runs that are a site's own. Lengths show through a seal: what a group's writes
+// compress to is told to who sees its journal, unless Compress is off.
+
+// Compression says when payloads are made smaller.
+type Compression uint8
+
+// Modes. CompressAuto packs while nothing waits to be written, on at most one core
+// less than there are, and leaves off for a while when it gains nothing; CompressOff
+// keeps zeros as they come, too.
+const (
+	CompressAuto Compression = iota
+	CompressOff
+	CompressAlways
+)
+
+// Codecs of packed payloads. The numbers are on disk and wire: append-only.
+const (
+	codecNone = 0
+	codecLZ4  = 1
+)
+
+const (
+	minPackedBytes = 2 * pageBytes // less cannot get a page smaller
+	packTries      = 4             // that gained nothing, one after the other, end in
+	packPause      = 256           // payloads that are not tried
+)
+
+var errNoGain = errors.New("packing gains nothing")
+
+// packer packs payloads of one journal. It is safe for concurrent use.
+type packer struct {
+	mode  Compression
+	room  atomic.Int32 // how many may pack at once still
+	vain  atomic.Int32 // tries since the last gain
+	pause atomic.Int32 // payloads to pass over
+	pool  sync.Pool    // of *lz4.Compressor
+}
+
+func newPacker(mode Compression) *packer {
+	p := &packer{mode: mode, pool: sync.Pool{New: func() any { return new(lz4.Compressor) }}}
+	p.room.Store(int32(runtime.GOMAXPROCS(0) - 1))
+	return p
+}
+
+// begin reports that a payload of n bytes is to be tried; end follows then.
+func (p *packer) begin(n int, backlog func() bool) bool {
+	if p.mode == CompressOff || n < minPackedBytes || n > maxPackedBytes {
+		return false
+	}
+	if p.mode == CompressAlways {
+		return true
+	}
+	if p.pause.Load() > 0 {
+		p.pause.Add(-1)
+		return false
+	}
+	if p.room.Add(-1) < 0 || backlog() {
+		p.room.Add(1)
+		return false
+	}
+	return true
+}
+
+func (p *packer) end(gained bool) {
+	if p.mode == CompressAlways {
+		return
+	}
+	p.room.Add(1)
+	if gained {
+		p.vain.Store(0)
+	} else if p.vain.Add(1) >= packTries {
+		p.vain.Store(0)
+		p.pause.Store(packPause)
+	}
+}
+
+// pack is data in at most limit bytes, or errNoGain.
+func (p *packer) pack(data []byte, limit int) ([]byte, error) {
+	c := p.pool.Get().(*lz4.Compressor)
+	defer p.pool.Put(c)
+	out := make([]byte, limit)
+	n, err := c.CompressBlock(data, out)
+	if err != nil || n == 0 || n > limit { // it does not fit
+		return nil, errNoGain
+	}
+	return out[:n:n], nil
+}
+
+// shrink makes r cost less where it may.
+func (j *Journal) shrink(r *record) {
+	if j.packer.mode == CompressOff {
+		return
+	}
+	if allZero(r.data) {
+		if r.kind == KindFill {
+			r.flags |= flagFill
+		}
+		r.kind, r.data, r.cells = KindZero, nil, nil
+		return
+	}
+	if !j.packer.begin(len(r.data), j.backlog) {
+		return
+	}
+	packed, err := j.packer.pack(r.data, len(r.data)-pageBytes)
+	j.packer.end(err == nil)
+	if err != nil {
+		return
+	}
+	r.flags |= flagPacked
+	r.codec, r.data, r.cells = codecLZ4, packed, []uint32{crc32.Checksum(packed, castagnoli)}
+}
+
+// backlog reports that something waits to be written.
+func (j *Journal) backlog() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.pending > 0
+}
+
+// unpack fills dst, whose length is the payload's, from its packed bytes.
+func unpack(codec uint8, dst, packed []byte) error {
+	if codec != codecLZ4 {
+		return fmt.Errorf("payload of codec %d: %w", codec, ErrIncompatible)
+	}
+	n, err := lz4.UncompressBlock(packed, dst)
+	if err != nil {
+		return fmt.Errorf("unpack payload: %w", err)
+	}
+	if n != len(dst) {
+		return fmt.Errorf("unpack payload: %d bytes, want %d", n, len(dst))
+	}
+	return nil
+}
