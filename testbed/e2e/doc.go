@@ -11,11 +11,10 @@
 //	world_test.go     two sites, the link between them, configurations
 //	recorder_test.go  the oracle: what was written, and in which order
 //	oracle_test.go    promise 4: points restore to what was written
+//	fsck_test.go      promise 4: a guest's file system at any point
 //	kill_test.go      promises 2 and 3: kill -9 of a source, embedded
 //	tapped_test.go    promises 2, 3 and 8: kill -9 and SIGSTOP of a source, tapped
 //	outage_test.go    promises 9 and 10: kill -9 of a receiver, a link that is cut
-//	badinput_test.go  wrong keys, strangers, a second daemon, a flipped byte
-//	full_test.go      a disk and a quota without room
 //	badinput_test.go  wrong keys, a stranger, a second daemon, a flipped byte
 //	full_test.go      a data directory without room
 //

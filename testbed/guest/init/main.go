@@ -6,6 +6,7 @@
 //
 //	ping                                        pong
 //	stamp [rate=N] [slots=N] [count=N] [first=K]  stamped K …: one line a durable stamp
+//	files [slots=N] [count=N]                   stamped K …: one line a durable file (files.go)
 //	wait                                        waited last=K: the stamping of count ended
 //	pause                                       paused last=K
 //	verify [upto=K] [slots=N]                   volume 0 max=… for each, then verified max=…

@@ -82,6 +82,8 @@ func (m *machine) do(verb string, p params) error {
 	switch verb {
 	case "stamp":
 		return m.startLoad(p)
+	case "files":
+		return m.startFiles(p)
 	case "verify":
 		return m.verify(p)
 	case "attack":
