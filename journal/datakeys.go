@@ -148,7 +148,7 @@ func (d *dataKeys) unwrapLocked(ring KeyRing, id Identity, name cbt.ID) ([]byte,
 		err := ErrNoKey
 		switch {
 		case d.shredded[w.Key]:
-			err = fmt.Errorf("%w: it was destroyed", ErrNoKey)
+			err = fmt.Errorf("%w: %w", ErrShredded, ErrNoKey)
 		case ring != nil:
 			var raw []byte
 			if raw, err = ring.Unwrap(w.Key, w.Wrapped, w.bound(id)); err == nil {

@@ -359,7 +359,7 @@ func TestFlippedByteIsNamedAndOtherPointsStay(t *testing.T) {
 	if _, err := s.Mark(ctx, control.MarkRequest{Group: "web", Name: "good"}); err != nil {
 		t.Fatal(err)
 	}
-	s.write("web/root", 0xB2, 0, 64<<10)
+	s.write("web/root", 0xB2, 0, 7<<10) // less than would be packed
 	s.stop()
 	s = w.run(c) // what an opening reads again lies after the damage
 	s.awaitState("web", control.StateSynced)

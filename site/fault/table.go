@@ -60,6 +60,11 @@ const (
 	JournalForeign    Code = "AI-E0423"
 	DamageLeft        Code = "AI-E0424"
 
+	KeyMissing   Code = "AI-E0431"
+	KeyWrong     Code = "AI-E0432"
+	KeyDestroyed Code = "AI-E0433"
+	KeySource    Code = "AI-E0434"
+
 	PeerUnreachable Code = "AI-E0501"
 	PeerPin         Code = "AI-E0502"
 	PeerDiverged    Code = "AI-E0503"
