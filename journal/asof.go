@@ -167,6 +167,8 @@ func (a *asOf) readChunk(v volumeBody, p []byte, off int64) error {
 	if e.Length != int64(len(p)) {
 		whole = make([]byte, e.Length)
 	}
+	f := fetches.Get().(*fetch)
+	defer f.free()
 	for i := 0; i < len(sectors); {
 		n := i + 1
 		for n < len(sectors) && sectors[n] == sectors[i] {
@@ -175,10 +177,13 @@ func (a *asOf) readChunk(v volumeBody, p []byte, off int64) error {
 		dst := whole[i*cbt.SectorBytes : n*cbt.SectorBytes]
 		if o := sectors[i]; o < 0 || versions[o].format == valueZero {
 			clear(dst)
-		} else if err := a.fetch(v, versions[o], dst, e.Offset+int64(i)*cbt.SectorBytes); err != nil {
-			return err
+		} else {
+			f.add(&versions[o], dst, e.Offset+int64(i)*cbt.SectorBytes)
 		}
 		i = n
+	}
+	if err := f.run(a, v, nearGap); err != nil {
+		return err
 	}
 	if e.Length != int64(len(p)) {
 		copy(p, whole[off-e.Offset:])
@@ -186,31 +191,7 @@ func (a *asOf) readChunk(v volumeBody, p []byte, off int64) error {
 	return nil
 }
 
-// fetch reads dst, which begins at volume offset off, out of version f, and checks
-// every cell that it touches whole.
-func (a *asOf) fetch(v volumeBody, f found, dst []byte, off int64) error {
-	want := cbt.Extent{Offset: off, Length: int64(len(dst))}
-	at, n := f.storedAt(want)
-	buf := dst
-	if n != want.Length {
-		buf = make([]byte, n)
-	}
-	if err := a.j.readAt(f.file, buf, at); errors.Is(err, ErrClosed) {
-		return err
-	} else if err != nil {
-		return a.damage(v, f, at, err.Error())
-	}
-	plain, e, err := a.openStored(v, f, want, buf)
-	if err != nil {
-		return err
-	}
-	if &plain[0] != &dst[0] {
-		copy(dst, plain[off-e.Offset:])
-	}
-	return nil
-}
-
-func (a *asOf) damage(v volumeBody, f found, at int64, what string) error {
+func (a *asOf) damage(v volumeBody, f *found, at int64, what string) error {
 	i, _ := a.lineage.Owner(f.seq)
 	return &DamageError{Hop: "read", Volume: v.ID, Epoch: i.Epoch, Seq: f.seq, File: f.file.name(), Offset: at, What: what}
 }

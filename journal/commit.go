@@ -238,6 +238,7 @@ func (j *Journal) writeCommit(c *commit) error {
 
 // advance makes w the newest frame. fileMu is held. c is nil for a received frame.
 func (j *Journal) advance(w *written, c *commit) {
+	j.segs.live.Store(w.segment)
 	j.out.at += w.h.Bytes
 	j.out.free -= w.h.Bytes
 	j.out.tail = Position{w.h.Epoch, w.h.Last}

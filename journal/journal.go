@@ -101,6 +101,7 @@ type Journal struct {
 	db       *pebble.DB
 	site     *siteLog
 	segs     *segments
+	deep     deepReader
 	runs     *segments
 	keys     *dataKeys
 	packer   *packer
@@ -345,6 +346,7 @@ func (j *Journal) free() error {
 	j.out.retired = nil
 	j.segs.close()
 	j.runs.close()
+	j.deep.close()
 	if j.site != nil {
 		errs = append(errs, j.site.close())
 	}

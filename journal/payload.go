@@ -43,7 +43,7 @@ func (p place) recordOf(n node) record {
 
 // lies is the volume extent of the bytes that f's place holds and are checked
 // together with those of want: whole cells, a piece, or the record that is packed.
-func (f found) lies(want cbt.Extent) cbt.Extent {
+func (f *found) lies(want cbt.Extent) cbt.Extent {
 	switch {
 	case f.packed():
 		return cbt.Extent{Offset: f.node.offset - f.of.before, Length: f.of.length}
@@ -56,7 +56,7 @@ func (f found) lies(want cbt.Extent) cbt.Extent {
 
 // storedAt is where in f's file the stored bytes begin that a read of want needs,
 // and how many they are.
-func (f found) storedAt(want cbt.Extent) (at, n int64) {
+func (f *found) storedAt(want cbt.Extent) (at, n int64) {
 	if f.packed() {
 		return f.offset, f.stored
 	}
@@ -69,7 +69,7 @@ func (f found) storedAt(want cbt.Extent) (at, n int64) {
 
 // openStored makes the guest's bytes of what storedAt named: buf, which it may
 // change. It returns them, and the extent that they are of.
-func (a *asOf) openStored(v volumeBody, f found, want cbt.Extent, buf []byte) ([]byte, cbt.Extent, error) {
+func (a *asOf) openStored(v volumeBody, f *found, want cbt.Extent, buf []byte) ([]byte, cbt.Extent, error) {
 	at, _ := f.storedAt(want)
 	e, entry := f.lies(want), entryBytes(f.sealed())
 	table := f.crcs

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -122,6 +123,8 @@ type segments struct {
 	open map[uint64]*openSegment
 	tick uint64
 	shut bool // closed for good
+
+	live atomic.Uint64 // the segment that is being written
 }
 
 func newSegments(fs vfs.FS, dir string, name func(uint64) string) *segments {
@@ -130,9 +133,10 @@ func newSegments(fs vfs.FS, dir string, name func(uint64) string) *segments {
 
 type openSegment struct {
 	vfs.File
-	refs int
-	used uint64
-	gone bool // another file has its name now: its last reader closes it
+	direct directFile
+	refs   int
+	used   uint64
+	gone   bool // another file has its name now: its last reader closes it
 }
 
 const maxOpenSegments = 128
