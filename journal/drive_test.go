@@ -18,7 +18,9 @@ type driver struct {
 	t     testing.TB
 	o     Options // with the clock
 	now   *clock
-	depth int // writes that may be under way
+	depth int   // writes that may be under way
+	fold  int64 // Maintenance.FoldBytes; negative: Maintain is not called
+	every int   // Maintain is called after each so many operations as well; 0: only when one says so
 	vols  []cbt.Volume
 
 	j       *running
@@ -44,7 +46,7 @@ type heldView struct {
 
 // newDriver begins a journal of volumes of the given sizes.
 func newDriver(t testing.TB, o Options, sizes []int64) (*driver, error) {
-	d := &driver{t: t, now: &clock{now: fixedTime}, o: o, depth: 4, pins: make(map[string]moment)}
+	d := &driver{t: t, now: &clock{now: fixedTime}, o: o, depth: 4, fold: 1, pins: make(map[string]moment)}
 	d.o.Now = d.now.Now
 	for i, n := range sizes {
 		d.vols = append(d.vols, volume(fmt.Sprintf("v%d", i), n))
@@ -152,7 +154,11 @@ func (d *driver) do(op journaltest.Op) error {
 }
 
 func (d *driver) mark(op journaltest.Op) error {
-	p, err := d.w.Mark(soon(d.t), Mark{Name: op.Name, Pin: op.Kind == journaltest.Pin})
+	site := op.Kind == journaltest.Pin && len(d.pins)%2 == 0 // a pin of this site; else one of the group's
+	p, err := d.w.Mark(soon(d.t), Mark{Name: op.Name, Pin: op.Kind == journaltest.Pin && !site})
+	if err == nil && site {
+		_, err = d.j.Pin(soon(d.t), op.Name, p, false)
+	}
 	if err != nil {
 		return err
 	}
@@ -179,8 +185,27 @@ func (d *driver) reopen() error {
 	return nil
 }
 
-// maintain is for a journal that thins nothing.
-func (d *driver) maintain(int) error { return nil }
+// ladders are what Maintain is asked for: everything; a minute of it, and then less;
+// next to nothing.
+var ladders = []Retention{
+	{},
+	{Ladder: []Rung{{0, time.Minute}, {10 * time.Second, 5 * time.Minute}, {time.Minute, 0}}},
+	{Ladder: []Rung{{0, 5 * time.Second}, {time.Hour, time.Hour}}},
+}
+
+func (d *driver) maintain(ladder int) error {
+	if d.fold < 0 {
+		return nil
+	}
+	r := ladders[ladder]
+	if len(r.Ladder) > 0 { // from now on points may be gone, whatever becomes of the call
+		if h := d.now.Now().Add(-r.Ladder[0].For); h.After(d.horizon) {
+			d.horizon = h
+		}
+	}
+	_, err := d.j.Maintain(soon(d.t), Maintenance{Retention: r, FoldBytes: d.fold})
+	return err
+}
 
 // must says that m has to be a point: it is young enough, pinned, or looked at.
 func (d *driver) must(m moment) bool {
@@ -255,6 +280,9 @@ func checkStatus(v *View, vol cbt.VolumeID, got []byte) error {
 func (d *driver) run(rng *rand.Rand, ops []journaltest.Op) error {
 	for i, op := range ops {
 		err := d.do(op)
+		if err == nil && d.every > 0 && i%d.every == 0 {
+			err = errors.Join(d.land(), d.maintain(i/d.every%len(ladders)))
+		}
 		if err == nil && op.Kind == journaltest.Look {
 			_, err = d.check(d.j.Journal, d.moments[rng.IntN(len(d.moments))])
 		}

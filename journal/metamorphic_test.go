@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -14,13 +15,18 @@ import (
 // configuration is a way to run a journal that must not show in what it gives back.
 type configuration struct {
 	name  string
-	depth int // writes under way
+	depth int   // writes under way
+	fold  int64 // bytes that must have gathered before a fold; negative: never
+	every int   // Maintain is called after each so many operations
 	set   func(*Options)
 }
 
-func (c configuration) options() Options {
+func (c configuration) options(t testing.TB) Options {
 	o := Options{FS: vfs.NewMem(), Create: newIdentity()}
 	c.set(&o)
+	if o.Keys != nil {
+		must(t, o.Keys.(*Keys).Add("tenant", bytes.Repeat([]byte{7}, 32)))
+	}
 	return o
 }
 
@@ -29,11 +35,11 @@ func configurations() []configuration {
 	var out []configuration
 	for i, segment := range []int64{48 << 10, 256 << 10, 1 << 20, 64 << 20} {
 		for _, c := range []configuration{
-			{"process, one write at a time", 0, func(*Options) {}},
-			{"process, 16 writes under way", 16, func(*Options) {}},
-			{"power, one write at a time", 0, func(o *Options) { o.Sync = SyncPower }},
-			{"power, 64 writes under way", 64, func(o *Options) { o.Sync = SyncPower }},
-			{"quota", 8, func(o *Options) { o.QuotaBytes, o.Sync = 1<<30, SyncMode(i%2) }},
+			{"process, one write at a time, never folded", 0, -1, 0, func(o *Options) { o.Compress = CompressOff }},
+			{"process, 16 writes under way, packed, folded at once", 16, 1, 1 + i, func(o *Options) { o.Compress = CompressAlways }},
+			{"power, one write at a time, sealed, folded at once", 0, 1, 5, func(o *Options) { o.Sync, o.Keys, o.Compress = SyncPower, &Keys{}, CompressOff }},
+			{"power, 64 writes under way, packed and sealed, folded late", 64, 1 << 20, 3, func(o *Options) { o.Sync, o.Keys, o.Compress = SyncPower, &Keys{}, CompressAlways }},
+			{"quota, packed now and then, folded when the script says", 8, 1, 0, func(o *Options) { o.QuotaBytes, o.Sync = 1<<30, SyncMode(i%2) }},
 		} {
 			set := c.set
 			c.name = fmt.Sprintf("segments of %d KiB, %s", segment>>10, c.name)
@@ -48,7 +54,7 @@ func configurations() []configuration {
 // journal is configured.
 func TestConfigurationsDoNotShow(t *testing.T) {
 	rng := newSeed(t)
-	shape := journaltest.Shape{Sizes: []int64{1<<20 + 96<<10 + 512, 96 << 10}, MaxWrite: 1 << 20, Ladders: 2}
+	shape := journaltest.Shape{Sizes: []int64{1<<20 + 96<<10 + 512, 96 << 10}, MaxWrite: 1 << 20, Ladders: len(ladders)}
 	ops := journaltest.NewAuthor(rng, shape).Script(scale.Scale(6000) / 20)
 	cs := configurations()
 	if !scale.Sweeps() {
@@ -64,11 +70,11 @@ func TestConfigurationsDoNotShow(t *testing.T) {
 }
 
 func followScript(t *testing.T, c configuration, shape journaltest.Shape, ops []journaltest.Op) error {
-	d, err := newDriver(t, c.options(), shape.Sizes)
+	d, err := newDriver(t, c.options(t), shape.Sizes)
 	if err != nil {
 		return err
 	}
-	d.depth = c.depth
+	d.depth, d.fold, d.every = c.depth, c.fold, c.every
 	if err := d.run(rand.New(rand.NewPCG(1, 1)), ops); err != nil {
 		return err
 	}
