@@ -21,6 +21,8 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 		Configured: string(g.cfg.Role), Volumes: []control.Volume{}, Lineage: []control.Interval{}, Branches: []control.Branch{}}
 	s.machineOf(g, &d)
 	d.Conflict = g.conflict().why
+	d.Retention = retentionTold(g.cfg)
+	d.Maintenance, d.Holds, _ = g.upkeep.look()
 	l, release, err := s.look(g)
 	if err != nil {
 		for _, v := range g.cfg.Volumes {
@@ -29,6 +31,10 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 		return d, nil // the line says why
 	}
 	defer release()
+	d.Usage = usageOf(l.j.Usage())
+	if d.Pins, err = l.pins(); err != nil {
+		return d, explain("list pins of "+g.cfg.Ref(), err)
+	}
 	lineage := l.j.Lineage()
 	for _, i := range lineage {
 		d.Lineage = append(d.Lineage, control.Interval{Epoch: i.Number, ID: i.Epoch.String(), First: uint64(i.First), Last: uint64(i.Last)})
@@ -60,6 +66,18 @@ func (s *Site) machineOf(g *group, d *control.GroupDetail) {
 		d.MachineState = control.MachineUnknown
 		s.o.Log.Warn("look for the machine", "group", g.cfg.Ref(), "machine", d.Machine, "err", err)
 	}
+}
+
+// retentionTold is how a group's history is kept, in the configuration's words.
+func retentionTold(c config.Group) control.Retention {
+	r := control.Retention{History: []control.Rung{}, Lock: time.Duration(c.Lock).Seconds(), Quota: int64(c.Quota), Every: time.Duration(c.Maintenance.Every).Seconds(), Rate: int64(c.Maintenance.Rate)}
+	for _, g := range c.History {
+		r.History = append(r.History, control.Rung{Every: g.Every.String(), For: g.For.String()})
+	}
+	for _, w := range c.Warn {
+		r.Warn = append(r.Warn, int(w))
+	}
+	return r
 }
 
 func kindOf(v config.Volume) string {

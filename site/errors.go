@@ -52,6 +52,9 @@ var codes = []struct {
 	{journal.ErrShredded, fault.KeyDestroyed},
 	{journal.ErrNoKey, fault.KeyMissing},
 	{journal.ErrWrongKey, fault.KeyWrong},
+	{journal.ErrReclaimed, fault.HistoryThinned},
+	{journal.ErrBusy, fault.OperationBusy},
+	{journal.ErrNoPin, fault.PinUnknown},
 	{journal.ErrFailed, fault.JournalStopped},
 	{journal.ErrClosed, fault.JournalStopped},
 	{replicator.ErrHistoryLost, fault.HistoryLost},
@@ -98,6 +101,7 @@ func explain(what string, err error) error {
 	var pin *replicator.PinError
 	var conflict *replicator.Conflict
 	var nowhere *journal.NoPointError
+	var thinned *journal.ReclaimedError
 	var path *fs.PathError
 	switch {
 	case errors.As(err, &damage):
@@ -114,6 +118,8 @@ func explain(what string, err error) error {
 			e = e.Advise("The nearest point before it is #%d.%d, %s; point list shows all.", b.Number, b.Seq, b.Time.Format(timeLayout))
 		}
 		return e
+	case errors.As(err, &thinned):
+		return fault.Wrap(fault.HistoryThinned, what, err).With(thinned)
 	}
 	for _, row := range codes {
 		if errors.Is(err, row.err) {

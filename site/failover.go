@@ -85,11 +85,16 @@ func stale(what string, now control.Plan) error {
 
 func (l *life) claimFailover() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.failover {
+		l.mu.Unlock()
 		return fault.New(fault.OperationBusy, "fail over "+l.cfg.Ref(), "a failover of it is under way")
 	}
 	l.failover = true
+	end := l.upkeeping
+	l.mu.Unlock()
+	if end != nil { // the point must not be thinned between its plan and its promotion
+		end()
+	}
 	return nil
 }
 

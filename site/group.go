@@ -23,6 +23,8 @@ type group struct {
 	dir  string
 	id   journal.Identity
 
+	upkeep upkeep // has its own lock
+
 	mu      sync.Mutex // guards all below
 	life    *life      // nil: the journal is not open
 	failure *fault.Error
@@ -44,6 +46,8 @@ type life struct {
 	role     recovery.Reign
 	reign    *reign // nil: a replica
 	failover bool   // one is under way
+	// upkeeping ends the maintenance that is under way and waits for it; nil: none.
+	upkeeping func()
 
 	crowned chan coronation // what a failover has made, for play
 }
@@ -147,6 +151,10 @@ func (g *group) live(ctx context.Context) (err error) {
 	})
 	eg.Go(func() error {
 		l.noteHeads(ctx)
+		return nil
+	})
+	eg.Go(func() error {
+		l.keepUp(ctx)
 		return nil
 	})
 	g.begin(l)

@@ -85,7 +85,7 @@ var (
 	descMoved     = prometheus.NewDesc("afterimage_replicated_bytes_total", "Bytes of frames moved since the daemon started.", []string{"tenant", "group", "peer", "direction", "kind"}, nil)
 	descPoint     = gauge("last_point_timestamp_seconds", "Time of the newest point; 0 while there is none.", "tenant", "group")
 	descWindow    = gauge("journal_window_seconds", "From the first point to the last.", "tenant", "group")
-	descJournal   = gauge("journal_bytes", "Bytes that the journal took.", "tenant", "group")
+	descJournal   = gauge("journal_bytes", "Bytes that the journal takes on disk.", "tenant", "group")
 	descLimit     = gauge("journal_limit_bytes", "The journal's quota; 0 without one.", "tenant", "group")
 	descSynced    = gauge("synced", "1 while every write is a point.", "tenant", "group")
 	descPrimary   = gauge("primary", "1 where the group is captured.", "tenant", "group")
@@ -99,6 +99,9 @@ var (
 // Describe implements prometheus.Collector.
 func (c *states) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descRPO, descTarget, descBytes, descWrites, descMoved, descPoint, descWindow, descJournal, descLimit, descSynced, descPrimary, descSplit, descLost, descGroupUp, descConnected, descRate} {
+		ch <- d
+	}
+	for _, d := range historyDescs {
 		ch <- d
 	}
 }
@@ -115,8 +118,9 @@ func (c *states) Collect(ch chan<- prometheus.Metric) {
 	set := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	for _, g := range st.Groups {
+	for i, g := range st.Groups {
 		c.group(set, g)
+		c.history(ch, c.site.groups[i], g)
 		for _, l := range g.Lags {
 			ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(l.Moved), g.Tenant, g.Name, l.Peer, l.Direction, "wire")
 		}

@@ -92,6 +92,18 @@ func (r *reached) Points(ctx context.Context, q control.PointsQuery) (control.Po
 	return either(func() (control.Points, error) { return r.site.Points(ctx, q) }, func() (control.Points, error) { return r.daemon.Points(ctx, q) })
 }
 
+func (r *reached) Pin(ctx context.Context, q control.PinRequest) (control.Pin, error) {
+	return either(func() (control.Pin, error) { return r.site.Pin(ctx, q) }, func() (control.Pin, error) { return r.daemon.Pin(ctx, q) })
+}
+
+func (r *reached) Unpin(ctx context.Context, q control.UnpinRequest) (control.Pin, error) {
+	return either(func() (control.Pin, error) { return r.site.Unpin(ctx, q) }, func() (control.Pin, error) { return r.daemon.Unpin(ctx, q) })
+}
+
+func (r *reached) Maintain(ctx context.Context, q control.MaintainRequest, progress func(control.Progress)) (control.Maintained, error) {
+	return either(func() (control.Maintained, error) { return r.site.Maintain(ctx, q, progress) }, func() (control.Maintained, error) { return r.daemon.Maintain(ctx, q, progress) })
+}
+
 func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
 	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
 }

@@ -44,7 +44,7 @@ func pointOf(p journal.Point) control.Point {
 
 // Points implements control.API.
 func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Points, error) {
-	out := control.Points{Group: q.Group, Spans: []control.Span{}, Gaps: []control.Gap{}, Marks: []control.Point{}}
+	out := control.Points{Group: q.Group, Time: s.o.Now(), Kept: []control.Stretch{}, Spans: []control.Span{}, Gaps: []control.Gap{}, Marks: []control.Point{}, Pins: []control.Pin{}}
 	g, err := s.group(q.Group)
 	if err != nil {
 		return out, err
@@ -66,22 +66,18 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 	// Asked before the spans, as in groupStatus: the last life's end is open to the
 	// journal until the next epoch begins, and nothing is captured meanwhile.
 	reigns := l.reigning() != nil
-	spans, err := l.j.Spans(ctx)
+	past, err := l.past(ctx, q.From, q.To)
 	if err != nil {
 		return out, explain("list points of "+out.Group, err)
 	}
-	for _, sp := range spans {
-		first, err := pointAt(ctx, l.j, 0, sp.First.Seq)
-		if err != nil {
-			return out, err
-		}
-		last, err := pointAt(ctx, l.j, 0, sp.Last.Seq)
-		if err != nil {
-			return out, err
-		}
-		out.Spans = append(out.Spans, control.Span{First: bare(first), Last: bare(last), Open: sp.Open && reigns, Ended: string(sp.Ended)})
+	if out.Spans, err = past.ranges(ctx, l.j, q.From, q.To, reigns); err != nil {
+		return out, err
 	}
-	return out, explain("list points of "+out.Group, listHappenings(ctx, l.j, &out))
+	out.Kept = past.stretches(out.Spans)
+	if out.Pins, err = l.pins(); err != nil {
+		return out, explain("list points of "+out.Group, err)
+	}
+	return out, explain("list points of "+out.Group, listHappenings(ctx, l.j, q, &out))
 }
 
 // bare is a point without what a span's end does not need.
@@ -89,8 +85,8 @@ func bare(p journal.Point) control.Point {
 	return control.Point{Epoch: p.Number, Seq: uint64(p.Seq), Time: p.Time}
 }
 
-func listHappenings(ctx context.Context, j *journal.Journal, out *control.Points) error {
-	hs, err := j.Happenings(ctx, time.Time{}, time.Time{})
+func listHappenings(ctx context.Context, j *journal.Journal, q control.PointsQuery, out *control.Points) error {
+	hs, err := j.Happenings(ctx, q.From, q.To)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,11 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	r := l.roleNow()
 	h := l.j.Head()
 	line.Role, line.Since = string(r.Role), r.Since
-	line.Epoch, line.EpochID, line.Seq, line.Durable, line.JournalBytes = h.Number, h.Epoch.String(), uint64(h.Seq), uint64(h.Durable.Seq), h.Bytes
+	line.Epoch, line.EpochID, line.Seq, line.Durable = h.Number, h.Epoch.String(), uint64(h.Seq), uint64(h.Durable.Seq)
+	usage := l.j.Usage()
+	line.JournalBytes = usage.Used
+	_, holds, failure := g.upkeep.look()
+	line.Notices = notices(usage.Used, int64(g.cfg.Quota), g.cfg.Warn, holds, failure)
 	if h.Epoch.IsZero() {
 		line.EpochID = ""
 	}
@@ -198,7 +202,7 @@ func window(ctx context.Context, line *control.Group, j *journal.Journal, spans 
 	if err != nil {
 		return
 	}
-	line.LastPoint, line.WindowSeconds = last.Time, last.Time.Sub(first.Time).Seconds()
+	line.OldestPoint, line.LastPoint, line.WindowSeconds = first.Time, last.Time, last.Time.Sub(first.Time).Seconds()
 }
 
 func lagOf(l replicator.Lag) control.Lag {

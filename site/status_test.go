@@ -142,7 +142,8 @@ func TestMetricsExistFromTheStartAndPassTheLint(t *testing.T) {
 		have[f.GetName()] = true
 	}
 	for _, name := range strings.Fields(`build_info rpo_target_seconds last_point_timestamp_seconds journal_window_seconds journal_bytes journal_limit_bytes
-		split_brain errors_total group_up synced primary resync_read_bytes_total unpinned_callers_total`) {
+		split_brain errors_total group_up synced primary resync_read_bytes_total unpinned_callers_total
+		journal_oldest_point_timestamp_seconds journal_segments journal_runs journal_run_bytes maintenance_runs_total maintenance_failures_total maintenance_bytes_total notices history_lost`) {
 		if !have["afterimage_"+name] {
 			t.Errorf("afterimage_%s is not there", name)
 		}

@@ -66,7 +66,21 @@ type memo struct {
 	Unprotected bool  `json:"unprotected"` // the image holds writes that the journal lacks
 }
 
-func (d *Device) key() string { return "embedded/" + d.o.Volume.ID.String() }
+func (d *Device) key() string { return keyOf(d.o.Volume.ID) }
+
+func keyOf(v cbt.VolumeID) string { return "embedded/" + v.String() }
+
+// Checkpointed is up to where a volume's image holds every write, as Memory has it:
+// an opening replays what the journal has after it. There is none before the first
+// opening.
+func Checkpointed(m cbt.Memory, v cbt.VolumeID) (Place, bool, error) {
+	var was memo
+	ok, err := m.Recall(keyOf(v), &was)
+	if err != nil {
+		return Place{}, false, fmt.Errorf("recall checkpoint of volume %s: %w", v, err)
+	}
+	return was.Place, ok && was.Place != Place{}, nil
+}
 
 // New opens the image and brings it to the journal's head, or the journal to an
 // image that holds more: when it returns, image and head are equal. It opens the

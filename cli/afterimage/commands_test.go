@@ -14,18 +14,24 @@ import (
 
 // commands is a call of every verb that asks a site, by the name of its golden file.
 var commands = map[string][]string{
-	"status":        {"status"},
-	"group-list":    {"group", "list"},
-	"group-show":    {"group", "show", "web"},
-	"peer-list":     {"peer", "list"},
-	"point-list":    {"point", "list", "web", "--at", "name:before-patch"},
-	"point-mark":    {"point", "mark", "web", "--name", "nightly"},
-	"view-serve":    {"view", "serve", "web"},
-	"view-list":     {"view", "list"},
-	"view-close":    {"view", "close", "v1"},
-	"view-restore":  {"view", "restore", "web", "--to", "/srv/root.raw"},
-	"failover-plan": {"failover", "unplanned", "web", "--dry-run"},
-	"failover":      {"failover", "unplanned", "web", "--yes"},
+	"status":                 {"status"},
+	"group-list":             {"group", "list"},
+	"group-show":             {"group", "show", "web"},
+	"peer-list":              {"peer", "list"},
+	"point-list":             {"point", "list", "web", "--at", "name:before-patch"},
+	"point-list-all":         {"point", "list", "web", "--all", "--from", "-7d", "--to", "2026-11-22T12:00:00Z"},
+	"point-pin":              {"point", "pin", "web", "--name", "audit", "--at", "latest"},
+	"point-pin-diff":         {"point", "pin", "web", "--name", "audit", "--diff", "--note", "n"},
+	"point-unpin":            {"point", "unpin", "web", "--name", "audit"},
+	"group-maintain":         {"group", "maintain", "web"},
+	"group-maintain-dry-run": {"group", "maintain", "web", "--dry-run"},
+	"point-mark":             {"point", "mark", "web", "--name", "nightly"},
+	"view-serve":             {"view", "serve", "web"},
+	"view-list":              {"view", "list"},
+	"view-close":             {"view", "close", "v1"},
+	"view-restore":           {"view", "restore", "web", "--to", "/srv/root.raw"},
+	"failover-plan":          {"failover", "unplanned", "web", "--dry-run"},
+	"failover":               {"failover", "unplanned", "web", "--yes"},
 }
 
 func TestTablesAreGolden(t *testing.T) {

@@ -34,6 +34,11 @@ type fake struct {
 var web = control.Group{
 	Tenant: "default", Name: "web", Role: "primary", State: control.StateSynced, Since: at(-86400), Epoch: 3, EpochID: strings.Repeat("ab", 16),
 	Seq: 1200, Durable: 1199, RPOSeconds: ptr(0.35), RPOTarget: 5, BehindWrites: 12, BehindBytes: 49152, WindowSeconds: 93784, LastPoint: at(-1), JournalBytes: 5 << 30, Quota: 100 << 30,
+	OldestPoint: at(-30 * 86400),
+	Notices: []control.Notice{
+		{Level: control.Warning, Text: "83% of the quota of 100GiB is used; at 100% history is thinned, then a gap opens", Hint: "Raise quota:, shorten history:, or let pins go"},
+		{Level: control.Alarm, Code: "AI-E0409", Text: "peer c is cut off: it has nothing after record 3, and history before record 9 was thinned here", Hint: "Nothing is lost here. explain AI-E0409 says what to do"},
+	},
 	Lags: []control.Lag{{Peer: "b", Direction: "out", State: "streaming", RPOSeconds: ptr(0.35), BehindWrites: 12, BehindBytes: 49152, Durable: 1188, Moved: 5 << 30}},
 }
 
@@ -65,7 +70,16 @@ func (f *fake) Group(_ context.Context, name string) (control.GroupDetail, error
 		g := control.Group{Tenant: "acme", Name: "db", Role: "replica", State: control.StateHalted, Detail: f.why(), Halt: f.halt, Epoch: 2, Seq: 9}
 		return control.GroupDetail{Group: g, Configured: "replica", Conflict: f.why()}, f.err
 	}
-	return control.GroupDetail{Group: web, ID: "01", Dir: "/var/lib/afterimage/groups/default/web", Sync: "process", Stall: 0.5, Configured: "primary", Machine: "web1", MachineState: control.MachineRuns, MachinePID: 4712,
+	return control.GroupDetail{Group: web, ID: "01", Dir: "/var/lib/afterimage/groups/default/web", Sync: "process", Stall: 0.5, Configured: "primary",
+		Retention:   control.Retention{History: []control.Rung{{Every: "write", For: "24h"}, {Every: "1m", For: "7d"}, {Every: "1h", For: "ever"}}, Lock: 43200, Quota: 100 << 30, Warn: []int{80, 90}, Every: 60, Rate: 50 << 20},
+		Usage:       taken,
+		Maintenance: control.Maintenance{Last: &maintained, Next: at(20)},
+		Holds: []control.Hold{
+			{Peer: "b", State: control.HoldKept, Cursor: "#3.1188", Level: at(-1), Until: at(3 * 86400), Behind: 49152, For: 259200, Bytes: 200 << 30},
+			{Peer: "c", State: control.HoldLost, Cursor: "#1.3", Level: at(-9 * 86400), Until: at(-6 * 86400), Behind: 90 << 30, For: 259200, Why: "it has nothing after record 3"},
+		},
+		Pins:    []control.Pin{{Name: "audit", Point: control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}, Note: "until 2027"}},
+		Machine: "web1", MachineState: control.MachineRuns, MachinePID: 4712,
 		Volumes: []control.Volume{
 			{Name: "root", ID: "02", Size: 20 << 30, Kind: "embedded", State: "synced", Export: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"},
 			{Name: "data", ID: "03", Size: 3 << 29, Kind: "tapped", State: "broken", Cause: "stall"},
@@ -79,6 +93,16 @@ func (f *fake) Group(_ context.Context, name string) (control.GroupDetail, error
 
 func (f *fake) Points(_ context.Context, q control.PointsQuery) (control.Points, error) {
 	ps := control.Points{Group: "default/web",
+		Time: noon,
+		Kept: []control.Stretch{
+			{First: control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}, Last: control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}, Points: 1, Reasons: []string{"every 1h", "pin audit"}, Volumes: both},
+			hourly(90, -20*86400), hourly(120, -20*86400+3600), hourly(180, -20*86400+7200),
+			{First: control.Point{Epoch: 2, Seq: 2, Time: at(-8 * 86400)}, Last: control.Point{Epoch: 2, Seq: 2, Time: at(-8 * 86400)}, Points: 1, Reasons: []string{"every 1h"}, Volumes: both, Invalid: "run 3 is damaged at 4096"},
+			{First: control.Point{Epoch: 2, Seq: 3, Time: at(-7200)}, Last: control.Point{Epoch: 2, Seq: 900, Time: at(-3600)}, Points: 898, Reasons: []string{"every write"}, Ended: "stall", Volumes: both[:1]},
+			{First: control.Point{Epoch: 3, Seq: 905, Time: at(-3000)}, Last: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Points: 296, Reasons: []string{"every write"}, Open: true, Volumes: both},
+			{First: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, Last: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, Points: 1, Reasons: []string{"view", "mark before-patch"}, Volumes: both},
+		},
+		Pins: []control.Pin{{Name: "audit", Point: control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}, Note: "until 2027"}, {Name: "backup", Point: control.Point{Epoch: 3, Seq: 950, Time: at(-900)}, Diff: true}},
 		Spans: []control.Span{
 			{First: control.Point{Epoch: 2, Seq: 3, Time: at(-7200)}, Last: control.Point{Epoch: 2, Seq: 900, Time: at(-3600)}, Ended: "stall"},
 			{First: control.Point{Epoch: 3, Seq: 905, Time: at(-3000)}, Last: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Open: true},
@@ -91,6 +115,40 @@ func (f *fake) Points(_ context.Context, q control.PointsQuery) (control.Points,
 	}
 	return ps, f.err
 }
+
+var both = []string{"data", "root"}
+
+// hourly is a point that only the ladder keeps.
+func hourly(seq uint64, sec int) control.Stretch {
+	p := control.Point{Epoch: 1, Seq: seq, Time: at(sec)}
+	return control.Stretch{First: p, Last: p, Points: 1, Reasons: []string{"every 1h"}, Volumes: both}
+}
+
+func (f *fake) Pin(_ context.Context, q control.PinRequest) (control.Pin, error) {
+	return control.Pin{Name: q.Name, Point: view.Point, Diff: q.Diff, Note: q.Note, Since: noon}, f.err
+}
+
+func (f *fake) Unpin(_ context.Context, q control.UnpinRequest) (control.Pin, error) {
+	return control.Pin{Name: q.Name, Point: view.Point}, f.err
+}
+
+func (f *fake) Maintain(_ context.Context, q control.MaintainRequest, progress func(control.Progress)) (control.Maintained, error) {
+	m := maintained
+	if m.DryRun = q.DryRun; q.DryRun {
+		m.Folded, m.Merged, m.Written, m.Freed, m.Warning = 0, 0, 0, 0, ""
+		m.Gone = []control.Stretch{{First: control.Point{Epoch: 2, Seq: 3, Time: at(-90000)}, Last: control.Point{Epoch: 2, Seq: 900, Time: at(-86500)}, Points: 898, Reasons: []string{"every write"}}}
+		return m, f.err
+	}
+	for _, done := range []int64{0, 1 << 30, 2 << 30} {
+		progress(control.Progress{Step: "fold", Done: done, Total: 2 << 30})
+	}
+	return m, f.err
+}
+
+var taken = control.Usage{Used: 83 << 30, Quota: 100 << 30, Segments: 1200, Runs: 3, SegmentBytes: 75 << 30, RunBytes: 8 << 30, Oldest: &control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}}
+
+var maintained = control.Maintained{Group: "default/web", Time: at(-40), Seconds: 21.5, Folded: 2 << 30, Merged: 3 << 29, Written: 1 << 30, Freed: 5 << 29, Usage: taken,
+	Warning: "history takes 83 % of its quota"}
 
 func (f *fake) Mark(_ context.Context, q control.MarkRequest) (control.Point, error) {
 	return control.Point{Epoch: 3, Seq: 1201, Time: noon, Marks: []control.Mark{{Name: q.Name}}}, f.err

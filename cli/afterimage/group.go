@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 )
 
@@ -15,6 +17,7 @@ func (w *world) groupCommand() *cli.Command {
 		verb("show", "show a group with its volumes, peers and history", "NAME",
 			"A group of another tenant than default is named TENANT/NAME where the name alone is not unique.",
 			[]string{"afterimage group show web", "afterimage group show acme/db -o json"}, nil, w.groupShow),
+		w.maintainVerb(),
 	)
 }
 
@@ -55,7 +58,8 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 	}
 	b.WriteString(p.groupTable([]control.Group{g.Group}))
 	for _, l := range [][2]string{
-		{"why", g.Detail}, {"conflict", g.Conflict}, {"journal", fmt.Sprintf("%s, %s%s", g.Dir, size(g.JournalBytes), quota(g.Quota))},
+		{"why", g.Detail}, {"conflict", g.Conflict}, {"dir", g.Dir},
+		{"journal", p.usageText(g.Usage)}, {"history", historyText(g.Retention)}, {"upkeep", p.upkeepText(g)},
 		{"answer", fmt.Sprintf("sync %s, stall budget %s", g.Sync, seconds(g.Stall))},
 		{"role", fmt.Sprintf("%s (configured: %s)", g.Role, g.Configured)}, {"machine", machineText(g)},
 	} {
@@ -63,6 +67,7 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			fmt.Fprintf(&b, "%-9s %s\n", l[0], l[1])
 		}
 	}
+	b.WriteString(p.noticeLines(g.Group))
 	if len(g.Volumes) > 0 {
 		t := newTable("VOLUME", "SIZE", "KIND", "STATE", "EXPORT")
 		for _, v := range g.Volumes {
@@ -87,6 +92,26 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			t.row(l.Peer, l.Direction, l.State, r, behind(l.BehindWrites, l.BehindBytes, true), durable, size(int64(l.Moved)), orDash(l.Error))
 		}
 		b.WriteString("\n" + t.String())
+	}
+	if len(g.Holds) > 0 {
+		t := newTable("HOLD", "STATE", "CURSOR", "LEVEL", "UNTIL", "BEHIND", "BOUND")
+		t.tint = func(column int, cell string) string {
+			if column == 1 && cell != control.HoldKept {
+				return p.colored(red, cell)
+			}
+			return cell
+		}
+		for _, h := range g.Holds {
+			bound := duration(h.For)
+			if h.Bytes > 0 {
+				bound += ", " + size(h.Bytes)
+			}
+			t.row(h.Peer, h.State, orDash(h.Cursor), p.when(h.Level), p.when(h.Until), size(h.Behind), bound)
+		}
+		b.WriteString("\n" + t.String())
+	}
+	if len(g.Pins) > 0 {
+		b.WriteString("\n" + p.pinTable(g.Pins))
 	}
 	if len(g.Branches) > 0 {
 		t := newTable("EPOCH", "SITE", "BEGUN", "RECORDS", "LINEAGE", "ID")
@@ -117,9 +142,49 @@ func machineText(g control.GroupDetail) string {
 	return g.Machine + ", " + orDash(g.MachineState)
 }
 
-func quota(n int64) string {
-	if n == 0 {
+// historyText is how a group's history is kept.
+func historyText(r control.Retention) string {
+	var parts []string
+	for _, g := range r.History {
+		if g.For == "ever" {
+			parts = append(parts, fmt.Sprintf("every %s for ever", g.Every))
+		} else {
+			parts = append(parts, fmt.Sprintf("every %s for %s", g.Every, g.For))
+		}
+	}
+	s := strings.Join(parts, ", then ")
+	if r.Lock > 0 {
+		s += "; lock " + duration(r.Lock)
+	}
+	if len(r.Warn) > 0 {
+		var at []string
+		for _, w := range r.Warn {
+			at = append(at, fmt.Sprintf("%d%%", w))
+		}
+		s += "; warns at " + strings.Join(at, " and ") + " of the quota"
+	}
+	return s
+}
+
+// upkeepText is the maintenance: how often, what it did last, what comes next.
+func (p *printer) upkeepText(g control.GroupDetail) string {
+	r, m := g.Retention, g.Maintenance
+	if r.Every == 0 {
 		return ""
 	}
-	return " of " + size(n)
+	s := fmt.Sprintf("every %s, up to %s/s", duration(r.Every), size(r.Rate))
+	switch {
+	case m.Running:
+		s += "; running"
+	case m.Last == nil:
+		s += "; not yet run"
+	default:
+		s += fmt.Sprintf("; last %s: folded %s, merged %s, freed %s in %s", p.when(m.Last.Time), size(m.Last.Folded), size(m.Last.Merged), size(m.Last.Freed), seconds(m.Last.Seconds))
+	}
+	return s
+}
+
+// duration is a span that somebody set: as short as it can be said.
+func duration(s float64) string {
+	return config.Duration(s * float64(time.Second)).String()
 }

@@ -3,19 +3,26 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/novacron/afterimage/site"
+	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 )
 
 func (w *world) pointCommand() *cli.Command {
 	return noun("point", "the moments that can be restored",
-		verb("list", "list spans of points, gaps with their causes, and marks", "NAME",
-			"With --at it also says which point that moment is.",
-			[]string{"afterimage point list web", "afterimage point list web --at -5m"},
-			[]cli.Flag{&cli.StringFlag{Name: "at", Usage: "`MOMENT` to resolve: latest, latest-app, -5m, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"}}, w.pointList),
+		verb("list", "list the points and why they are kept, gaps with their causes, marks and pins", "NAME",
+			"A line is a range in which every record is a point, the points of one rung of the ladder, or a point that is kept for a reason of its own: a pin, an open view, the lock, a peer's cursor, a failover that is not committed. With --at it also says which point that moment is. -o json lists each point.",
+			[]string{"afterimage point list web", "afterimage point list web --at -5m", "afterimage point list web --from -7d --to -24h --all"},
+			[]cli.Flag{
+				&cli.StringFlag{Name: "at", Usage: "`MOMENT` to resolve: latest, latest-app, -5m, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"},
+				&cli.StringFlag{Name: "from", Usage: "`TIME` of the oldest: -7d, or an RFC 3339 time"},
+				&cli.StringFlag{Name: "to", Usage: "`TIME` of the newest: -24h, or an RFC 3339 time"},
+				&cli.BoolFlag{Name: "all", Usage: "a line for each point of a rung"},
+			}, w.pointList),
 		verb("mark", "label the newest point", "NAME",
 			"The mark is part of the history and reaches every peer. Only the primary can set one.",
 			[]string{"afterimage point mark web --name before-patch", "afterimage point mark web --name nightly --app --pin"},
@@ -25,6 +32,7 @@ func (w *world) pointCommand() *cli.Command {
 				&cli.BoolFlag{Name: "pin", Usage: "retention must keep it"},
 				&cli.StringFlag{Name: "note", Usage: "`TEXT` for people"},
 			}, w.pointMark),
+		w.pinVerb(), w.unpinVerb(),
 	)
 }
 
@@ -34,11 +42,19 @@ func (w *world) pointList(c *cli.Context) error {
 			return err
 		}
 	}
+	from, err := w.timeFlag(c, "from")
+	if err != nil {
+		return err
+	}
+	to, err := w.timeFlag(c, "to")
+	if err != nil {
+		return err
+	}
 	_, api, err := w.site(c)
 	if err != nil {
 		return err
 	}
-	ps, err := api.Points(c.Context, control.PointsQuery{Group: c.Args().First(), At: c.String("at")})
+	ps, err := api.Points(c.Context, control.PointsQuery{Group: c.Args().First(), At: c.String("at"), From: from, To: to})
 	if err != nil {
 		return err
 	}
@@ -46,27 +62,32 @@ func (w *world) pointList(c *cli.Context) error {
 	if ps.Resolved != nil {
 		p.resolved(ps.Group, c.String("at"), *ps.Resolved)
 	}
-	return p.data(ps, func() string { return p.pointScreen(ps) })
+	return p.data(ps, func() string { return p.pointScreen(ps, c.Bool("all")) })
 }
 
-func (p *printer) pointScreen(ps control.Points) string {
-	var b strings.Builder
-	if len(ps.Spans) == 0 {
-		b.WriteString("no points\n")
-	} else {
-		t := newTable("FIRST", "TIME", "LAST", "TIME", "POINTS", "ENDED")
-		for i, s := range ps.Spans {
-			ended := orDash(s.Ended)
-			switch {
-			case s.Open:
-				ended = "still growing"
-			case s.Ended == "" && i < len(ps.Spans)-1: // no gap: the next one covers others
-				ended = "the volumes change"
-			}
-			t.row(seqName(s.First), p.when(s.First.Time), seqName(s.Last), p.when(s.Last.Time), fmt.Sprint(s.Last.Seq-s.First.Seq+1), ended)
-		}
-		b.WriteString(t.String())
+// timeFlag is a bound of a list: a span back from now, or a time.
+func (w *world) timeFlag(c *cli.Context, name string) (time.Time, error) {
+	s := c.String(name)
+	if s == "" {
+		return time.Time{}, nil
 	}
+	if back, ok := strings.CutPrefix(s, "-"); ok {
+		var d config.Duration
+		if err := d.UnmarshalText([]byte(back)); err != nil {
+			return time.Time{}, usage("--%s %s: %v", name, s, err)
+		}
+		return w.now().Add(-time.Duration(d)), nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return t, usage("--%s %q is neither a span back from now, such as -7d, nor an RFC 3339 time", name, s)
+	}
+	return t, nil
+}
+
+func (p *printer) pointScreen(ps control.Points, all bool) string {
+	var b strings.Builder
+	b.WriteString(p.keptTable(ps, all))
 	if len(ps.Gaps) > 0 {
 		t := newTable("GAP", "SINCE", "VOLUME", "CAUSE", "DETAIL")
 		for _, g := range ps.Gaps {
@@ -82,6 +103,9 @@ func (p *printer) pointScreen(ps control.Points) string {
 			}
 		}
 		b.WriteString("\n" + t.String())
+	}
+	if len(ps.Pins) > 0 {
+		b.WriteString("\n" + p.pinTable(ps.Pins))
 	}
 	return b.String()
 }

@@ -110,11 +110,33 @@ func (p *printer) statusScreen(s control.Status) string {
 		} else if g.Detail != "" {
 			fmt.Fprintf(&b, "%s/%s: %s\n", g.Tenant, g.Name, g.Detail)
 		}
+		b.WriteString(p.noticeLines(g))
 	}
 	if len(s.Peers) > 0 {
 		b.WriteString("\n" + p.peerTable(s.Peers))
 	}
 	return b.String()
+}
+
+// noticeLines are what somebody should know of a group, one line each, the gravest
+// first.
+func (p *printer) noticeLines(g control.Group) string {
+	var alarms, warnings strings.Builder
+	for _, n := range g.Notices {
+		at, word, color := &warnings, "warning", yellow
+		if n.Level == control.Alarm {
+			at, word, color = &alarms, "ALARM", red
+		}
+		text := n.Text
+		if n.Hint != "" {
+			text += ". " + n.Hint
+		}
+		if n.Code != "" {
+			text += " (" + n.Code + ")"
+		}
+		fmt.Fprintf(at, "%s %s/%s: %s\n", p.colored(color, word), g.Tenant, g.Name, text)
+	}
+	return alarms.String() + warnings.String()
 }
 
 // alarm says loudly that a group is halted, and why.

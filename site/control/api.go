@@ -14,6 +14,11 @@ type API interface {
 	Group(ctx context.Context, name string) (GroupDetail, error)
 	// Points lists what can be restored; with At it resolves that moment.
 	Points(ctx context.Context, q PointsQuery) (Points, error)
+	// Pin keeps a point from being thinned at this site, Unpin lets it go.
+	Pin(ctx context.Context, q PinRequest) (Pin, error)
+	Unpin(ctx context.Context, q UnpinRequest) (Pin, error)
+	// Maintain folds, merges, thins and frees now, or says what it would.
+	Maintain(ctx context.Context, q MaintainRequest, progress func(Progress)) (Maintained, error)
 	// Mark labels the newest point of a group that is primary here.
 	Mark(ctx context.Context, q MarkRequest) (Point, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with
@@ -72,10 +77,12 @@ type Group struct {
 	BehindBytes   int64     `json:"behind_bytes"`
 	WindowSeconds float64   `json:"window_seconds"` // from the first point to the last
 	LastPoint     time.Time `json:"last_point,omitzero"`
-	JournalBytes  int64     `json:"journal_bytes"`
+	OldestPoint   time.Time `json:"oldest_point,omitzero"`
+	JournalBytes  int64     `json:"journal_bytes"` // on disk
 	Quota         int64     `json:"quota_bytes,omitempty"`
 	Error         any       `json:"error,omitempty"` // *fault.Error of a failed group
 	Lags          []Lag     `json:"lags,omitempty"`
+	Notices       []Notice  `json:"notices,omitempty"`
 }
 
 // Words for Group.State.
@@ -141,6 +148,13 @@ type GroupDetail struct {
 	Lineage    []Interval `json:"lineage"`
 	Branches   []Branch   `json:"branches"`
 	Conflict   string     `json:"conflict,omitempty"`
+
+	Retention   Retention   `json:"retention"`
+	Usage       Usage       `json:"usage"`
+	Maintenance Maintenance `json:"maintenance"`
+	Holds       []Hold      `json:"holds,omitempty"`
+	Pins        []Pin       `json:"pins,omitempty"`
+
 	// Machine is what a failover here starts.
 	Machine      string `json:"machine,omitempty"`
 	MachineState string `json:"machine_state,omitempty"` // see the Machine words
@@ -198,15 +212,22 @@ type Mark struct {
 type PointsQuery struct {
 	Group string `json:"group"`
 	At    string `json:"at,omitempty"`
+	// From and To bound the times of what is listed; zero: no bound.
+	From time.Time `json:"from,omitzero"`
+	To   time.Time `json:"to,omitzero"`
 }
 
-// Points are a group's spans, gaps and marks, oldest first.
+// Points are a group's points and why they are kept, gaps, marks and pins, oldest
+// first.
 type Points struct {
-	Group    string  `json:"group"`
-	Resolved *Point  `json:"resolved,omitempty"` // of the query's At
-	Spans    []Span  `json:"spans"`
-	Gaps     []Gap   `json:"gaps"`
-	Marks    []Point `json:"marks"`
+	Group    string    `json:"group"`
+	Time     time.Time `json:"time"`               // of this list
+	Resolved *Point    `json:"resolved,omitempty"` // of the query's At
+	Kept     []Stretch `json:"kept"`
+	Spans    []Span    `json:"spans"` // ranges in which every record is a point
+	Gaps     []Gap     `json:"gaps"`
+	Marks    []Point   `json:"marks"`
+	Pins     []Pin     `json:"pins"`
 }
 
 // Span is a range in which every record is a point.

@@ -164,6 +164,21 @@ func (c *Client) Points(ctx context.Context, q PointsQuery) (p Points, err error
 	return p, c.call(ctx, http.MethodPost, "/v1/points", q, &p)
 }
 
+// Pin implements API.
+func (c *Client) Pin(ctx context.Context, q PinRequest) (p Pin, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/pin", q, &p)
+}
+
+// Unpin implements API.
+func (c *Client) Unpin(ctx context.Context, q UnpinRequest) (p Pin, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/unpin", q, &p)
+}
+
+// Maintain implements API.
+func (c *Client) Maintain(ctx context.Context, q MaintainRequest, progress func(Progress)) (r Maintained, err error) {
+	return r, c.follow(ctx, "/v1/maintain", q, each(progress), &r)
+}
+
 // Mark implements API.
 func (c *Client) Mark(ctx context.Context, q MarkRequest) (p Point, err error) {
 	return p, c.call(ctx, http.MethodPost, "/v1/mark", q, &p)

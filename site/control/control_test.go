@@ -34,6 +34,14 @@ func (e *echo) Group(_ context.Context, name string) (GroupDetail, error) {
 func (e *echo) Points(_ context.Context, q PointsQuery) (Points, error) {
 	return Points{Group: q.Group + "@" + q.At}, e.err
 }
+func (e *echo) Pin(_ context.Context, q PinRequest) (Pin, error) {
+	return Pin{Name: q.Name + "@" + q.At, Diff: q.Diff, Note: q.Note}, e.err
+}
+func (e *echo) Unpin(_ context.Context, q UnpinRequest) (Pin, error) { return Pin{Name: q.Name}, e.err }
+func (e *echo) Maintain(_ context.Context, q MaintainRequest, progress func(Progress)) (Maintained, error) {
+	progress(Progress{Step: "fold", Done: 1, Total: 2})
+	return Maintained{Group: q.Group, DryRun: q.DryRun}, e.err
+}
 func (e *echo) Mark(_ context.Context, q MarkRequest) (Point, error) {
 	return Point{Seq: 9, Marks: []Mark{{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note}}}, e.err
 }
@@ -103,8 +111,17 @@ func every(c API) map[string]func() (any, error) {
 	return map[string]func() (any, error){
 		"Status": func() (any, error) { return c.Status(ctx) },
 		"Group":  func() (any, error) { return c.Group(ctx, "t/web") },
-		"Points": func() (any, error) { return c.Points(ctx, PointsQuery{"web", "#3"}) },
-		"Mark":   func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
+		"Points": func() (any, error) {
+			return c.Points(ctx, PointsQuery{Group: "web", At: "#3", From: time.Unix(7, 0).UTC()})
+		},
+		"Pin":   func() (any, error) { return c.Pin(ctx, PinRequest{"web", "x", "#3", true, "n"}) },
+		"Unpin": func() (any, error) { return c.Unpin(ctx, UnpinRequest{"web", "x"}) },
+		"Maintain": func() (any, error) {
+			var seen []Progress
+			r, err := c.Maintain(ctx, MaintainRequest{Group: "web", DryRun: true}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"Mark": func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
 		"Serve": func() (any, error) {
 			var seen []View
 			err := c.Serve(ctx, ServeRequest{Group: "web"}, func(v View) { seen = append(seen, v) })

@@ -77,6 +77,11 @@ func (s *Server) routes() http.Handler {
 	})
 	post("/v1/points", asked(func(ctx context.Context, q PointsQuery) (any, error) { return s.api.Points(ctx, q) }))
 	post("/v1/mark", asked(func(ctx context.Context, q MarkRequest) (any, error) { return s.api.Mark(ctx, q) }))
+	post("/v1/pin", asked(func(ctx context.Context, q PinRequest) (any, error) { return s.api.Pin(ctx, q) }))
+	post("/v1/unpin", asked(func(ctx context.Context, q UnpinRequest) (any, error) { return s.api.Unpin(ctx, q) }))
+	m.HandleFunc("POST /v1/maintain", s.long(asked(func(ctx context.Context, q MaintainRequest) (any, error) {
+		return s.api.Maintain(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
 	post("/v1/failover/plan", asked(func(ctx context.Context, q FailoverRequest) (any, error) { return s.api.PlanFailover(ctx, q) }))
 	m.HandleFunc("POST /v1/views", s.long(asked(func(ctx context.Context, q ServeRequest) (any, error) {
 		return struct{}{}, s.api.Serve(ctx, q, func(v View) { tell(ctx, v) })

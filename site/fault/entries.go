@@ -111,6 +111,10 @@ var table = []Entry{
 		"The group has no history here: its daemon was never started.",
 		"Start the daemon; a replica's history begins with its primary's first session."},
 
+	{PinUnknown, ExitNotFound, "no such pin",
+		"The group has no pin of that name at this site. Pins are each site's own; a mark set with point mark --pin is part of the history and not one of them.",
+		"point list shows the pins."},
+
 	{JournalDamage, ExitVerification, "damage in the journal",
 		"Bytes read from the journal are not those that were written: the text names volume, seq, file and offset. Other points stay usable.",
 		"Restore another point or the same point from a peer; check the disk under the journal."},
@@ -135,6 +139,9 @@ var table = []Entry{
 	{JournalStopped, ExitFailed, "the journal stopped",
 		"The journal met an error that it must not go on from, such as a failed fsync.",
 		"Look at the daemon's log and at the disk under the journal; the group is opened again by itself."},
+	{HistoryThinned, ExitNotFound, "that part of history was thinned",
+		"The moment is older than what every write is kept for: of that time only the points that the ladder (history:), pins and other uses keep are left. A peer whose cursor lies there cannot go on record by record.",
+		"point list shows the points that are left; take the nearest. For a peer: nothing is lost at the site that sends, and what the peer holds stays readable. This release cannot bring it up to date without the records in between: keep more for it beforehand (hold: of the peer, or history: with a longer first rung), and until then use the sending site's own points."},
 	{JournalRolledBack, ExitVerification, "the journal is older than it was",
 		"A file of the journal, or its site log, verifies but is as it was at an earlier time: what the index, the clean close or a peer remembers as durable is not in it. Usually a backup or a snapshot of the directory was put back.",
 		"Do not delete anything. Put the newer files back if they exist. Otherwise stop the daemon and run group recover NAME --accept-loss: a peer that holds more gives it back."},

@@ -45,6 +45,7 @@ const (
 	NotPrimary     Code = "AI-E0307"
 	MarkName       Code = "AI-E0308"
 	JournalAbsent  Code = "AI-E0309"
+	PinUnknown     Code = "AI-E0310"
 
 	JournalDamage  Code = "AI-E0401"
 	JournalLocked  Code = "AI-E0402"
@@ -54,6 +55,8 @@ const (
 	JournalFormat  Code = "AI-E0406"
 	RestoreDiffers Code = "AI-E0407"
 	JournalStopped Code = "AI-E0408"
+
+	HistoryThinned Code = "AI-E0409"
 
 	JournalRolledBack Code = "AI-E0421"
 	SegmentMissing    Code = "AI-E0422"

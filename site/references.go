@@ -1,0 +1,163 @@
+package site
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/novacron/afterimage/cbt/embedded"
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
+)
+
+// references is what the group at this site needs of its past whatever the ladder
+// says, beside pins and views, which the journal knows itself:
+//
+//	cursor PEER           what a peer lacks, within its hold
+//	cursor disk VOLUME    what an embedded image lacks, should it be opened again
+//	uncommitted failover  the fork and all after it: rollback must be possible
+//
+// and what is held for which peer, for people.
+func (l *life) references(ctx context.Context, now time.Time) ([]journal.Reference, []control.Hold, error) {
+	refs, err := l.ownReferences()
+	if err != nil || !l.roleNow().Role.Captures() {
+		return refs, nil, err
+	}
+	var holds []control.Hold
+	head, frames := l.j.Head(), l.j.Usage().FramesFrom
+	lags := l.site.lagsOf(l.group)
+	numbers := epochNumbers(l.j)
+	for _, name := range l.cfg.Peers {
+		peer, ok := l.site.cfg.Peer(name)
+		if !ok {
+			continue
+		}
+		r, err := l.reachOf(name, lagTo(lags, name), head, now)
+		if err != nil {
+			return nil, nil, err
+		}
+		h, ref := holdOf(*peer.Hold, r, head, frames, now)
+		h.Peer = name
+		if !r.At.IsZero() {
+			h.Cursor = fmt.Sprintf("#%d.%d", numbers[r.At.Epoch], r.At.Seq)
+		}
+		holds = append(holds, h)
+		if ref != nil {
+			ref.Name = name
+			refs = append(refs, *ref)
+		}
+	}
+	return refs, holds, ctx.Err()
+}
+
+// ownReferences are those of this site's disks and failovers.
+func (l *life) ownReferences() ([]journal.Reference, error) {
+	var refs []journal.Reference
+	p, known, err := recovery.Newest(l.j)
+	if err != nil {
+		return nil, err
+	}
+	if known && p.State == recovery.PromotionBegun {
+		refs = append(refs, journal.Reference{Kind: journal.ReferenceUncommitted, Name: "failover", At: p.Order.Point})
+	}
+	r := l.roleNow()
+	if r.Role == recovery.Uncommitted && !r.From.IsZero() {
+		refs = append(refs, journal.Reference{Kind: journal.ReferenceUncommitted, Name: "failover", At: r.From})
+	}
+	if r.Role != recovery.Primary {
+		return refs, nil
+	}
+	for _, c := range l.cfg.Volumes {
+		if c.Embedded == nil {
+			continue
+		}
+		place, ok, err := embedded.Checkpointed(l.j, volumeOf(l.cfg, c).ID)
+		if err != nil {
+			return nil, err
+		}
+		at, err := positionOf(place)
+		if ok && err == nil && l.j.Lineage().Holds(at) {
+			refs = append(refs, journal.Reference{Kind: journal.ReferenceCursor, Name: "disk " + c.Name, At: at})
+		}
+	}
+	return refs, nil
+}
+
+// reach is how far a peer was known to be, as the site log keeps it.
+type reach struct {
+	At    journal.Position `json:"at"`    // durable there; zero: nothing yet
+	Level time.Time        `json:"level"` // it has everything that was captured until then
+	Total int64            `json:"total"` // bytes of history up to At
+}
+
+// reachKey is where the site log keeps a peer's reach.
+func reachKey(peer string) string { return "reach/" + peer }
+
+func lagTo(lags []replicator.Lag, peer string) *replicator.Lag {
+	for i, lag := range lags {
+		if lag.Peer == peer && lag.Direction == replicator.Outbound {
+			return &lags[i]
+		}
+	}
+	return nil
+}
+
+// reachOf is the newest that is known of a peer, which is remembered: after a
+// restart with the peer away its hold goes on and does not begin anew.
+func (l *life) reachOf(peer string, lag *replicator.Lag, head journal.Head, now time.Time) (reach, error) {
+	var was reach
+	known, err := l.j.Recall(reachKey(peer), &was)
+	if err != nil {
+		return was, fmt.Errorf("recall the reach of peer %s: %w", peer, err)
+	}
+	r := reachFrom(was, known, lag, head, now)
+	if r != was || !known {
+		if err := l.j.Remember(reachKey(peer), r); err != nil {
+			return r, fmt.Errorf("remember the reach of peer %s: %w", peer, err)
+		}
+	}
+	return r, nil
+}
+
+// reachFrom is what is known now, given what was remembered. It is pure.
+func reachFrom(was reach, known bool, lag *replicator.Lag, head journal.Head, now time.Time) reach {
+	r := was
+	if !known { // of a peer that never came nothing is held back before it was configured
+		r = reach{Level: now}
+	}
+	if lag != nil && !lag.Durable.IsZero() {
+		r.At, r.Total = lag.Durable.Position, max(0, head.Bytes-lag.Bytes)
+		if lag.Known {
+			r.Level = now.Add(-lag.RPO)
+		}
+	}
+	if r.At == head.Position && !r.At.IsZero() { // nothing was written since: it lacks nothing
+		r.Level, r.Total = now, head.Bytes
+	}
+	return r
+}
+
+// holdOf judges what is kept for a peer and gives the reference that keeps it; nil
+// where the peer is beyond its hold. frames is the first record that can still be
+// sent. It is pure.
+func holdOf(c config.Hold, r reach, head journal.Head, frames journal.Position, now time.Time) (control.Hold, *journal.Reference) {
+	h := control.Hold{State: control.HoldKept, Level: r.Level, Until: r.Level.Add(time.Duration(c.For)), Behind: max(0, head.Bytes-r.Total),
+		For: time.Duration(c.For).Seconds(), Bytes: int64(c.Bytes)}
+	switch {
+	case frames.Seq > r.At.Seq+1:
+		h.State, h.Why = control.HoldLost, fmt.Sprintf("it has nothing after record %d, and history before record %d was thinned here", r.At.Seq, frames.Seq)
+		return h, nil
+	case r.At == head.Position:
+		h.State, h.Until = control.HoldLevel, time.Time{}
+	case now.After(h.Until):
+		h.State, h.Why = control.HoldBeyond, fmt.Sprintf("it has nothing after %s, longer ago than its hold of %s", r.Level.Format(timeLayout), c.For)
+		return h, nil
+	case c.Bytes > 0 && h.Behind > int64(c.Bytes):
+		h.State, h.Why = control.HoldBeyond, fmt.Sprintf("it lacks %s, more than its hold of %s", bytesText(h.Behind), c.Bytes)
+		return h, nil
+	}
+	return h, &journal.Reference{Kind: journal.ReferenceCursor, At: r.At, Until: r.Level.Add(time.Duration(c.For))}
+}
