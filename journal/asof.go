@@ -18,13 +18,7 @@ type asOf struct {
 }
 
 func (j *Journal) reader(l Lineage) *asOf {
-	a := &asOf{j: j, lineage: l}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, i := range l {
-		a.ordinals = append(a.ordinals, j.ordinalLocked(i.Epoch))
-	}
-	return a
+	return &asOf{j: j, lineage: l, ordinals: j.ordinalsOf(l)}
 }
 
 // seek is the first key that may hold the newest visible version of n.

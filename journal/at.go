@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -135,19 +137,14 @@ func (j *Journal) resolve(ctx context.Context, a At) (Point, error) {
 
 // newestUpTo is the newest point of l not after seq s.
 func (j *Journal) newestUpTo(ctx context.Context, l Lineage, s Seq) (Point, error) {
-	spans, err := j.spans(l)
+	span, any, err := j.lastSpan(l.Until(s))
 	if err != nil {
 		return Point{}, err
 	}
-	for k := len(spans) - 1; k >= 0; k-- {
-		if spans[k].First.Seq > s {
-			continue
-		}
-		q := min(s, spans[k].Last.Seq)
-		i, _ := l.Owner(q)
-		return j.describe(ctx, spans[k], Position{i.Epoch, q})
+	if !any {
+		return Point{}, &NoPointError{Why: "no volume was synced before it"}
 	}
-	return Point{}, &NoPointError{Why: "no volume was synced before it"}
+	return j.describe(ctx, span, span.Last)
 }
 
 // atTime is the point that shows the group as of t; a time inside a gap has none.
@@ -181,16 +178,40 @@ func (j *Journal) atSeq(ctx context.Context, l Lineage, a At) (Point, error) {
 }
 
 // findMark is the newest mark of a name, or the newest application-consistent one.
+// Only records whose bytes hold what is looked for are decoded.
 func (j *Journal) findMark(l Lineage, a At) (at Seq, ok bool, err error) {
-	err = j.eachHappening(KindMark, l, func(_ Interval, s Seq, h happening) error {
-		var m Mark
-		if err := decodeBody(h.Body, &m); err != nil {
-			return fmt.Errorf("read catalogue: mark record %d: %w", s, err)
+	holds := []byte(`"app":true`)
+	if a.kind != atLatestApp {
+		holds = encodeBody(a.name)
+	}
+	it, err := j.iterate(happenKey(KindMark, 0, 0), happenKey(KindMark+1, 0, 0))
+	if err != nil {
+		return 0, false, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	ordinals := j.ordinalsOf(l)
+	for i := len(l) - 1; i >= 0; i-- {
+		for there := it.SeekLT(happenKey(KindMark, ordinals[i], l[i].Last+1)); there; there = it.Prev() {
+			ordinal, s := happenedAt(it.Key())
+			if ordinal != ordinals[i] || s < l[i].First {
+				for i > 0 && ordinals[i-1] > ordinal { // epochs without a mark
+					i--
+				}
+				break
+			}
+			if !bytes.Contains(it.Value(), holds) {
+				continue
+			}
+			var h happening
+			var m Mark
+			j.decoded.Add(1)
+			if err := errors.Join(json.Unmarshal(it.Value(), &h), decodeBody(h.Body, &m)); err != nil {
+				return 0, false, fmt.Errorf("read catalogue: mark record %d: %w", s, err)
+			}
+			if (a.kind == atLatestApp && m.App) || (a.kind != atLatestApp && m.Name == a.name) {
+				return s, true, nil
+			}
 		}
-		if (a.kind == atLatestApp && m.App) || (a.kind != atLatestApp && m.Name == a.name) {
-			at, ok = s, true
-		}
-		return nil
-	})
-	return at, ok, err
+	}
+	return 0, false, it.Error()
 }

@@ -132,15 +132,22 @@ func (j *Journal) eachHappening(k Kind, l Lineage, f func(Interval, Seq, happeni
 		return err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
-	for _, i := range l {
-		ordinal := j.ordinalOf(i.Epoch)
-		for ok := it.SeekGE(happenKey(k, ordinal, i.First)); ok; ok = it.Next() {
-			key := it.Key()
-			s := Seq(binary.BigEndian.Uint64(key[7:]))
-			if binary.BigEndian.Uint32(key[3:]) != ordinal || s > i.Last {
+	ordinals := j.ordinalsOf(l)
+	for n := 0; n < len(l); n++ {
+		i := l[n]
+		for ok := it.SeekGE(happenKey(k, ordinals[n], i.First)); ; ok = it.Next() {
+			if !ok {
+				return it.Error() // nothing newer
+			}
+			ordinal, s := happenedAt(it.Key())
+			if ordinal != ordinals[n] || s > i.Last {
+				for n+1 < len(l) && ordinals[n+1] < ordinal { // epochs without such a record
+					n++
+				}
 				break
 			}
 			var h happening
+			j.decoded.Add(1)
 			if err := json.Unmarshal(it.Value(), &h); err != nil {
 				return fmt.Errorf("read catalogue: %s record %d: %w", k, s, err)
 			}
@@ -150,6 +157,26 @@ func (j *Journal) eachHappening(k Kind, l Lineage, f func(Interval, Seq, happeni
 		}
 	}
 	return it.Error()
+}
+
+// happenedAt is the epoch and seq of a happenKey.
+func happenedAt(k []byte) (ordinal uint32, s Seq) {
+	return binary.BigEndian.Uint32(k[3:]), Seq(binary.BigEndian.Uint64(k[7:]))
+}
+
+// ordinalsOf is the ordinals of l's epochs. They rise along a lineage.
+func (j *Journal) ordinalsOf(l Lineage) []uint32 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	out := make([]uint32, len(l))
+	o := len(j.branches)
+	for n := len(l) - 1; n >= 0; n-- {
+		for o > 0 && j.branches[o-1].ID != l[n].Epoch {
+			o--
+		}
+		out[n] = uint32(o)
+	}
+	return out
 }
 
 // ordinalOf is the index's small number of an epoch; 0 when it is not held.

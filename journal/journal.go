@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -112,6 +113,8 @@ type Journal struct {
 
 	fileMu sync.Mutex // held by whoever writes a frame; guards out
 	out    output
+
+	decoded atomic.Int64 // records of the catalogue read: what look-ups cost
 
 	mu       sync.Mutex // guards all below
 	changed  chan struct{}

@@ -44,9 +44,13 @@ type turn struct {
 // spansOf runs the rule of when there are points over a lineage's turns. A group
 // has points while all of its members are synced; a volume is a member from when it
 // is added, but one that joins while there are points is one only from its first
-// synced record. An epoch's first record closes every interval. It is pure.
-func spansOf(l Lineage, turns []turn, carry bool) []Span {
+// synced record. An epoch's first record closes every interval. before is
+// the members that there were before the first turn. It is pure.
+func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span {
 	members, synced := make(map[cbt.VolumeID]bool), make(map[cbt.VolumeID]bool)
+	for _, v := range before {
+		members[v] = true
+	}
 	var spans []Span
 	open := false
 	end := func(s Seq, c cbt.Cause, detail string) {
@@ -98,7 +102,18 @@ func spansOf(l Lineage, turns []turn, carry bool) []Span {
 
 // spans is the points of a lineage.
 func (j *Journal) spans(l Lineage) ([]Span, error) {
+	turns, err := j.turns(l, nil)
+	if err != nil {
+		return nil, err
+	}
+	return spansOf(l, turns, nil, j.o.faults.carrySynced), nil
+}
+
+// turns is what opens, closes or changes spans in l, in order. before is the
+// volumes, by ordinal, that were there before l.
+func (j *Journal) turns(l Lineage, before map[uint32]cbt.VolumeID) ([]turn, error) {
 	vs := make(map[uint32]cbt.VolumeID)
+	maps.Copy(vs, before)
 	var turns []turn
 	for _, k := range []Kind{KindVolume, KindEpoch, KindSynced, KindGap} {
 		err := j.eachHappening(k, l, func(i Interval, s Seq, h happening) error {
@@ -126,7 +141,7 @@ func (j *Journal) spans(l Lineage) ([]Span, error) {
 		}
 	}
 	slices.SortFunc(turns, func(a, b turn) int { return cmp.Compare(a.seq, b.seq) })
-	return spansOf(l, turns, j.o.faults.carrySynced), nil
+	return turns, nil
 }
 
 // Spans lists where there are points in the current lineage, oldest first.
@@ -158,21 +173,21 @@ func (j *Journal) pointAt(ctx context.Context, p Position) (Point, error) {
 	if err != nil {
 		return Point{}, err
 	}
-	spans, err := j.spans(l)
+	span, any, err := j.lastSpan(l)
 	if err != nil {
 		return Point{}, err
 	}
-	if n := len(spans); n == 0 || !spans[n-1].Open {
+	if !any || !span.Open {
 		e := &NoPointError{At: p.String(), Why: "no volume was synced before it"}
-		if n > 0 {
-			e.Why = fmt.Sprintf("it lies in a gap: %s %s", spans[n-1].Ended, spans[n-1].Detail)
-			if b, err := j.describe(ctx, spans[n-1], spans[n-1].Last); err == nil {
+		if any {
+			e.Why = fmt.Sprintf("it lies in a gap: %s %s", span.Ended, span.Detail)
+			if b, err := j.describe(ctx, span, span.Last); err == nil {
 				e.Before = &b
 			}
 		}
 		return Point{}, e
 	}
-	return j.describe(ctx, spans[len(spans)-1], p)
+	return j.describe(ctx, span, p)
 }
 
 func (j *Journal) describe(ctx context.Context, s Span, p Position) (Point, error) {

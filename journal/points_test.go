@@ -49,7 +49,7 @@ func TestSpansOf(t *testing.T) {
 		{"a gap of a volume that is not synced", one, []turn{at(2, KindVolume, a), gap(4, a), at(5, KindSynced, a)}, []string{"5-50 1 open"}},
 	} {
 		var got []string
-		for _, s := range spansOf(c.l, c.turns, false) {
+		for _, s := range spansOf(c.l, c.turns, nil, false) {
 			end := string(s.Ended)
 			if s.Open {
 				end = "open"

@@ -160,8 +160,12 @@ func (j *Journal) checkIndexFormat() error {
 	return errors.Join(err, closer.Close())
 }
 
-func (j *Journal) scanPrefix(prefix byte, f func(k, v []byte) error) (err error) {
-	it, err := j.iterate([]byte{prefix}, []byte{prefix + 1})
+func (j *Journal) scanPrefix(prefix byte, f func(k, v []byte) error) error {
+	return j.scanRange([]byte{prefix}, []byte{prefix + 1}, f)
+}
+
+func (j *Journal) scanRange(lower, upper []byte, f func(k, v []byte) error) (err error) {
+	it, err := j.iterate(lower, upper)
 	if err != nil {
 		return err
 	}
@@ -447,11 +451,7 @@ func (j *Journal) setLineage() error {
 
 // scanVolumeOrdinals finds the highest ordinal ever given, in any branch.
 func (j *Journal) scanVolumeOrdinals() error {
-	lo, hi := happenKey(KindVolume, 0, 0), happenKey(KindVolume+1, 0, 0)
-	return j.scanPrefix(prefixHappen, func(k, v []byte) error {
-		if string(k) < string(lo) || string(k) >= string(hi) {
-			return nil
-		}
+	return j.scanRange(happenKey(KindVolume, 0, 0), happenKey(KindVolume+1, 0, 0), func(_, v []byte) error {
 		var h happening
 		var b volumeBody
 		if err := errors.Join(json.Unmarshal(v, &h), decodeBody(h.Body, &b)); err != nil {
