@@ -97,7 +97,7 @@ func (w *world) benchJournal(c *cli.Context) error {
 
 // journalScreen is the figures with their targets beside, and what is missed.
 func journalScreen(p *printer, r bench.JournalResult) string {
-	t := newTable("FIGURE", "VALUE", "RANGE", "TARGET", "", "OURS", "BASELINE")
+	t := p.newTable("FIGURE", "VALUE", "RANGE", "TARGET", "", "OURS", "BASELINE")
 	t.tint = func(column int, cell string) string {
 		if column == 4 && cell != "" {
 			return p.colored(map[bool]string{true: red, false: green}[strings.HasPrefix(cell, "MISSED")], cell)
@@ -173,11 +173,11 @@ func (w *world) benchRPO(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.data(r, func() string { return rpoScreen(r) })
+	return p.data(r, func() string { return rpoScreen(p, r) })
 }
 
-func rpoScreen(r bench.RPOResult) string {
-	t := newTable("RPO", "P50", "P99", "MAX", "SAMPLES")
+func rpoScreen(p *printer, r bench.RPOResult) string {
+	t := p.newTable("RPO", "P50", "P99", "MAX", "SAMPLES")
 	t.row("measured", seconds(r.P50), seconds(r.P99), seconds(r.Max), fmt.Sprint(r.Samples))
 	s := t.String() + fmt.Sprintf("\nload %d writes of %s in %s; link RTT %s, loss %g, %s/s; seed %d\n", r.Writes, size(r.WriteBytes), seconds(r.Seconds), seconds(r.RTT), r.Loss, size(r.LinkRate), r.Seed)
 	s += fmt.Sprintf("reported p50 %s; samples in which less was reported than measured: %d\n", seconds(r.ReportedP50), r.ReportedBelow)

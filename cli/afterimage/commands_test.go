@@ -205,6 +205,19 @@ func TestColoursNeedATerminalAndConsent(t *testing.T) {
 	}
 }
 
+// A table that is wider than the terminal becomes blocks; nothing that it says is lost.
+func TestNarrowTerminals(t *testing.T) {
+	env := map[string]string{"NO_COLOR": "1"}
+	wide := stage{api: &fake{}, tty: true, env: env, width: 300}.run(t, "status")
+	if pipe := (stage{api: &fake{}, env: env, width: 20}).run(t, "status"); pipe.stdout != wide.stdout {
+		t.Errorf("a pipe has no width:\n%s", pipe.stdout)
+	}
+	for name, args := range map[string][]string{"status": {"status"}, "point-list": {"point", "list", "web"}, "group-show": {"group", "show", "web"}} {
+		r := stage{api: &fake{}, tty: true, env: env, width: 80}.run(t, args...)
+		golden(t, name+"-narrow.txt", []byte(r.stdout))
+	}
+}
+
 func TestProgressOnATerminalIsOneLine(t *testing.T) {
 	r := stage{api: &fake{}, tty: true}.run(t, "view", "restore", "web", "--to", "/srv/root.raw")
 	if !strings.Contains(r.stderr, "\r\x1b[K") || !strings.Contains(r.stderr, "[======") || strings.Count(r.stderr, "write root") != 3 {

@@ -42,7 +42,7 @@ func (w *world) demo(c *cli.Context) error {
 	if err != nil && !errors.Is(err, demo.ErrNotVerified) {
 		return err
 	}
-	if perr := p.data(r, func() string { return demoScreen(r) }); perr != nil {
+	if perr := p.data(r, func() string { return demoScreen(p, r) }); perr != nil {
 		return perr
 	}
 	if err != nil {
@@ -51,8 +51,8 @@ func (w *world) demo(c *cli.Context) error {
 	return nil
 }
 
-func demoScreen(r demo.Result) string {
-	t := newTable("MEASURED", "")
+func demoScreen(p *printer, r demo.Result) string {
+	t := p.newTable("MEASURED", "")
 	t.row("RPO p50, p99, max", fmt.Sprintf("%s, %s, %s", seconds(r.RPOP50), seconds(r.RPOP99), seconds(r.RPOMax)))
 	t.row("RTO", seconds(r.RTO))
 	t.row("writes", fmt.Sprint(r.Writes))

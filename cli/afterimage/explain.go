@@ -17,7 +17,7 @@ func (w *world) explainCommand() *cli.Command {
 func (w *world) explain(c *cli.Context) error {
 	p := w.printer(c)
 	if c.NArg() == 0 {
-		t := newTable("CODE", "EXIT", "MEANING")
+		t := p.newTable("CODE", "EXIT", "MEANING")
 		for _, e := range fault.Table() {
 			t.row(string(e.Code), fmt.Sprint(e.Exit), e.Title)
 		}

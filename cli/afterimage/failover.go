@@ -59,7 +59,7 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.data(done, func() string { return failedOver(done) })
+	return p.data(done, func() string { return p.failedOver(done) })
 }
 
 // refused is the error of a plan that only --force carries out.
@@ -98,14 +98,14 @@ func (p *printer) planScreen(plan control.Plan) string {
 		line("machine", "%s", plan.Machine)
 	}
 	if len(plan.Loss.Volumes) > 0 {
-		t := newTable("VOLUME", "WRITES GIVEN UP", "BYTES")
+		t := p.newTable("VOLUME", "WRITES GIVEN UP", "BYTES")
 		for _, v := range plan.Loss.Volumes {
 			t.row(v.Volume, fmt.Sprint(v.Writes), size(v.Bytes))
 		}
 		b.WriteString("\n" + t.String())
 	}
 	if len(plan.Peers) > 0 {
-		t := newTable("PEER", "ANSWERS", "HEAD", "TIME")
+		t := p.newTable("PEER", "ANSWERS", "HEAD", "TIME")
 		for _, e := range plan.Peers {
 			head := "-"
 			if e.Seq > 0 { // of one that does not answer: as last heard
@@ -140,7 +140,7 @@ func lossText(l control.Loss) string {
 	return s
 }
 
-func failedOver(d control.FailedOver) string {
+func (p *printer) failedOver(d control.FailedOver) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s runs here in epoch %d from point %s; role uncommitted\n", d.Group, d.Epoch, seqName(d.Point))
 	if d.Resumes {
@@ -152,7 +152,7 @@ func failedOver(d control.FailedOver) string {
 		fmt.Fprintf(&b, "machine %s is running, QMP %s\n", d.Machine, d.QMP)
 	}
 	if len(d.Exports) > 0 {
-		t := newTable("VOLUME", "EXPORT")
+		t := p.newTable("VOLUME", "EXPORT")
 		for _, e := range d.Exports {
 			t.row(e.Volume, e.URI)
 		}

@@ -213,6 +213,7 @@ type stage struct {
 	stdin string
 	tty   bool
 	env   map[string]string
+	width int // of the terminal
 }
 
 // run runs a command with a configuration that is in order. The clock moves a
@@ -225,7 +226,7 @@ func (s stage) run(t *testing.T, args ...string) ran {
 	}
 	var out, errs bytes.Buffer
 	now := noon
-	w := &world{stdin: strings.NewReader(s.stdin), stdout: &out, stderr: &errs, stdinTTY: s.tty, stdoutTTY: s.tty, stderrTTY: s.tty,
+	w := &world{stdin: strings.NewReader(s.stdin), stdout: &out, stderr: &errs, columns: func() int { return s.width }, stdinTTY: s.tty, stdoutTTY: s.tty, stderrTTY: s.tty,
 		getenv: func(k string) string { return s.env[k] }, zone: time.FixedZone("", 3600),
 		now:   func() time.Time { now = now.Add(time.Second); return now },
 		reach: func(*config.Config) control.API { return s.api }}

@@ -69,14 +69,14 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 	}
 	b.WriteString(p.noticeLines(g.Group))
 	if len(g.Volumes) > 0 {
-		t := newTable("VOLUME", "SIZE", "KIND", "STATE", "EXPORT")
+		t := p.newTable("VOLUME", "SIZE", "KIND", "STATE", "EXPORT")
 		for _, v := range g.Volumes {
 			t.row(v.Name, size(v.Size), v.Kind, strings.TrimSpace(orDash(v.State)+" "+v.Cause), orDash(v.Export))
 		}
 		b.WriteString("\n" + t.String())
 	}
 	if len(g.Lags) > 0 {
-		t := newTable("PEER", "WAY", "STATE", "RPO", "BEHIND", "DURABLE", "MOVED", "ERROR")
+		t := p.newTable("PEER", "WAY", "STATE", "RPO", "BEHIND", "DURABLE", "MOVED", "ERROR")
 		for _, l := range g.Lags {
 			r := "unknown"
 			if l.RPOSeconds != nil {
@@ -94,7 +94,7 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 		b.WriteString("\n" + t.String())
 	}
 	if len(g.Holds) > 0 {
-		t := newTable("HOLD", "STATE", "CURSOR", "LEVEL", "UNTIL", "BEHIND", "BOUND")
+		t := p.newTable("HOLD", "STATE", "CURSOR", "LEVEL", "UNTIL", "BEHIND", "BOUND")
 		t.tint = func(column int, cell string) string {
 			if column == 1 && cell != control.HoldKept {
 				return p.colored(red, cell)
@@ -114,7 +114,7 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 		b.WriteString("\n" + p.pinTable(g.Pins))
 	}
 	if len(g.Branches) > 0 {
-		t := newTable("EPOCH", "SITE", "BEGUN", "RECORDS", "LINEAGE", "ID")
+		t := p.newTable("EPOCH", "SITE", "BEGUN", "RECORDS", "LINEAGE", "ID")
 		for _, e := range g.Branches {
 			in := "current"
 			if !e.Current {

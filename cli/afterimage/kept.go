@@ -30,7 +30,7 @@ func (p *printer) keptTable(ps control.Points, all bool) string {
 	if volumes {
 		head = append(head, "VOLUMES")
 	}
-	t := newTable(head...)
+	t := p.newTable(head...)
 	t.tint = func(column int, cell string) string {
 		if column == 5 && strings.HasPrefix(cell, invalidWord) {
 			return p.colored(red, cell)

@@ -31,6 +31,7 @@ type world struct {
 	stdinTTY       bool
 	stdoutTTY      bool
 	stderrTTY      bool
+	columns        func() int // of the terminal at stdout, 0 if unknown; may be nil
 	getenv         func(string) string
 	now            func() time.Time
 	zone           *time.Location
@@ -42,9 +43,18 @@ func system() *world {
 	return &world{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		stdinTTY: isTerminal(os.Stdin), stdoutTTY: isTerminal(os.Stdout), stderrTTY: isTerminal(os.Stderr),
-		getenv: os.Getenv, now: time.Now, zone: time.Local,
+		columns: func() int { return widthOf(os.Stdout) },
+		getenv:  os.Getenv, now: time.Now, zone: time.Local,
 		reach: func(c *config.Config) control.API { return site.Reach(c, site.Options{}) },
 	}
+}
+
+func widthOf(f *os.File) int {
+	w, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(w.Col)
 }
 
 func isTerminal(f *os.File) bool {

@@ -93,13 +93,21 @@ func (p *printer) colored(code, s string) string {
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-// table is rows under a head; columns are as wide as their widest cell.
+// table is rows under a head; columns are as wide as their widest cell. On a
+// terminal that is too narrow for that each row is a block of lines instead.
 type table struct {
-	rows [][]string
-	tint func(column int, cell string) string // colours a cell after padding; may be nil
+	rows  [][]string
+	tint  func(column int, cell string) string // colours a cell after padding; may be nil
+	width int                                  // of the terminal; 0: unbounded
 }
 
-func newTable(head ...string) *table { return &table{rows: [][]string{head}} }
+func (p *printer) newTable(head ...string) *table {
+	t := &table{rows: [][]string{head}}
+	if p.stdoutTTY && p.columns != nil {
+		t.width = p.columns()
+	}
+	return t
+}
 
 func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
 
@@ -110,7 +118,15 @@ func (t *table) String() string {
 			width[i] = max(width[i], utf8.RuneCountInString(c))
 		}
 	}
+	whole := -2
+	for _, w := range width {
+		whole += w + 2
+	}
 	var b strings.Builder
+	if t.width > 0 && whole > t.width {
+		t.blocks(&b)
+		return b.String()
+	}
 	for n, r := range t.rows {
 		for i, c := range r {
 			shown := c
@@ -125,6 +141,29 @@ func (t *table) String() string {
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// blocks writes each row as its first cell and, below it, a line for each other one
+// that says something.
+func (t *table) blocks(b *strings.Builder) {
+	head, label := t.rows[0], 0
+	for _, h := range head[1:] {
+		label = max(label, utf8.RuneCountInString(h))
+	}
+	for _, r := range t.rows[1:] {
+		shown := func(i int) string {
+			if t.tint != nil {
+				return t.tint(i, r[i])
+			}
+			return r[i]
+		}
+		fmt.Fprintf(b, "%s %s\n", head[0], shown(0))
+		for i := 1; i < len(r); i++ {
+			if r[i] != "-" && r[i] != "" {
+				fmt.Fprintf(b, "  %-*s  %s\n", label, head[i], shown(i))
+			}
+		}
+	}
 }
 
 // size is bytes in IEC units.

@@ -38,7 +38,7 @@ func (p *printer) peerTable(peers []control.Peer) string {
 	if len(peers) == 0 {
 		return "no peers\n"
 	}
-	t := newTable("PEER", "ADDRESS", "STATE", "RPO", "LIMIT", "GROUPS", "ERROR")
+	t := p.newTable("PEER", "ADDRESS", "STATE", "RPO", "LIMIT", "GROUPS", "ERROR")
 	t.tint = func(column int, cell string) string {
 		if column != 2 {
 			return cell

@@ -70,7 +70,7 @@ func (w *world) pointUnpin(c *cli.Context) error {
 
 // pinTable lists pins.
 func (p *printer) pinTable(pins []control.Pin) string {
-	t := newTable("PIN", "POINT", "TIME", "KIND", "NOTE")
+	t := p.newTable("PIN", "POINT", "TIME", "KIND", "NOTE")
 	for _, x := range pins {
 		kind := "point"
 		if x.Diff {

@@ -89,14 +89,14 @@ func (p *printer) pointScreen(ps control.Points, all bool) string {
 	var b strings.Builder
 	b.WriteString(p.keptTable(ps, all))
 	if len(ps.Gaps) > 0 {
-		t := newTable("GAP", "SINCE", "VOLUME", "CAUSE", "DETAIL")
+		t := p.newTable("GAP", "SINCE", "VOLUME", "CAUSE", "DETAIL")
 		for _, g := range ps.Gaps {
 			t.row(fmt.Sprintf("#%d.%d", g.Epoch, g.Seq), p.when(g.Time), orDash(g.Volume), g.Cause, orDash(g.Detail))
 		}
 		b.WriteString("\n" + t.String())
 	}
 	if len(ps.Marks) > 0 {
-		t := newTable("MARK", "POINT", "TIME", "KIND", "NOTE")
+		t := p.newTable("MARK", "POINT", "TIME", "KIND", "NOTE")
 		for _, pt := range ps.Marks {
 			for _, m := range pt.Marks {
 				t.row(m.Name, seqName(pt), p.when(pt.Time), markKind(m), orDash(m.Note))

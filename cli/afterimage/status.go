@@ -155,7 +155,7 @@ func (p *printer) groupTable(groups []control.Group) string {
 	if len(groups) == 0 {
 		return "no groups\n"
 	}
-	t := newTable("GROUP", "ROLE", "STATE", "RPO", "BEHIND", "WINDOW", "LAST POINT", "HEAD")
+	t := p.newTable("GROUP", "ROLE", "STATE", "RPO", "BEHIND", "WINDOW", "LAST POINT", "HEAD")
 	t.tint = func(column int, cell string) string {
 		if column != 2 {
 			return cell

@@ -59,7 +59,7 @@ func (w *world) viewServe(c *cli.Context) error {
 	err = api.Serve(c.Context, q, func(v control.View) {
 		open = true
 		p.resolved(v.Group, v.At, v.Point)
-		broken = p.data(v, func() string { return viewText(v) })
+		broken = p.data(v, func() string { return p.viewText(v) })
 		if q.Lease {
 			p.note("serving until interrupted")
 		}
@@ -73,8 +73,8 @@ func (w *world) viewServe(c *cli.Context) error {
 	return err
 }
 
-func viewText(v control.View) string {
-	t := newTable("VIEW", "VOLUME", "SIZE", "MODE", "EXPORT")
+func (p *printer) viewText(v control.View) string {
+	t := p.newTable("VIEW", "VOLUME", "SIZE", "MODE", "EXPORT")
 	mode := "read-only"
 	if v.Scratch {
 		mode = "scratch"
@@ -99,7 +99,7 @@ func (w *world) viewList(c *cli.Context) error {
 		if len(vs) == 0 {
 			return "no views\n"
 		}
-		t := newTable("VIEW", "GROUP", "POINT", "TIME", "SCRATCH", "LISTEN", "SINCE")
+		t := p.newTable("VIEW", "GROUP", "POINT", "TIME", "SCRATCH", "LISTEN", "SINCE")
 		for _, v := range vs {
 			t.row(v.ID, v.Group, seqName(v.Point), p.when(v.Point.Time), fmt.Sprint(v.Scratch), v.Listen, p.when(v.Since))
 		}
@@ -149,7 +149,7 @@ func (w *world) viewRestore(c *cli.Context) error {
 	}
 	p.resolved(r.Group, r.At, r.Point)
 	return p.data(r, func() string {
-		t := newTable("VOLUME", "FILE", "FORMAT", "SIZE", "DATA", "VERIFIED", "SHA256")
+		t := p.newTable("VOLUME", "FILE", "FORMAT", "SIZE", "DATA", "VERIFIED", "SHA256")
 		for _, f := range r.Files {
 			t.row(f.Volume, f.Path, f.Format, size(f.Bytes), size(f.Data), fmt.Sprint(f.Verified), f.SHA256)
 		}
