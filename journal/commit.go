@@ -65,6 +65,8 @@ type output struct {
 	free    int64    // bytes that may be written until disk space is looked at again
 	retired []vfs.File
 	tail    Position // of the last frame written
+
+	made, madeDurable uint64 // newest segment made, and the newest whose name is durable
 }
 
 // enqueueLocked gives r its seq and time and puts it in the open commit. Gaps that
@@ -225,11 +227,22 @@ func (j *Journal) writeCommit(c *commit) error {
 	j.fileMu.Lock()
 	defer j.fileMu.Unlock()
 	h, image := j.buildFrame(c)
-	if err := j.makeRoom(h, c.data); err != nil {
+	put := func() error {
+		if err := j.makeRoom(h, c.data); err != nil {
+			return err
+		}
+		_, err := j.out.file.WriteAt(image, j.out.at)
+		return fullOr(err)
+	}
+	err := put()
+	if errors.Is(err, ErrFull) && j.pool.giveUp() {
+		err = put()
+	}
+	if err != nil {
 		return err
 	}
-	if _, err := j.out.file.WriteAt(image, j.out.at); err != nil {
-		return fullOr(err)
+	if (j.out.at+h.Bytes)*2 >= j.o.SegmentBytes {
+		j.pool.want()
 	}
 	w := &written{ordinal: c.ordinal, h: h, recs: c.recs, segment: j.out.number, offset: j.out.at, image: image, held: h.Bytes, end: c.recs[len(c.recs)-1].time}
 	j.advance(w, c)
@@ -366,26 +379,48 @@ func (j *Journal) seal() error {
 }
 
 func (j *Journal) createSegment(h frameHeader) error {
+	if j.out.made != j.out.madeDurable { // a segment's name is durable before the next one has any
+		if err := j.pool.syncDirs(); err != nil {
+			return fmt.Errorf("sync segments' directory: %w", err)
+		}
+		j.out.madeDurable = j.out.made
+	}
 	fs, path := j.o.FS, j.segs.path(j.out.number)
+	p := segmentPage{Magic: segmentMagic, Number: j.out.number, Identity: j.identity, Epoch: h.Epoch, EpochNum: h.Number, Seq: h.First, ChainSeq: h.ChainSeq, Chain: h.Chain, Time: j.o.Now()}
+	taken, err := exists(fs, path) // an empty one that a crash left gets its header again
+	if err == nil && !taken {
+		taken, err = j.pool.take(j.out.number, p.encode())
+	} else {
+		taken = false
+	}
+	if err != nil {
+		return fullOr(err)
+	}
 	f, err := fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return fullOr(err)
 	}
-	p := segmentPage{Magic: segmentMagic, Number: j.out.number, Identity: j.identity, Epoch: h.Epoch, EpochNum: h.Number, Seq: h.First, ChainSeq: h.ChainSeq, Chain: h.Chain, Time: j.o.Now()}
-	err = fullOr(f.Preallocate(0, max(j.o.SegmentBytes, h.Bytes+2*pageBytes)))
-	if !errors.Is(err, ErrFull) { // a file system that cannot preallocate does without
-		_, err = f.WriteAt(p.encode(), 0)
+	if !taken {
+		if err := j.beginFile(f, p, h); err != nil {
+			return errors.Join(err, f.Close())
+		}
 	}
-	if err != nil {
-		return errors.Join(fullOr(err), f.Close())
+	j.out.file, j.out.at, j.out.fresh, j.out.made = f, pageBytes, false, j.out.number
+	return nil
+}
+
+// beginFile makes f, which is not from the pool, a segment with header p.
+func (j *Journal) beginFile(f vfs.File, p segmentPage, h frameHeader) error {
+	err := fullOr(f.Preallocate(0, max(j.o.SegmentBytes, h.Bytes+2*pageBytes)))
+	if errors.Is(err, ErrFull) { // a file system that cannot preallocate does without
+		return err
 	}
-	if err = f.Sync(); err == nil {
-		err = syncDir(fs, j.segs.dir)
+	if _, err = f.WriteAt(p.encode(), 0); err != nil {
+		return fullOr(err)
 	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("sync new segment: %w", err), f.Close())
+	if err = f.Sync(); err != nil {
+		return fmt.Errorf("sync new segment: %w", err)
 	}
-	j.out.file, j.out.at, j.out.fresh = f, pageBytes, false
 	return nil
 }
 

@@ -54,9 +54,13 @@ func (a *aged) forget(t testing.TB) {
 	}
 }
 
+// content is segment n up to the last page that was written: a file from the pool
+// goes on behind it.
 func (a *aged) content(t testing.TB, n uint64) []byte {
 	t.Helper()
-	return contentOf(t, a.fs, a.path(n))
+	b := contentOf(t, a.fs, a.path(n))
+	used := len(bytes.TrimRight(b, "\x00"))
+	return b[:min(len(b), (used+pageBytes-1)&^(pageBytes-1))]
 }
 
 func contentOf(t testing.TB, fs vfs.FS, path string) []byte {

@@ -39,7 +39,8 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 
 func (j *Journal) syncOnce() error {
 	j.fileMu.Lock()
-	f, retired := j.out.file, j.out.retired
+	f, retired, made := j.out.file, j.out.retired, j.out.made
+	dirs := made != j.out.madeDurable
 	j.out.retired = nil
 	j.mu.Lock()
 	target, epochs := j.written, len(j.branches)
@@ -57,6 +58,14 @@ func (j *Journal) syncOnce() error {
 		if err := f.SyncData(); err != nil {
 			return fmt.Errorf("sync segment: %w", err)
 		}
+	}
+	if dirs {
+		if err := j.pool.syncDirs(); err != nil {
+			return fmt.Errorf("sync segments' directory: %w", err)
+		}
+		j.fileMu.Lock()
+		j.out.madeDurable = max(j.out.madeDurable, made)
+		j.fileMu.Unlock()
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -26,6 +26,7 @@ var planted = []struct {
 	{"index key without epoch", faults{keyWithoutEpoch: true}, branchesKeepApart},
 	{"synced carried over an opening", faults{carrySynced: true}, openingEndsInterval},
 	{"checksum checked on the header only", faults{headerOnlyCRC: true}, flippedByteIsNamed},
+	{"missing directory fsync", faults{skipDirSync: true}, segmentNamesAreDurable},
 	{"torn tail taken for end in mid-file", faults{tornMidFile: true}, midFileIsNoTail},
 }
 
@@ -42,7 +43,7 @@ func TestPlantedFaults(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
-	scale.Counted(t, "journal-planted-faults", len(planted), 6)
+	scale.Counted(t, "journal-planted-faults", len(planted), 7)
 }
 
 // Promise 1: a reply comes after the record is written (process) and synced (power).

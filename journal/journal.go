@@ -38,6 +38,7 @@ type Options struct {
 	ReserveBytes int64            // free disk below which records are refused; default 64 MiB; negative: none
 	Compress     Compression      // when payloads are packed; default CompressAuto
 	Keys         KeyRing          // seals what this site records and opens what is sealed; nil: neither
+	PoolBytes    int64            // segments written ahead, to this size; default one, when half of a segment is used; negative: none
 	Now          func() time.Time // wall clock; default time.Now
 	Log          *slog.Logger     // default: discarded
 
@@ -56,6 +57,7 @@ type faults struct {
 	keyWithoutEpoch bool // index entries of all epochs under one ordinal
 	carrySynced     bool // intervals survive an opening
 	headerOnlyCRC   bool // cells are not checked
+	skipDirSync     bool // a new segment's directory entry is not synced
 	tornMidFile     bool // whatever stands behind an invalid frame is a torn tail
 }
 
@@ -103,6 +105,7 @@ type Journal struct {
 	site     *siteLog
 	segs     *segments
 	deep     deepReader
+	pool     *pool
 	runs     *segments
 	keys     *dataKeys
 	packer   *packer
@@ -214,6 +217,9 @@ func (j *Journal) open() error {
 	if j.site, err = openSiteLog(fs, j.dir); err != nil {
 		return err
 	}
+	if err := j.openPool(); err != nil {
+		return err
+	}
 	if err := j.openIndex(); err != nil {
 		return err
 	}
@@ -286,6 +292,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	finished := make(chan struct{}) // and indexed
 	g.Go(func() error { defer close(drained); return j.commitLoop(stop) })
 	g.Go(func() error { return j.syncLoop(drained) })
+	g.Go(func() error { j.pool.run(stop); return nil })
 	g.Go(func() error { defer close(finished); return j.finishLoop(drained) })
 	g.Go(func() error {
 		select {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sort"
 	"time"
 )
@@ -68,11 +69,9 @@ func (j *Journal) frameOf(p Position) (spot, error) {
 
 // overTrailer goes to the next segment if a trailer stands at at.
 func (j *Journal) overTrailer(at spot) (spot, error) {
-	page := make([]byte, pageBytes)
-	if err := j.segs.readAt(at.segment, page, at.offset); err != nil {
+	if _, err := j.pageOf(at.segment, at.offset, trailerMagic); errors.Is(err, io.ErrUnexpectedEOF) {
 		return at, fmt.Errorf("segment ends: %w", errNoFrame)
-	}
-	if _, err := decodeSegmentPage(page, trailerMagic); err != nil {
+	} else if err != nil {
 		return at, err
 	}
 	return spot{segment: at.segment + 1, offset: pageBytes}, nil
@@ -173,13 +172,13 @@ func (j *Journal) seqAt(i Interval, t time.Time) (Seq, bool, error) {
 	}
 	at := spot{segment: sm.segment, offset: sm.offset}
 	for {
+		if s >= i.Last && found { // what follows may be of the file's former life
+			return s, found, nil
+		}
 		h, meta, err := j.segs.frameAt(at.segment, at.offset)
 		if errors.Is(err, errNoFrame) {
 			if at, err = j.overTrailer(at); err == nil {
 				continue
-			}
-			if s >= i.Last {
-				return s, found, nil
 			}
 			return 0, false, &DamageError{Hop: "read", Epoch: i.Epoch, Seq: s + 1, File: segmentName(at.segment), Offset: at.offset, What: err.Error()}
 		}

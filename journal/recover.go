@@ -372,17 +372,16 @@ func (j *Journal) nextSegment(at frameEnd) (next frameEnd, ended bool, err error
 		return at, true, nil
 	}
 	if at.Offset > pageBytes {
-		page := make([]byte, pageBytes)
-		if err := j.segs.readAt(at.Segment, page, at.Offset); err == nil {
-			if _, err := decodeSegmentPage(page, trailerMagic); err == nil {
-				at.Segment, at.Offset = at.Segment+1, pageBytes
-				there, err := exists(j.o.FS, j.segs.path(at.Segment))
-				if !there {
-					at.Offset = 0
-				}
-				return at, !there, err
+		_, err := j.pageOf(at.Segment, at.Offset, trailerMagic)
+		if err == nil {
+			at.Segment, at.Offset = at.Segment+1, pageBytes
+			there, err := exists(j.o.FS, j.segs.path(at.Segment))
+			if !there {
+				at.Offset = 0
 			}
-		} else if !errors.Is(err, io.ErrUnexpectedEOF) {
+			return at, !there, err
+		}
+		if !torn(err) && !errors.Is(err, errNoFrame) && !errors.Is(err, ErrIncompatible) {
 			return at, true, err
 		}
 	}

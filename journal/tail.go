@@ -141,13 +141,21 @@ func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
 		return true
 	}
 	newest, from := len(j.branches), off
+	var number uint64 // of the newest epoch
+	if newest > 0 {
+		number = j.branches[newest-1].Number
+	}
+	life, err := j.pageOf(segment, 0, segmentMagic)
+	if err != nil {
+		life = segmentPage{} // then what is known here tells former lives
+	}
 	page := make([]byte, pageBytes)
 	for off = (off + pageBytes - 1) &^ (pageBytes - 1); j.segs.readAt(segment, page, off) == nil; off += pageBytes {
 		if string(page[:4]) != frameMagic {
 			continue
 		}
 		h, _, err := j.segs.frameAt(segment, off)
-		if err != nil || h.Identity != j.identity {
+		if err != nil || h.Identity != j.identity || life.stale(h) {
 			continue
 		}
 		if !slices.Contains(ids, h.Epoch) {
@@ -157,8 +165,10 @@ func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
 			continue
 		}
 		switch int(j.ordinalOf(h.Epoch)) {
-		case 0:
-			return true
+		case 0: // of a lower number it is one that was forgotten, from a former life
+			if h.Number > number {
+				return true
+			}
 		case newest:
 			if h.First > s && h.Durable >= s {
 				return true

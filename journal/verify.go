@@ -41,8 +41,10 @@ type verifier struct {
 	last   Position // of the last frame seen
 	chain  Chain    // after it
 	known  bool     // chain is to be trusted
+	number uint64   // of last's epoch
 	recent recent
-	at     int64 // in the segment
+	at     int64       // in the segment
+	life   segmentPage // header of the segment; zero when it is damaged
 }
 
 func (v *verifier) damage(n uint64, off int64, what string) *DamageError {
@@ -77,7 +79,9 @@ func (v *verifier) segment(ctx context.Context, n uint64) error {
 	if err != nil {
 		return err
 	}
+	v.life = p
 	if !ok {
+		v.life = segmentPage{}
 		v.damage(n, 0, "the segment's header is missing or differs from its checksum")
 	} else if v.known && v.recent.contradicts(frameHeader{ChainSeq: p.ChainSeq, Chain: p.Chain}) && p.Epoch == v.last.Epoch {
 		v.damage(n, 0, "the segment's header names another chain value")
@@ -90,7 +94,7 @@ func (v *verifier) segment(ctx context.Context, n uint64) error {
 			return nil
 		}
 		h, meta, err := v.j.segs.frameAt(n, v.at)
-		if err == nil && h.Identity == v.j.identity {
+		if err == nil && h.Identity == v.j.identity && !v.stale(h) {
 			if err := v.frame(n, h, meta); err != nil {
 				return err
 			}
@@ -117,6 +121,15 @@ func (v *verifier) segment(ctx context.Context, n uint64) error {
 	}
 }
 
+// stale reports that a frame lies before the last one in the log: it is of a former
+// life of the segment's file.
+func (v *verifier) stale(h frameHeader) bool {
+	if h.Epoch == v.last.Epoch {
+		return h.First <= v.last.Seq
+	}
+	return v.life.stale(h) || h.Number < v.number
+}
+
 // skip goes to the next page that holds a frame or a trailer; false at the end.
 func (v *verifier) skip(n uint64) (bool, error) {
 	b := make([]byte, pageBytes)
@@ -126,11 +139,14 @@ func (v *verifier) skip(n uint64) (bool, error) {
 			return false, missing(err)
 		}
 		if m := string(b[:4]); m == frameMagic {
-			if _, _, err := v.j.segs.frameAt(n, v.at); err == nil {
+			h, _, err := v.j.segs.frameAt(n, v.at)
+			if err == nil && h.Identity == v.j.identity && !v.stale(h) {
 				return true, nil
 			}
 		} else if m == trailerMagic {
-			return true, nil
+			if _, err := v.j.pageOf(n, v.at, trailerMagic); err == nil {
+				return true, nil
+			}
 		}
 	}
 }
@@ -160,7 +176,7 @@ func (v *verifier) frame(n uint64, h frameHeader, meta []byte) error {
 		d.Epoch, d.Seq, d.Volume = h.Epoch, h.First+Seq(bad), v.j.volumeOf(recs[bad].volume)
 		v.known = false
 	}
-	v.chain, v.last, v.at = chain, Position{h.Epoch, h.Last}, v.at+h.Bytes
+	v.chain, v.last, v.number, v.at = chain, Position{h.Epoch, h.Last}, h.Number, v.at+h.Bytes
 	v.recent.push(Cursor{v.last, chain})
 	return nil
 }
