@@ -24,13 +24,13 @@ type bed struct {
 }
 
 // newBed makes a journal below dir.
-func newBed(ctx context.Context, dir string, volumeBytes int64) (*bed, error) {
+func newBed(ctx context.Context, dir string, volumeBytes int64, keys journal.KeyRing) (*bed, error) {
 	b := &bed{
 		dir: filepath.Join(dir, "journal"), groups: newGroups(),
 		volume: cbt.Volume{ID: cbt.VolumeID(cbt.NewID()), Name: "load", Size: volumeBytes},
 	}
 	b.o = journal.Options{
-		FS: b.groups, Sync: journal.SyncPower,
+		FS: b.groups, Sync: journal.SyncPower, Keys: keys,
 		Create: &journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID(), Stream: cbt.NewID()},
 	}
 	if err := b.open(); err != nil {

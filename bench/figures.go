@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -194,9 +193,4 @@ func sorted(d []time.Duration, q float64) time.Duration {
 		return 0
 	}
 	return d[min(int(q*float64(len(d))), len(d)-1)]
-}
-
-// wanted reports that pattern, a part of a figure's name, asks for one of names.
-func wanted(pattern string, names ...string) bool {
-	return pattern == "" || slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, pattern) })
 }

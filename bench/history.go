@@ -45,9 +45,9 @@ func sumOf(p []byte) uint64 { return crc64.Checksum(p, crcTable) }
 
 // newHistory writes it. A write begins at a multiple of its size, or of 4 KiB if it
 // is larger; all sizes are equally frequent.
-func (r *journalRun) newHistory(ctx context.Context) (_ *history, err error) {
+func (r *journalRun) newHistory(ctx context.Context, l look) (_ *history, err error) {
 	size := r.o.ImageBytes
-	b, err := newBed(ctx, r.disk.dir, size)
+	b, err := newBed(ctx, r.disk.dir, size, l.keys)
 	if err != nil {
 		return nil, err
 	}

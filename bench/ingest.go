@@ -50,14 +50,15 @@ func newPool(rng *rand.ChaCha8) []byte {
 
 // ingest measures s: rounds of ours, and of raw with the groups of the round
 // before it.
-func (r *journalRun) ingest(ctx context.Context, s shape, suffix string) error {
+func (r *journalRun) ingest(ctx context.Context, s shape, l look) error {
+	suffix := l.suffix
 	span := r.o.Span / ingestRounds
 	var ours, raw []round
 	var ratios, amplified, indexed []float64
 	var device, process int64
 	for n := range ingestRounds {
 		r.progress("ingest "+s.name+suffix, n, ingestRounds)
-		mine, groups, err := r.ingestRound(ctx, s, span, &device, &process, &indexed)
+		mine, groups, err := r.ingestRound(ctx, s, l, span, &device, &process, &indexed)
 		if err != nil {
 			return fmt.Errorf("ingest %s: %w", s.name, err)
 		}
@@ -101,8 +102,8 @@ func medianGroup(raw []round) int64 {
 
 // ingestRound loads a journal for span, and waits until it has caught up: that
 // time counts. device and process are the bytes written until it was closed.
-func (r *journalRun) ingestRound(ctx context.Context, s shape, span time.Duration, device, process *int64, indexed *[]float64) (out round, groups []int64, err error) {
-	b, err := newBed(ctx, r.disk.dir, ingestVolume)
+func (r *journalRun) ingestRound(ctx context.Context, s shape, l look, span time.Duration, device, process *int64, indexed *[]float64) (out round, groups []int64, err error) {
+	b, err := newBed(ctx, r.disk.dir, ingestVolume, l.keys)
 	if err != nil {
 		return out, nil, err
 	}

@@ -25,7 +25,7 @@ const (
 
 // opening times Open after a kill -9 of the process that was writing 4 KiB blocks.
 func (r *journalRun) opening(ctx context.Context) error {
-	if r.o.Child == nil || !wanted(r.o.Only, openingFigure) {
+	if r.o.Child == nil || !r.wants(look{}, openingFigure) {
 		return nil
 	}
 	var values []float64
@@ -108,7 +108,7 @@ func ignoreExit(err error) error {
 // JournalChild writes 4 KiB blocks to a new journal below dir, and tells w every
 // now and then how many were answered. It ends only with ctx, or by being killed.
 func JournalChild(ctx context.Context, dir string, w io.Writer) error {
-	b, err := newBed(ctx, dir, ingestVolume)
+	b, err := newBed(ctx, dir, ingestVolume, nil)
 	if err != nil {
 		return err
 	}

@@ -21,33 +21,44 @@ const (
 	materializeRounds = 5
 )
 
-var pastFigures = []string{"asof_4k_qd1_vs_file", "asof_4k_qd32_vs_file", "materialize_vs_copy", "materialize_folded_vs_copy", "first_byte_of_view_seconds", "lifetime_write_amplification"}
+// The names of what past measures.
+const (
+	asOfQD1     = "asof_4k_qd1_vs_file"
+	asOfQD32    = "asof_4k_qd32_vs_file"
+	materialize = "materialize_vs_copy"
+	folded      = "materialize_folded_vs_copy"
+	lifetime    = "lifetime_write_amplification"
+	firstByte   = "first_byte_of_view_seconds"
+)
 
 // past measures reading: of single cells, of whole images, and the opening of views.
-func (r *journalRun) past(ctx context.Context) (err error) {
-	if !wanted(r.o.Only, pastFigures...) {
+func (r *journalRun) past(ctx context.Context, l look) (err error) {
+	if !r.wants(l, asOfQD1, asOfQD32, materialize, firstByte) {
 		return nil
 	}
-	r.progress("write the history", 0, 1)
-	h, err := r.newHistory(ctx)
+	r.progress("write the history"+l.suffix, 0, 1)
+	h, err := r.newHistory(ctx, l)
 	if err != nil {
 		return fmt.Errorf("write the history: %w", err)
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	for _, depth := range []int{1, 32} {
-		if name := fmt.Sprintf("asof_4k_qd%d_vs_file", depth); wanted(r.o.Only, name) {
-			if err := r.asOf(ctx, h, name, depth); err != nil {
+	for _, d := range []struct {
+		name  string
+		depth int
+	}{{asOfQD1, 1}, {asOfQD32, 32}} {
+		if r.wants(l, d.name) {
+			if err := r.asOf(ctx, h, d.name+l.suffix, d.depth); err != nil {
 				return fmt.Errorf("read as of a point: %w", err)
 			}
 		}
 	}
-	if wanted(r.o.Only, "materialize_vs_copy") {
-		if err := r.materialize(ctx, h, "materialize_vs_copy"); err != nil {
+	if r.wants(l, materialize) {
+		if err := r.materialize(ctx, h, materialize+l.suffix); err != nil {
 			return fmt.Errorf("materialise: %w", err)
 		}
 	}
-	if wanted(r.o.Only, "first_byte_of_view_seconds") {
-		return r.firstBytes(ctx, h)
+	if r.wants(l, firstByte) {
+		return r.firstBytes(ctx, h, firstByte+l.suffix)
 	}
 	return nil
 }
@@ -199,8 +210,7 @@ func (r *journalRun) image(ctx context.Context, h *history, to string) (round, e
 }
 
 // firstBytes opens each moment by its name with cold caches, and reads one cell.
-func (r *journalRun) firstBytes(ctx context.Context, h *history) error {
-	const name = "first_byte_of_view_seconds"
+func (r *journalRun) firstBytes(ctx context.Context, h *history, name string) error {
 	var laps []float64
 	var all round
 	for n, m := range h.moments {
