@@ -52,13 +52,16 @@ type Inputs struct {
 	Lineage             journal.Lineage // that Head ends
 	HighestEpoch        uint64          // number known here
 	Since               journal.Since   // what is here beyond Point
-	Volumes             []cbt.Volume    // of the group at Head
-	Peers               []PeerHead
-	Source              *SourceHead // nil: none was ever heard
-	Machine             string      // name; empty: none is started
-	Health              bool        // the machine's console is waited for
-	Fence               Fence
-	Now                 time.Time
+	// Thinned says that not all of what Since counts is there any more as it was
+	// written: its records are known by number alone, its bytes by what differs.
+	Thinned bool
+	Volumes []cbt.Volume // of the group at Head
+	Peers   []PeerHead
+	Source  *SourceHead // nil: none was ever heard
+	Machine string      // name; empty: none is started
+	Health  bool        // the machine's console is waited for
+	Fence   Fence
+	Now     time.Time
 }
 
 // Plan is what a failover would do and lose.
@@ -178,6 +181,9 @@ func warnings(in Inputs, l Loss) []string {
 	}
 	if len(in.Lineage) > 0 && !in.Lineage.Holds(in.Point.Position) {
 		out = append(out, fmt.Sprintf("the point %v lies in an abandoned branch", in.Point))
+	}
+	if in.Thinned {
+		out = append(out, "history after the point was thinned: at most so many writes, and bytes that differ now; a block that was written again counts once")
 	}
 	if in.Machine == "" {
 		out = append(out, "no machine is started: the volumes are served only")

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,7 +81,11 @@ func (h history) Replay(ctx context.Context, after embedded.Place, each func(cbt
 	if err != nil {
 		return err
 	}
-	return h.j.Replay(ctx, at, func(_ journal.Seq, ev cbt.Event) error { return each(ev) })
+	err = h.j.Replay(ctx, at, func(_ journal.Seq, ev cbt.Event) error { return each(ev) })
+	if errors.Is(err, journal.ErrReclaimed) {
+		return fmt.Errorf("%w: %w", embedded.ErrThinned, err)
+	}
+	return err
 }
 
 // awaited is a journal whose loop starts beside us: an epoch begins once it runs.

@@ -70,6 +70,7 @@ var codes = []struct {
 	{qemu.ErrMonitor, fault.TapTrouble},
 	{qemu.ErrOptions, fault.TapTrouble},
 	{embedded.ErrImage, fault.ImageTrouble},
+	{embedded.ErrThinned, fault.HistoryThinned},
 	{recovery.ErrUnfenced, fault.NotFenced},
 	{recovery.ErrRefused, fault.PrimaryAlive},
 	{recovery.ErrOtherPromotion, fault.OperationBusy},

@@ -61,7 +61,7 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 	if err := l.j.WaitDurable(ctx, pt.Position); err != nil {
 		return recovery.Plan{}, err
 	}
-	since, err := l.j.Since(ctx, pt.Position)
+	since, thinned, err := l.givenUp(ctx, pt, head)
 	if err != nil {
 		return recovery.Plan{}, err
 	}
@@ -70,7 +70,7 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 		return recovery.Plan{}, err
 	}
 	in := recovery.Inputs{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Site: l.site.cfg.Site, Identity: l.id, At: q.At, Point: pt, Head: head, Lineage: l.j.Lineage(),
-		Since: since, Volumes: volumes, Fence: recovery.FenceUnknown, Now: l.site.o.Now()}
+		Since: since, Thinned: thinned, Volumes: volumes, Fence: recovery.FenceUnknown, Now: l.site.o.Now()}
 	numbers := epochNumbers(l.j)
 	for _, n := range numbers {
 		in.HighestEpoch = max(in.HighestEpoch, n)
@@ -80,6 +80,31 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 		in.Machine, in.Health = m.Name, m.Health != nil
 	}
 	return recovery.NewPlan(in), nil
+}
+
+// givenUp counts what the history here holds beyond pt. Where it was thinned since,
+// the number of records comes from their seqs, and the bytes from what differs.
+func (l *life) givenUp(ctx context.Context, pt journal.Point, head journal.Head) (since journal.Since, thinned bool, err error) {
+	since, err = l.j.Since(ctx, pt.Position)
+	if !errors.Is(err, journal.ErrReclaimed) {
+		return since, false, err
+	}
+	changed, err := l.j.Diff(ctx, pt.Position, head.Position)
+	if err != nil {
+		return since, true, err
+	}
+	since = journal.Since{First: pt.Time, Last: head.Time}
+	if head.Seq > pt.Seq {
+		since.Records = uint64(head.Seq - pt.Seq)
+	}
+	for id, extents := range changed {
+		c := journal.Change{Volume: id}
+		for _, e := range extents {
+			c.Bytes += e.Length
+		}
+		since.Volumes = append(since.Volumes, c)
+	}
+	return since, true, nil
 }
 
 // heard is what this site knows of the others: who answers, and the newest head of

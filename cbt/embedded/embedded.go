@@ -29,6 +29,10 @@ type History interface {
 	Replay(ctx context.Context, after Place, each func(cbt.Event) error) error
 }
 
+// ErrThinned is what Replay says where events after the place are not there any more
+// one by one: the image is then made anew from the head.
+var ErrThinned = errors.New("history after that place was thinned")
+
 // ErrImage says that a file stands where the image should be, that this journal
 // knows nothing of it, and that the volume has content: neither may overwrite the other.
 var ErrImage = errors.New("the image file is not known to the journal, and the volume already has content; move the file away to have it made anew")
@@ -127,6 +131,10 @@ func (d *Device) catchUp(ctx context.Context, img *image) error {
 			}
 			return applyTo(img, ev)
 		})
+		if errors.Is(err, ErrThinned) {
+			d.o.Log.Warn("history since the image's checkpoint was thinned; image made anew from the head", "volume", d.o.Volume.Name)
+			err = d.rebuild(ctx)
+		}
 	}
 	if errors.Is(err, cbt.ErrDiskFull) {
 		d.o.Log.Warn("journal is full; the volume is served unprotected", "volume", d.o.Volume.Name)

@@ -22,11 +22,15 @@ import (
 type history struct {
 	r     *cbttest.Recorder
 	epoch string
+	from  uint64 // events before it are not there one by one
 }
 
 func (h *history) Head() Place        { return Place{h.epoch, uint64(len(h.r.Log()))} }
 func (h *history) Holds(p Place) bool { return p.Epoch == h.epoch && p.Seq <= h.Head().Seq }
 func (h *history) Replay(_ context.Context, after Place, each func(cbt.Event) error) error {
+	if after.Seq < h.from {
+		return ErrThinned
+	}
 	for _, ev := range h.r.Log()[after.Seq:] {
 		if ev.Extent.Length > 0 {
 			if err := each(ev); err != nil {
@@ -49,7 +53,7 @@ type world struct {
 func newWorld(t *testing.T, size int64) *world {
 	v := cbt.Volume{ID: cbt.VolumeID(cbt.NewID()), Name: "disk", Size: size}
 	r := cbttest.NewRecorder(v)
-	return &world{v, r, &cbttest.Memory{}, &history{r, "e1"}, filepath.Join(t.TempDir(), "disk.img")}
+	return &world{v, r, &cbttest.Memory{}, &history{r: r, epoch: "e1"}, filepath.Join(t.TempDir(), "disk.img")}
 }
 
 func (w *world) options() Options {
@@ -264,6 +268,41 @@ func TestOpenAfterUnprotected(t *testing.T) {
 	w.level(t)
 	if w.sink.Image(w.v.ID)[1234] != 7 {
 		t.Fatal("the write made without a journal is lost")
+	}
+}
+
+// Events that the image lacks were thinned: it is made from the head. What only an
+// unprotected image holds is taken all the same.
+func TestOpenOverThinnedHistory(t *testing.T) {
+	w := newWorld(t, 64<<10)
+	storm(t, w.open(t), 5, 20)
+	if err := w.memory.Remember("embedded/"+w.v.ID.String(), memo{Place: Place{"e1", 1}}); err != nil {
+		t.Fatal(err)
+	}
+	stale, err := os.OpenFile(w.image, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stale.Write(make([]byte, w.v.Size)); err != nil { // what the writes made of it never reached the disk
+		t.Fatal(err)
+	}
+	stale.Close()
+	w.hist.from = w.hist.Head().Seq
+	d := w.open(t)
+	w.level(t)
+	w.sink.Break(fmt.Errorf("full: %w", cbt.ErrDiskFull))
+	if err := d.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 5000), 1234, false); err != nil {
+		t.Fatal(err)
+	}
+	w.sink.Break(nil)
+	w.hist.from = w.hist.Head().Seq + 1
+	w.open(t)
+	w.level(t)
+	if w.sink.Image(w.v.ID)[1234] != 7 {
+		t.Error("the write made without a journal is lost")
+	}
+	if at, ok, err := Checkpointed(w.memory, w.v.ID); err != nil || !ok || at.Seq == 0 {
+		t.Errorf("checkpoint %+v, %v, %v", at, ok, err)
 	}
 }
 
