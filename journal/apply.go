@@ -50,14 +50,6 @@ func (j *Journal) markIndexFormat() error {
 	return closer.Close()
 }
 
-func (j *Journal) pebbleOptions() *pebble.Options {
-	return &pebble.Options{
-		FS: j.o.FS, DisableWAL: true, FormatMajorVersion: pebble.FormatNewest,
-		MemTableSize: 16 << 20, CacheSize: 32 << 20, Logger: pebbleLog{j},
-		EventListener: &pebble.EventListener{DataCorruption: j.indexDamaged, BackgroundError: func(err error) { pebbleLog{j}.Errorf("%v", err) }},
-	}
-}
-
 // indexDamaged has the next opening build the index anew; until then what needs
 // the damaged part fails.
 func (j *Journal) indexDamaged(i pebble.DataCorruptionInfo) {

@@ -99,7 +99,7 @@ const (
 
 	// indexFormat is how keys and values are laid out. An index of another format
 	// is built anew from runs and segments, which are the truth.
-	indexFormat = 2
+	indexFormat = 3
 )
 
 func indexKey(b []byte, volume uint32, n node, ordinal uint32, s Seq) []byte {

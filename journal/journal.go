@@ -105,10 +105,18 @@ type Journal struct {
 	site     *siteLog
 	segs     *segments
 	deep     deepReader
+	chunks   chunkCache
 	pool     *pool
 	runs     *segments
 	keys     *dataKeys
 	packer   *packer
+
+	viewsOpened atomic.Uint64
+	// reading is held shared from when a place is looked up until its last byte is
+	// read, and alone by who takes files away once nothing points to them. foldGen
+	// counts how often it was: a place that was found in another one is looked up anew.
+	reading sync.RWMutex
+	foldGen atomic.Uint64
 
 	maintaining sync.Mutex // held by the one Maintain at a time
 	pinning     sync.Mutex // held while pins change

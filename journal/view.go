@@ -35,7 +35,9 @@ func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 		return nil, fmt.Errorf("open view: %w", err)
 	}
 	j.views.enter(p.Position)
-	return &View{point: p, as: j.reader(l), volumes: vs}, nil
+	as := j.reader(l)
+	as.view, as.touches = j.viewsOpened.Add(1), new(touches)
+	return &View{point: p, as: as, volumes: vs}, nil
 }
 
 // Point is the moment that v shows.
