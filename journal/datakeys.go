@@ -1,11 +1,13 @@
 package journal
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -28,6 +30,8 @@ type keyBody struct {
 	Incarnation cbt.Incarnation `json:"incarnation"`
 	Key         string          `json:"key"` // the tenant's key that wraps it
 	Wrapped     []byte          `json:"wrapped"`
+
+	local bool // this site's log says so, and no record yet
 }
 
 const maxWrapped = 4 << 10 // a key ring may put more than a nonce and a tag about a key
@@ -85,7 +89,10 @@ func (d *dataKeys) learn(k keyBody) error {
 		if o.Epoch != k.Epoch || o.Number != k.Number || o.Incarnation != k.Incarnation {
 			return badFrame("key record: key %s is number %d of epoch %s already", k.ID.Short(), o.Number, o.Epoch.Short())
 		}
+	}
+	for i, o := range d.wrapped[k.ID] {
 		if o.Key == k.Key && slices.Equal(o.Wrapped, k.Wrapped) {
+			d.wrapped[k.ID][i].local = o.local && k.local
 			return nil
 		}
 	}
@@ -127,7 +134,7 @@ func (d *dataKeys) open(ring KeyRing, id Identity, e EpochID, number uint16) (*d
 	if k := d.opened[name]; k != nil {
 		return k, nil
 	}
-	raw, err := d.unwrapLocked(ring, id, name)
+	raw, err := unwrap(ring, id, name, d.wrapped[name], d.shredded)
 	if err != nil {
 		return nil, err
 	}
@@ -140,14 +147,22 @@ func (d *dataKeys) open(ring KeyRing, id Identity, e EpochID, number uint16) (*d
 	return k, nil
 }
 
-// unwrapLocked tries a data key's wrappings, the newest first. A wrong key is the
-// more telling error than one that is not there.
-func (d *dataKeys) unwrapLocked(ring KeyRing, id Identity, name cbt.ID) ([]byte, error) {
+// unwrap is a data key as the ring opens it.
+func (d *dataKeys) unwrap(ring KeyRing, id Identity, name cbt.ID) ([]byte, error) {
+	d.mu.Lock()
+	ws, gone := slices.Clone(d.wrapped[name]), maps.Clone(d.shredded)
+	d.mu.Unlock()
+	return unwrap(ring, id, name, ws, gone)
+}
+
+// unwrap tries a data key's wrappings, the newest first. A wrong key is the more
+// telling error than one that is not there.
+func unwrap(ring KeyRing, id Identity, name cbt.ID, ws []keyBody, shredded map[string]bool) ([]byte, error) {
 	var failed *KeyError
-	for _, w := range d.wrapped[name] {
+	for _, w := range ws {
 		err := ErrNoKey
 		switch {
-		case d.shredded[w.Key]:
+		case shredded[w.Key]:
 			err = fmt.Errorf("%w: %w", ErrShredded, ErrNoKey)
 		case ring != nil:
 			var raw []byte
@@ -166,6 +181,18 @@ func (d *dataKeys) unwrapLocked(ring KeyRing, id Identity, name cbt.ID) ([]byte,
 		failed = &KeyError{Tenant: id.Tenant, DataKey: name, Err: ErrNoKey}
 	}
 	return nil, failed
+}
+
+// list is every wrapping known, in the order of epochs' ids and numbers.
+func (d *dataKeys) list() [][]keyBody {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out [][]keyBody
+	for _, ws := range d.wrapped {
+		out = append(out, slices.Clone(ws))
+	}
+	slices.SortFunc(out, func(a, b []keyBody) int { return cmp.Compare(a[0].ID.String(), b[0].ID.String()) })
+	return out
 }
 
 // sealer is the data key that this process seals with; Journal.mu guards it.
@@ -189,6 +216,9 @@ func (j *Journal) newSealer(e EpochID, number uint16) (*sealer, *record, error) 
 	raw := make([]byte, dataKeyBytes)
 	defer clear(raw)
 	_, _ = rand.Read(raw) // never fails
+	if j.o.faults.resetNonces {
+		clear(raw[copy(raw, j.identity.Group[:]):])
+	}
 	var err error
 	if b.Wrapped, err = ring.Wrap(b.Key, raw, b.bound(j.identity)); err != nil {
 		return nil, nil, missing(err)
@@ -252,8 +282,8 @@ func (j *Journal) sealLocked(r *record) error {
 	if !r.sealed() {
 		return nil
 	}
-	if j.sealer == nil {
-		return &KeyError{Tenant: j.identity.Tenant, Err: ErrNoKey}
+	if j.sealer == nil { // Shred came between
+		return &KeyError{Tenant: j.identity.Tenant, Err: fmt.Errorf("%w: %w", ErrShredded, ErrNoKey)}
 	}
 	if j.sealer.left < int64(len(r.cells)) {
 		return fmt.Errorf("data key %s is used up: %w", j.sealer.id.Short(), ErrNoKey)
@@ -285,6 +315,12 @@ func (w *Writer) prepare(r *record) error {
 		return nil
 	}
 	r.willSeal()
+	if j := w.j; j.o.faults.resetNonces {
+		j.mu.Lock()
+		binary.BigEndian.PutUint64(r.nonce[:], uint64(j.next))
+		binary.BigEndian.PutUint32(r.nonce[8:], 0)
+		j.mu.Unlock()
+	}
 	return w.renewKey()
 }
 
@@ -319,7 +355,7 @@ func (j *Journal) learnKey(r *record) {
 	}
 }
 
-// loadKeys learns the key records that the index holds, and what the site log adds.
+// loadKeys learns the key records that the index holds.
 func (j *Journal) loadKeys() error {
 	return j.scanPrefix(prefixHappen, func(k, v []byte) error {
 		if Kind(binary.BigEndian.Uint16(k[1:])) != KindKey {

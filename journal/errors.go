@@ -30,6 +30,7 @@ var (
 	ErrUnknownVolume  = errors.New("no such volume")
 	ErrOutOfRange     = errors.New("the range lies outside the volume")
 	ErrBadAt          = errors.New("not a point in time")
+	ErrRetained       = errors.New("the history is locked")
 	ErrShredded       = errors.New("the key was destroyed")
 	ErrNoKey          = errors.New("the key is not held here")
 	ErrWrongKey       = errors.New("the key is not the one")

@@ -27,6 +27,7 @@ var planted = []struct {
 	{"synced carried over an opening", faults{carrySynced: true}, openingEndsInterval},
 	{"checksum checked on the header only", faults{headerOnlyCRC: true}, flippedByteIsNamed},
 	{"missing directory fsync", faults{skipDirSync: true}, segmentNamesAreDurable},
+	{"nonce from a counter reset at open", faults{resetNonces: true}, noncesAreUnique},
 	{"torn tail taken for end in mid-file", faults{tornMidFile: true}, midFileIsNoTail},
 }
 
@@ -43,7 +44,7 @@ func TestPlantedFaults(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
-	scale.Counted(t, "journal-planted-faults", len(planted), 7)
+	scale.Counted(t, "journal-planted-faults", len(planted), 8)
 }
 
 // Promise 1: a reply comes after the record is written (process) and synced (power).

@@ -23,6 +23,9 @@ type fetch struct {
 	reads []fileRead
 	first []int // of each read, its first part
 	deep  []*diskRead
+
+	unpacked part // the last part that was packed; its dst is all of its payload
+	of       cbt.Extent
 }
 
 // part is what a read of the volume takes from one version.
@@ -53,6 +56,7 @@ func (f *fetch) free() {
 	clear(f.parts)
 	clear(f.reads)
 	clear(f.deep)
+	f.unpacked = part{}
 	f.parts, f.reads, f.first, f.deep = f.parts[:0], f.reads[:0], f.first[:0], f.deep[:0]
 	fetches.Put(f)
 }
@@ -125,7 +129,7 @@ func (f *fetch) deliver(a *asOf, v volumeBody, p *part, r *fileRead, shared bool
 		if shared && p.sealed() { // opened in place, and another part may lie in the same cells
 			raw = bytes.Clone(raw)
 		}
-		return a.take(v, p, raw)
+		return f.take(a, v, p, raw)
 	case errors.Is(r.disk.err, ErrClosed):
 		return r.disk.err
 	case !shared:
@@ -141,14 +145,22 @@ func (f *fetch) deliver(a *asOf, v volumeBody, p *part, r *fileRead, shared bool
 	} else if err != nil {
 		return a.damage(v, p.found, p.at, err.Error())
 	}
-	return a.take(v, p, raw)
+	return f.take(a, v, p, raw)
 }
 
-// take checks raw, which is what p asked for, and fills p.dst. raw may change.
-func (a *asOf) take(v volumeBody, p *part, raw []byte) error {
+// take checks raw, which is what p asked for, and fills p.dst. raw may change. What
+// was unpacked for one part serves those beside it.
+func (f *fetch) take(a *asOf, v volumeBody, p *part, raw []byte) error {
+	if u := &f.unpacked; u.found != nil && p.packed() && u.file == p.file && u.at == p.at && u.seq == p.seq {
+		copy(p.dst, u.dst[p.want.Offset-f.of.Offset:])
+		return nil
+	}
 	plain, e, err := a.openStored(v, p.found, p.want, raw)
 	if err != nil {
 		return err
+	}
+	if p.packed() {
+		f.unpacked, f.of = part{found: p.found, at: p.at, dst: plain}, e
 	}
 	if &plain[0] != &p.dst[0] {
 		copy(p.dst, plain[p.want.Offset-e.Offset:])

@@ -147,6 +147,16 @@ func FuzzIndexValue(f *testing.F) {
 	if err := indexRecord(r, 1, 9, 5, 4096, func(_, v []byte) error { seeds(f, v); return nil }); err != nil {
 		f.Fatal(err)
 	}
+	for _, r := range []*record{
+		{flags: flagSealed, key: 3, nonce: [12]byte{1, 2, 3}, tags: make([]byte, 4*sealedTagBytes), cells: make([]uint32, 4)},
+		{flags: flagPacked, codec: codecLZ4, stored: 700, cells: make([]uint32, 1)},
+		{flags: flagPacked | flagSealed, codec: codecLZ4, stored: 700, key: 3, tags: make([]byte, sealedTagBytes), cells: make([]uint32, 1)},
+	} {
+		r.kind, r.volume, r.extent = KindFill, 1, cbt.Extent{Offset: 512, Length: 4096 * 3}
+		if err := indexRecord(r, 1, 9, 5, 4096, func(_, v []byte) error { seeds(f, v); return nil }); err != nil {
+			f.Fatal(err)
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for l := range maxLevel + 1 {
 			p, err := decodePlace(b, l)

@@ -58,6 +58,7 @@ type faults struct {
 	carrySynced     bool // intervals survive an opening
 	headerOnlyCRC   bool // cells are not checked
 	skipDirSync     bool // a new segment's directory entry is not synced
+	resetNonces     bool // nonces are counted from each opening on, under a key that outlives it
 	tornMidFile     bool // whatever stands behind an invalid frame is a torn tail
 }
 
@@ -226,6 +227,9 @@ func (j *Journal) open() error {
 		return err
 	}
 	if err := j.openPool(); err != nil {
+		return err
+	}
+	if err := j.loadRewrapped(); err != nil {
 		return err
 	}
 	if err := j.openIndex(); err != nil {

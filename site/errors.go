@@ -49,6 +49,7 @@ var codes = []struct {
 	{journal.ErrUnknownVolume, fault.VolumeUnknown},
 	{journal.ErrOutOfRange, fault.Unexpected},
 	{journal.ErrBadAt, fault.AtSyntax},
+	{journal.ErrRetained, fault.HistoryLocked},
 	{journal.ErrShredded, fault.KeyDestroyed},
 	{journal.ErrNoKey, fault.KeyMissing},
 	{journal.ErrWrongKey, fault.KeyWrong},

@@ -167,6 +167,9 @@ var table = []Entry{
 	{KeySource, ExitKey, "a key cannot be read",
 		"The file, command or credential that keys: names did not give a key of 32 bytes: it is missing, readable by others, timed out, or holds something else.",
 		"Put right what the text names: the file must be its owner's alone (chmod 600) and hold 32 bytes, raw or as 64 hexadecimal digits."},
+	{HistoryLocked, ExitUsage, "the history is locked",
+		"The group's lock: window says that nothing younger may be lost, and the command would lose it. Nothing was done.",
+		"Wait until the time that the text names. Who may shorten the window is whoever may write the configuration."},
 
 	{PeerUnreachable, ExitUnreachable, "the peer does not answer",
 		"No session with the peer exists. Unreachable does not mean off.",

@@ -68,6 +68,8 @@ const (
 	KeyDestroyed Code = "AI-E0433"
 	KeySource    Code = "AI-E0434"
 
+	HistoryLocked Code = "AI-E0435"
+
 	PeerUnreachable Code = "AI-E0501"
 	PeerPin         Code = "AI-E0502"
 	PeerDiverged    Code = "AI-E0503"
