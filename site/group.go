@@ -114,12 +114,22 @@ func syncMode(y config.Sync) journal.SyncMode {
 	return journal.SyncProcess
 }
 
+// segmentBytes is how long a segment is under a quota; 0: the journal's default.
+// Only whole segments are reclaimed, so a small quota wants small ones.
+func segmentBytes(quota int64) int64 {
+	const least, most, parts = 2 << 20, 64 << 20, 32
+	if quota == 0 || quota/parts >= most {
+		return 0
+	}
+	return max(least, quota/parts>>20<<20)
+}
+
 // live opens the journal, plays the group's role, and closes it.
 func (g *group) live(ctx context.Context) (err error) {
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		return fault.Wrap(fault.FileTrouble, "make "+g.dir, err)
 	}
-	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), Now: g.site.o.Now,
+	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), SegmentBytes: segmentBytes(int64(g.cfg.Quota)), Now: g.site.o.Now,
 		Log: g.site.o.Log.With("group", g.cfg.Ref())})
 	if err != nil {
 		return err

@@ -165,3 +165,11 @@ func TestStretchesPutRangesAndReasonsTogether(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+func TestSmallQuotasHaveSmallSegments(t *testing.T) {
+	for quota, want := range map[int64]int64{0: 0, 1 << 20: 2 << 20, 64 << 20: 2 << 20, 1 << 30: 32 << 20, 100 << 20: 3 << 20, 2 << 30: 0, 1 << 40: 0} {
+		if got := segmentBytes(quota); got != want {
+			t.Errorf("a quota of %d has segments of %d, want %d", quota, got, want)
+		}
+	}
+}
