@@ -58,10 +58,7 @@ func (l *life) keepUp(ctx context.Context) {
 		if r := l.roleNow(); r.Role.Captures() && l.reigning() == nil {
 			continue // its disks are being opened, from history that is not referenced yet
 		}
-		_, err := l.maintain(ctx, func(string, int64, int64) {})
-		if ctx.Err() != nil || fault.Is(err, fault.OperationBusy) {
-			continue
-		}
+		_, _ = l.maintain(ctx, foldEnough, func(string, int64, int64) {}) // maintained tells of it
 	}
 }
 
@@ -78,9 +75,16 @@ func (u *upkeep) look() (status control.Maintenance, holds []control.Hold, failu
 	return u.status, u.holds, u.failure
 }
 
+// How much must have gathered before it is folded: enough to be worth the writing,
+// or whatever there is, when somebody asks.
+const (
+	foldEnough int64 = 0 // the journal's default
+	foldNow    int64 = 1
+)
+
 // maintain thins, folds, merges and frees once. A failover that is under way goes
 // first: its point must not be thinned between its plan and its promotion.
-func (l *life) maintain(ctx context.Context, progress func(stage string, done, total int64)) (control.Maintained, error) {
+func (l *life) maintain(ctx context.Context, foldBytes int64, progress func(stage string, done, total int64)) (control.Maintained, error) {
 	what := "maintain " + l.cfg.Ref()
 	ctx, done, err := l.claimUpkeep(ctx)
 	if err != nil {
@@ -92,7 +96,7 @@ func (l *life) maintain(ctx context.Context, progress func(stage string, done, t
 	refs, holds, err := l.references(ctx, began)
 	var r journal.Maintained
 	if err == nil {
-		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: int64(l.cfg.Maintenance.Rate), Progress: progress})
+		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: int64(l.cfg.Maintenance.Rate), FoldBytes: foldBytes, Progress: progress})
 	}
 	if errors.Is(context.Cause(ctx), errFailoverFirst) {
 		err = fault.Wrap(fault.OperationBusy, what, errFailoverFirst)
@@ -197,7 +201,7 @@ func (s *Site) Maintain(ctx context.Context, q control.MaintainRequest, progress
 	if q.DryRun {
 		return l.forecast(ctx)
 	}
-	return l.maintain(ctx, func(stage string, done, total int64) {
+	return l.maintain(ctx, foldNow, func(stage string, done, total int64) {
 		progress(control.Progress{Step: stage, Done: done, Total: total})
 	})
 }

@@ -16,13 +16,14 @@ import (
 // references is what the group at this site needs of its past whatever the ladder
 // says, beside pins and views, which the journal knows itself:
 //
+//	pin NAME              a mark that says so, for it is part of the history
 //	cursor PEER           what a peer lacks, within its hold
 //	cursor disk VOLUME    what an embedded image lacks, should it be opened again
 //	uncommitted failover  the fork and all after it: rollback must be possible
 //
 // and what is held for which peer, for people.
 func (l *life) references(ctx context.Context, now time.Time) ([]journal.Reference, []control.Hold, error) {
-	refs, err := l.ownReferences()
+	refs, err := l.ownReferences(ctx)
 	if err != nil || !l.roleNow().Role.Captures() {
 		return refs, nil, err
 	}
@@ -53,9 +54,18 @@ func (l *life) references(ctx context.Context, now time.Time) ([]journal.Referen
 	return refs, holds, ctx.Err()
 }
 
-// ownReferences are those of this site's disks and failovers.
-func (l *life) ownReferences() ([]journal.Reference, error) {
+// ownReferences are those of this site's marks, disks and failovers.
+func (l *life) ownReferences(ctx context.Context) ([]journal.Reference, error) {
 	var refs []journal.Reference
+	hs, err := l.j.Happenings(ctx, time.Time{}, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hs {
+		if h.Kind == journal.KindMark && h.Mark.Pin {
+			refs = append(refs, journal.Reference{Kind: journal.ReferencePin, Name: h.Mark.Name, At: h.Position})
+		}
+	}
 	p, known, err := recovery.Newest(l.j)
 	if err != nil {
 		return nil, err

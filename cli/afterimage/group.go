@@ -178,6 +178,8 @@ func (p *printer) upkeepText(g control.GroupDetail) string {
 		s += "; running"
 	case m.Last == nil:
 		s += "; not yet run"
+	case m.Last.Folded+m.Last.Merged+m.Last.Freed == 0:
+		s += "; last " + p.when(m.Last.Time) + ": nothing to do"
 	default:
 		s += fmt.Sprintf("; last %s: folded %s, merged %s, freed %s in %s", p.when(m.Last.Time), size(m.Last.Folded), size(m.Last.Merged), size(m.Last.Freed), seconds(m.Last.Seconds))
 	}

@@ -43,7 +43,7 @@ func (p *printer) keptTable(ps control.Points, all bool) string {
 		if s.Open {
 			why += ", still growing"
 		} else if s.Ended != "" {
-			why += "; then " + s.Ended
+			why += "; ended: " + s.Ended
 		}
 		if s.Invalid != "" {
 			why = invalidWord + s.Invalid
