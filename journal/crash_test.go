@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,35 +14,65 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal/journaltest"
 	"github.com/novacron/afterimage/testbed/scale"
 )
 
-// crasher runs writers over a journal and, at operations of the disk, opens what a
-// crash there would leave and compares it to the model.
+// crasher lets writers, a pinner and Maintain work at once on a journal and, at
+// operations of the disk, opens what a crash there would leave. The model's answer
+// has three values. What was answered by the mode, what is pinned and what no ladder
+// has given up must be there; what was under way, and what a ladder gives up, may be
+// there; anything else must not: no record that was never made, none of a history
+// that was left, no bytes but those of the record that is asked for.
 type crasher struct {
-	t    *testing.T
-	mode SyncMode
-	rng  *rand.Rand // under checking
-	w    *world
-	vols []cbt.Volume
+	t     testing.TB
+	o     Options
+	rng   *rand.Rand // under checking
+	now   *clock
+	w     *world
+	vols  []cbt.Volume
+	begun map[Position]*journaltest.State // the starts of epochs, by their parents, while they begin
 
 	mu       sync.Mutex // guards all below
-	model    oracle
-	answered Seq // highest seq that was answered, by the mode
-	durable  Seq // highest seq that was said to survive power loss
+	moments  []moment   // what was recorded, in order of the calls
+	state    *journaltest.State
+	answered int // how many of moments were answered by the mode
+	durable  int // how many were said to survive power loss
+	pins     map[Position]bool
+	horizon  time.Time // points before it may be gone
 	failed   error
 
 	checking sync.Mutex
 	ops      int
 	points   int
 	nested   int
+	afters   int
 	every    int // check each so many operations
 }
 
 const crashVolumeBytes = 128 << 10
 
-func (c *crasher) options(fs vfs.FS) Options {
-	return Options{FS: fs, Sync: c.mode, SegmentBytes: 48 << 10}
+func newCrasher(t testing.TB, rng *rand.Rand) *crasher {
+	c := &crasher{t: t, rng: rand.New(rand.NewPCG(rng.Uint64(), 2)), w: newWorld(vfs.NewCrashableMem()), every: 1 + rng.IntN(3),
+		now: &clock{now: fixedTime}, pins: make(map[Position]bool), begun: make(map[Position]*journaltest.State)}
+	c.vols = []cbt.Volume{volume("a", crashVolumeBytes), volume("b", crashVolumeBytes-512)}
+	c.state = journaltest.Empty(crashVolumeBytes, crashVolumeBytes-512)
+	c.o = Options{FS: c.w.fs, Create: newIdentity(), Sync: SyncMode(rng.IntN(2)), SegmentBytes: 48 << 10, Now: c.now.Now, Compress: Compression(rng.IntN(3)), PoolBytes: []int64{-1, 0, 1}[rng.IntN(3)]}
+	if rng.IntN(3) == 0 {
+		keys := &Keys{}
+		must(t, keys.Add("tenant", bytes.Repeat([]byte{7}, 32)))
+		c.o.Keys = keys
+	}
+	return c
+}
+
+// known is the model as of a crash.
+type known struct {
+	moments []moment
+	must    int // so many of moments must be there
+	pins    map[Position]bool
+	horizon time.Time
+	begun   map[Position]*journaltest.State
 }
 
 // crash is called before an operation that changes the disk.
@@ -55,113 +84,327 @@ func (c *crasher) crash(errorfs.Op) error {
 	if c.ops++; c.ops%c.every != 0 {
 		return nil
 	}
+	percent := []int{0, 50, 100}[c.rng.IntN(3)]
 	c.mu.Lock()
-	answered, durable, failed := c.answered, c.durable, c.failed
+	k := known{must: c.durable, pins: make(map[Position]bool), begun: make(map[Position]*journaltest.State)}
+	if c.o.Sync == SyncPower || percent == 100 {
+		k.must = max(k.must, c.answered)
+	}
+	for p := range c.pins {
+		k.pins[p] = true
+	}
+	failed := c.failed
 	c.mu.Unlock()
 	if failed != nil {
 		return nil
 	}
-	percent := []int{0, 50, 100}[c.rng.IntN(3)]
 	clone := c.w.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rand.New(rand.NewPCG(c.rng.Uint64(), 1))})
 	c.mu.Lock()
-	log := c.model.log[:len(c.model.log):len(c.model.log)]
-	c.mu.Unlock()
-	must := durable
-	if c.mode == SyncPower || percent == 100 {
-		must = max(must, answered)
+	k.moments, k.horizon = c.moments[:len(c.moments):len(c.moments)], c.horizon
+	for p, s := range c.begun {
+		k.begun[p] = s
 	}
-	if err := c.check(clone, log, must); err != nil {
+	c.mu.Unlock()
+	if err := c.check(clone, k); err != nil {
 		c.mu.Lock()
-		c.failed = fmt.Errorf("operation %d, %d %% of unsynced data kept, record %d must be there: %w", c.ops, percent, must, err)
+		c.failed = fmt.Errorf("operation %d, %d %% of unsynced data kept, %d of %d records must be there, %+v: %w", c.ops, percent, k.must, len(k.moments), []any{c.o.Sync, c.o.PoolBytes, c.o.Compress, c.o.Keys != nil}, err)
 		c.mu.Unlock()
 	}
 	c.points++
 	return nil
 }
 
-// check opens what a crash left and compares its end, and a point, to the model.
-func (c *crasher) check(mem *vfs.MemFS, log []oracleWrite, must Seq) error {
+// check opens what a crash left and holds it to the model; now and then it crashes
+// once more in the middle of the recovery, or goes on writing after it.
+func (c *crasher) check(mem *vfs.MemFS, k known) error {
 	w := newWorld(mem)
 	var again *vfs.MemFS
-	if c.rng.IntN(10) == 0 { // crash once more while it recovers
-		left := c.rng.IntN(30)
+	if c.rng.IntN(10) == 0 {
+		left, seed := c.rng.IntN(30), c.rng.Uint64()
 		var mu sync.Mutex // guards left and again
 		w.onWrite(func(errorfs.Op) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if left--; left == 0 {
-				again = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rand.New(rand.NewPCG(1, 1))})
+				again = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rand.New(rand.NewPCG(seed, 1))})
 			}
 			return nil
 		})
 	}
-	j, err := Open("j", c.options(w.fs))
-	if must == 0 && errors.Is(err, ErrNotFound) {
+	o := c.o
+	o.FS, o.Create = w.fs, nil
+	j, err := Open("j", o)
+	if k.must == 0 && errors.Is(err, ErrNotFound) {
 		return nil // the crash came before there was a journal
 	}
 	if err != nil {
 		return err
 	}
-	head, err := c.compare(j, log, must)
-	if err == nil && j.Head().Durable.Seq != head {
-		err = fmt.Errorf("recovered to %d, durable is %d", head, j.Head().Durable.Seq)
+	err = c.compare(j, k)
+	h := j.Head()
+	if err == nil && h.Durable.Seq != h.Seq {
+		err = fmt.Errorf("recovered to %d, durable is %d", h.Seq, h.Durable.Seq)
 	}
-	if err = errors.Join(err, j.Close()); err != nil || again == nil {
+	if err = errors.Join(err, j.Close()); err != nil {
 		return err
 	}
-	c.nested++
-	j, err = Open("j", c.options(again))
-	if err != nil {
-		return fmt.Errorf("crashed in recovery: %w", err)
+	if again != nil {
+		c.nested++
+		o.FS = again
+		if j, err = Open("j", o); err != nil {
+			return fmt.Errorf("crashed in recovery: %w", err)
+		}
+		err = c.compare(j, k)
+		if err == nil && j.Head().Position != h.Position { // what was recovered had been made durable first
+			err = fmt.Errorf("recovered to %s, then to %s", h.Position, j.Head().Position)
+		}
+		return errors.Join(err, j.Close())
 	}
-	_, err = c.compare(j, log, head) // what was recovered had been made durable first
-	return errors.Join(err, j.Close())
+	if c.rng.IntN(40) == 0 {
+		c.afters++
+		return c.goOn(o, k)
+	}
+	return nil
 }
 
-func (c *crasher) compare(j *Journal, log []oracleWrite, must Seq) (Seq, error) {
-	h := j.Head()
-	if h.Seq < must {
-		return h.Seq, fmt.Errorf("the journal ends at record %d", h.Seq)
+// goOn writes after a crash, maintains the journal and opens it once more: what was
+// there stays there.
+func (c *crasher) goOn(o Options, k known) error {
+	j := start(c.t, "j", o)
+	head := j.Head()
+	s := k.at(head)
+	if s == nil { // nothing, or an epoch that was being begun
+		s = journaltest.Empty(c.vols[0].Size, c.vols[1].Size)
+		if bs := j.Branches(); len(bs) > 0 {
+			s = k.begun[bs[len(bs)-1].Parent.Position]
+		}
 	}
-	model := oracle{sizes: c.model.sizes, log: log}
-	l := j.Lineage()
-	for _, s := range []Seq{h.Seq, 1 + Seq(c.rng.Uint64N(uint64(h.Seq)+1))} {
-		i, ok := l.Owner(s)
-		if !ok {
+	w, err := j.BeginEpoch(soon(c.t), "b", Position{}, 0)
+	if err == nil {
+		k.moments = append(k.moments, moment{at: Position{w.epoch.ID, w.epoch.First()}, state: s, outside: true})
+	}
+	if err == nil && !head.IsZero() {
+		vs, e := j.Volumes(Point{Position: j.Head().Position})
+		for i, v := range c.vols {
+			op := journaltest.Op{Kind: journaltest.Write, Volume: i, Off: 8192, Len: 1024, Data: bytes.Repeat([]byte{9}, 1024)}
+			if len(vs) < len(c.vols) || e != nil {
+				break // it is older than its volumes
+			}
+			var p cbt.Pending
+			if p, e = w.Record(soon(c.t), cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: cbt.Extent{Offset: op.Off, Length: op.Len}, Data: op.Data}); e == nil {
+				e = p.Wait(soon(c.t))
+				s = s.Then(op)
+				k.moments = append(k.moments, moment{at: Position{w.epoch.ID, p.(pendingRecord).seq}, state: s, time: c.now.Now()})
+			}
+			err = errors.Join(err, e)
+		}
+		_, e = j.Maintain(soon(c.t), Maintenance{FoldBytes: 1})
+		err = errors.Join(err, e)
+	}
+	if err = errors.Join(err, j.end()); err != nil {
+		return fmt.Errorf("go on after a crash: %w", err)
+	}
+	k.must = 0
+	again, err := Open("j", o)
+	if err != nil {
+		return fmt.Errorf("open after going on: %w", err)
+	}
+	if err = c.compare(again, k); err != nil {
+		err = fmt.Errorf("after going on: %w", err)
+	}
+	return errors.Join(err, again.Close())
+}
+
+// at is the state of the group at a head: of its record, or of the newest one before
+// it in its epoch, or of the parent that an epoch begins at. nil: nobody made it.
+func (k known) at(h Head) *journaltest.State {
+	var s *journaltest.State
+	var best Seq
+	for _, m := range k.moments {
+		if m.at.Epoch == h.Epoch && m.at.Seq <= h.Seq && (s == nil || m.at.Seq >= best) {
+			s, best = m.state, m.at.Seq
+		}
+	}
+	return s
+}
+
+func (c *crasher) compare(j *Journal, k known) error {
+	h := j.Head()
+	if len(j.Branches()) == 0 {
+		if k.must > 0 {
+			return fmt.Errorf("the journal is empty")
+		}
+		return nil
+	}
+	if err := c.compareHead(j, k, h); err != nil {
+		return err
+	}
+	var some []moment
+	if k.must > 0 {
+		some = append(some, k.moments[k.must-1], k.moments[c.rng.IntN(k.must)])
+	}
+	if n := len(k.moments); n > 0 {
+		some = append(some, k.moments[c.rng.IntN(n)])
+	}
+	for _, m := range k.moments {
+		if k.pins[m.at] && c.rng.IntN(len(k.pins)) == 0 {
+			some = append(some, m)
+			break
+		}
+	}
+	for _, m := range some {
+		if err := c.compareMoment(j, k, m); err != nil {
+			return err
+		}
+	}
+	if _, err := j.View(context.Background(), Point{Position: Position{h.Epoch, h.Seq + 1}}); !errors.Is(err, ErrNoPoint) {
+		return fmt.Errorf("a record after the end can be viewed: %v", err)
+	}
+	if c.rng.IntN(8) > 0 {
+		return nil
+	}
+	return c.compareList(j, k)
+}
+
+// compareHead wants the end to be a record that was made, with its bytes.
+func (c *crasher) compareHead(j *Journal, k known, h Head) error {
+	s := k.at(h)
+	if s == nil { // the epoch was being begun
+		bs := j.Branches()
+		s = k.begun[bs[len(bs)-1].Parent.Position]
+	}
+	if s == nil {
+		return fmt.Errorf("the journal ends at record %s, which nobody made", h.Position)
+	}
+	return c.read(j, moment{at: h.Position, state: s})
+}
+
+// compareMoment wants a moment that must be there, or allows one that may.
+func (c *crasher) compareMoment(j *Journal, k known, m moment) error {
+	err := c.read(j, m)
+	if !errors.Is(err, ErrNoPoint) && !errors.Is(err, ErrUnknownParent) {
+		return err
+	}
+	for i := range k.must {
+		if k.moments[i].at == m.at && !m.outside && (k.pins[m.at] || !m.time.Before(k.horizon)) {
+			return fmt.Errorf("record %s is gone: %w; the epochs held end at %v", m.at, err, ends(j))
+		}
+	}
+	if k.pins[m.at] {
+		return fmt.Errorf("pinned record %s is gone: %w", m.at, err)
+	}
+	return nil
+}
+
+// ends is where each epoch held begins and ends, for errors.
+func ends(j *Journal) (out []string) {
+	for _, b := range j.Branches() {
+		out = append(out, fmt.Sprintf("%s %d-%d", b.ID.Short(), b.First(), b.Last.Seq))
+	}
+	return out
+}
+
+// compareList wants every point that is listed to be one that was made.
+func (c *crasher) compareList(j *Journal, k known) error {
+	keeps, err := j.Points(context.Background(), time.Time{}, time.Time{})
+	if err != nil {
+		return err
+	}
+	for _, p := range keeps {
+		s := k.at(Head{Position: p.Position})
+		if s == nil {
+			continue // of an epoch that was being begun
+		}
+		if err := c.read(j, moment{at: p.Position, state: s}); err != nil {
+			return fmt.Errorf("listed point %s, kept for %v: %w", p.Position, p.Reasons, err)
+		}
+	}
+	return nil
+}
+
+// read holds the volumes at a moment to the model. Before they are all added there
+// are fewer.
+func (c *crasher) read(j *Journal, m moment) error {
+	v, err := j.View(context.Background(), Point{Position: m.at})
+	if err != nil {
+		return err
+	}
+	there := make(map[cbt.VolumeID]bool)
+	for _, vol := range v.Volumes() {
+		there[vol.ID] = true
+	}
+	for i, vol := range c.vols {
+		if !there[vol.ID] {
 			continue
 		}
-		v, err := j.View(context.Background(), Point{Position: Position{i.Epoch, s}})
-		if err != nil {
-			return h.Seq, err
+		got := make([]byte, m.state.Sizes()[i])
+		if err := v.ReadAt(context.Background(), vol.ID, got, 0); err != nil {
+			return errors.Join(fmt.Errorf("at record %s: %w", m.at, err), v.Close())
 		}
-		for _, vol := range v.Volumes() {
-			got := make([]byte, vol.Size)
-			if err := v.ReadAt(context.Background(), vol.ID, got, 0); err != nil {
-				return h.Seq, fmt.Errorf("at record %d of %d: %w", s, h.Seq, err)
-			}
-			if !bytes.Equal(got, model.image(vol.ID, s)) {
-				return h.Seq, fmt.Errorf("volume %s at record %d of %d differs from the model", vol.Name, s, h.Seq)
-			}
+		if at := m.state.Differs(i, got); at >= 0 {
+			return errors.Join(fmt.Errorf("volume %s at record %s differs from the model at %d", vol.Name, m.at, at), v.Close())
 		}
 	}
-	return h.Seq, nil
+	return v.Close()
 }
 
-// load lets writers write at once, each waiting for its answers.
-func (c *crasher) load(w *Writer, writers, writes int, seed uint64) error {
+// begin forks an epoch at a record of state s, or at the head.
+func (c *crasher) begin(j *running, parent Position, s *journaltest.State) (*Writer, error) {
+	c.mu.Lock()
+	at := parent
+	if at.IsZero() {
+		at = j.Head().Position
+	}
+	c.begun[at] = s
+	c.mu.Unlock()
+	w, err := j.BeginEpoch(soon(c.t), "a", parent, 0)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.state = s
+	c.moments = append(c.moments, moment{at: Position{w.epoch.ID, w.epoch.First()}, state: s, time: c.now.Now(), outside: true})
+	c.answered, c.durable = len(c.moments), len(c.moments)
+	delete(c.begun, at)
+	c.mu.Unlock()
+	for _, v := range c.vols {
+		if err := w.AddVolume(soon(c.t), v); err != nil {
+			return nil, err
+		}
+	}
+	for _, v := range c.vols {
+		p, err := w.Record(soon(c.t), cbt.Event{Kind: cbt.EventSynced, Volume: v.ID})
+		if err == nil {
+			err = p.Wait(soon(c.t))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// load lets writers write at once, each waiting for its answers, and the journal be
+// maintained meanwhile.
+func (c *crasher) load(j *running, w *Writer, writers, writes int, seed uint64) error {
 	var g sync.WaitGroup
-	errs := make([]error, writers)
+	errs := make([]error, writers+1)
 	for k := range writers {
 		g.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(k)))
 			for i := range writes {
-				if errs[k] = c.write(w, rng); errs[k] != nil {
-					return
+				err := c.write(w, rng)
+				if err == nil && i%8 == k {
+					err = c.flush(w)
 				}
-				if i%8 == k {
-					if errs[k] = c.flush(w); errs[k] != nil {
-						return
-					}
+				if err == nil && i%12 == 4+k {
+					err = c.pin(j, w, i%2 == 0)
+				}
+				if err == nil && i%4 == k {
+					err = c.maintainOnce(j, rng.IntN(len(ladders)))
+				}
+				if errs[k] = err; err != nil {
+					return
 				}
 			}
 		})
@@ -171,233 +414,170 @@ func (c *crasher) load(w *Writer, writers, writes int, seed uint64) error {
 }
 
 func (c *crasher) write(w *Writer, rng *rand.Rand) error {
-	v := c.vols[rng.IntN(len(c.vols))]
+	c.now.step(time.Second)
+	k := rng.IntN(len(c.vols))
+	v := c.vols[k]
 	sectors := v.Size / cbt.SectorBytes
 	n := 1 + rng.Int64N(24)
 	e := cbt.Extent{Offset: rng.Int64N(sectors-n) * cbt.SectorBytes, Length: n * cbt.SectorBytes}
-	ev := cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: e}
-	if rng.IntN(8) == 0 {
-		ev.Kind = cbt.EventZero
-	} else {
+	ev, op := cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: e}, journaltest.Op{Kind: journaltest.Write, Volume: k, Off: e.Offset, Len: e.Length}
+	switch rng.IntN(12) {
+	case 0:
+		ev.Kind, op.Kind = cbt.EventZero, journaltest.Zero
+	case 1:
+		ev.Kind, op.Kind = cbt.EventTrim, journaltest.Trim
+	case 2:
+		ev.Data = make([]byte, e.Length)
+	default:
 		ev.Data = noise(rng, int(e.Length))
 	}
-	data := bytes.Clone(ev.Data)
+	op.Data = bytes.Clone(ev.Data)
 	c.mu.Lock()
 	p, err := w.Record(context.Background(), ev)
 	if err != nil {
 		c.mu.Unlock()
 		return err
 	}
-	s := p.(pendingRecord).seq
-	c.model.log = append(c.model.log, oracleWrite{s, v.ID, e.Offset, data, e.Length})
+	c.state = c.state.Then(op)
+	c.moments = append(c.moments, moment{at: Position{w.epoch.ID, p.(pendingRecord).seq}, state: c.state, time: c.now.Now()})
+	mine := len(c.moments)
 	c.mu.Unlock()
 	if err := p.Wait(context.Background()); err != nil {
 		return err
 	}
 	c.mu.Lock()
-	c.answered = max(c.answered, s)
+	c.answered = max(c.answered, mine)
 	c.mu.Unlock()
 	return nil
 }
 
 func (c *crasher) flush(w *Writer) error {
 	c.mu.Lock()
-	s := c.answered
+	n := c.answered
 	c.mu.Unlock()
 	if err := w.WaitDurable(context.Background()); err != nil {
 		return err
 	}
 	c.mu.Lock()
-	c.durable = max(c.durable, s)
+	c.durable = max(c.durable, n)
 	c.mu.Unlock()
 	return nil
 }
 
-// Promises 1 and 2: wherever the disk stops, what was answered is there, what is
-// there is a prefix, and its images are right; also when recovery is cut short.
-func TestCrashAnywhere(t *testing.T) {
-	want := scale.Scale(20000)
-	rng := newSeed(t)
-	points, nested := 0, 0
-	for points < want {
-		c := &crasher{t: t, mode: SyncMode(rng.IntN(2)), rng: rand.New(rand.NewPCG(rng.Uint64(), 2)), w: newWorld(vfs.NewCrashableMem()), every: 1 + rng.IntN(3)}
-		c.vols = []cbt.Volume{volume("a", crashVolumeBytes), volume("b", crashVolumeBytes-512)}
-		c.model.sizes = map[cbt.VolumeID]int64{c.vols[0].ID: crashVolumeBytes, c.vols[1].ID: crashVolumeBytes - 512}
-		c.w.onWrite(c.crash)
-		o := c.options(c.w.fs)
-		o.Create = newIdentity()
-		for range 3 {
-			j := start(t, "j", o)
-			w, err := j.BeginEpoch(soon(t), "a", Position{}, 0)
-			for _, v := range c.vols {
-				err = errors.Join(err, w.AddVolume(soon(t), v))
-			}
-			if err == nil {
-				err = c.load(w, 3, 12, rng.Uint64())
-			}
-			c.mu.Lock()
-			err = errors.Join(err, c.failed)
-			c.mu.Unlock()
-			if err != nil {
-				t.Fatal(err)
-			}
-			j.close()
-		}
-		if c.failed != nil {
-			t.Fatal(c.failed)
-		}
-		points, nested = points+c.points, nested+c.nested
+// pin keeps a record that is durable.
+func (c *crasher) pin(j *running, w *Writer, site bool) error {
+	c.mu.Lock()
+	m := c.moments[c.durable-1]
+	c.mu.Unlock()
+	if m.at.Epoch != w.epoch.ID || m.at.Seq < w.epoch.First()+4 {
+		return nil // before the volumes were synced
 	}
-	t.Logf("%d of them crashed again inside recovery", nested)
-	scale.Counted(t, "journal-crash-points", points, 20000)
-}
-
-// Countdown: the k-th operation fails, for every k. Nothing wrong is ever read, a
-// failed sync or write ends the journal, a full disk refuses and is overcome.
-func TestFailTheNthOperation(t *testing.T) {
-	kinds := []struct {
-		name string
-		err  error
-		hit  func(errorfs.Op) bool
-	}{
-		{"EIO", errorfs.ErrInjected, func(op errorfs.Op) bool { return !inIndex(op) }},
-		{"fsync", errorfs.ErrInjected, func(op errorfs.Op) bool { return !inIndex(op) && isSync(op) }},
-		{"ENOSPC", syscall.ENOSPC, func(op errorfs.Op) bool { return inSegment(op) && !isSync(op) }},
-	}
-	rng, injected := newSeed(t), 0
-	for _, k := range kinds {
-		stride := 1
-		if !scale.Sweeps() {
-			stride = 3
-		}
-		for n := 1; ; n += stride {
-			hit, err := failAt(t, rng.Uint64(), n, k.err, k.hit)
-			if err != nil {
-				t.Fatalf("%s at operation %d: %v", k.name, n, err)
-			}
-			if !hit {
-				break
-			}
-			injected++
-		}
-	}
-	scale.Counted(t, "journal-injected-errors", injected, 150)
-}
-
-func failAt(t *testing.T, seed uint64, n int, inject error, match func(errorfs.Op) bool) (hit bool, err error) {
-	w := newWorld(vfs.NewCrashableMem())
-	c := &crasher{t: t, rng: rand.New(rand.NewPCG(seed, 2)), w: w}
-	c.vols = []cbt.Volume{volume("a", crashVolumeBytes)}
-	c.model.sizes = map[cbt.VolumeID]int64{c.vols[0].ID: crashVolumeBytes}
-	o := c.options(w.fs)
-	o.Create = newIdentity()
-	var mu sync.Mutex
-	w.onWrite(func(op errorfs.Op) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if !match(op) {
-			return nil
-		}
-		if n--; n == 0 {
-			hit = true
-			return inject
-		}
-		return nil
-	})
-	full := errors.Is(inject, syscall.ENOSPC)
-	j, err := Open("j", o)
-	if err == nil {
-		ctx, stop := context.WithCancel(context.Background())
-		r := &running{Journal: j, t: t, stop: stop, done: make(chan error, 1)}
-		go func() { r.done <- j.Run(ctx) }()
-		if err := j.waitFor(soon(t), func() bool { return j.running }); err != nil && !errors.Is(err, ErrFailed) {
-			return false, err
-		}
-		err = c.script(j, full)
-		if e := r.end(); err == nil && e != nil && !errors.Is(e, ErrFailed) && !errors.Is(e, errorfs.ErrInjected) {
-			err = e
-		}
-		if err != nil {
-			return hit, err
-		}
-	} else if !errors.Is(err, inject) {
-		return hit, fmt.Errorf("open: %w", err)
-	}
-	w.onWrite(nil)
-	k, err := Open("j", o)
-	if err != nil {
-		return hit, fmt.Errorf("open again: %w", err)
-	}
-	_, err = c.compare(k, c.model.log, c.answered)
-	return hit, errors.Join(err, k.Close())
-}
-
-// script writes until the journal fails; full: it must not, and what is refused
-// must be told as a gap.
-func (c *crasher) script(j *Journal, full bool) error {
-	again := func(err error) bool { return full && errors.Is(err, ErrFull) }
-	w, err := j.BeginEpoch(soon(c.t), "a", Position{}, 0)
-	if again(err) {
-		w, err = j.BeginEpoch(soon(c.t), "a", Position{}, 0)
+	_, err := j.Pin(soon(c.t), fmt.Sprint(m.at), Point{Position: m.at}, false)
+	if errors.Is(err, ErrNoPoint) {
+		return nil // thinned in time
 	}
 	if err == nil {
-		err = w.AddVolume(soon(c.t), c.vols[0])
-		if again(err) {
-			err = w.AddVolume(soon(c.t), c.vols[0])
-		}
+		c.mu.Lock()
+		c.pins[m.at] = true
+		c.mu.Unlock()
 	}
-	if err == nil {
-		var synced cbt.Pending
-		synced, err = w.Record(soon(c.t), cbt.Event{Kind: cbt.EventSynced, Volume: c.vols[0].ID})
-		if err == nil {
-			err = synced.Wait(soon(c.t))
+	return err
+}
+
+// maintainOnce thins, unless somebody does.
+func (c *crasher) maintainOnce(j *running, ladder int) error {
+	r := ladders[ladder]
+	if len(r.Ladder) > 0 {
+		c.mu.Lock()
+		if h := c.now.Now().Add(-r.Ladder[0].For); h.After(c.horizon) {
+			c.horizon = h
 		}
+		c.mu.Unlock()
 	}
-	rng := rand.New(rand.NewPCG(c.rng.Uint64(), 5))
-	for range 24 {
-		if err != nil && !again(err) {
-			break
-		}
-		if err = c.write(w, rng); again(err) {
-			c.dropRefused()
-			err = c.checkGap(j)
-		}
-	}
-	if !full && (errors.Is(err, ErrFailed) || errors.Is(err, ErrClosed) || errors.Is(err, errorfs.ErrInjected)) {
+	_, err := j.Maintain(soon(c.t), Maintenance{Retention: r, FoldBytes: 1})
+	if errors.Is(err, ErrBusy) {
 		return nil
 	}
 	return err
 }
 
-// dropRefused takes a refused write out of the model: its seq is given anew.
-func (c *crasher) dropRefused() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.model.log = c.model.log[:len(c.model.log)-1]
+// Promises 1, 2 and 7: wherever the disk stops, what was answered is there, what is
+// there is a prefix, its images are right, and what retention has to keep is kept;
+// also when recovery is cut short.
+func TestCrashAnywhere(t *testing.T) {
+	want := scale.Scale(20000)
+	rng := newSeed(t)
+	var mu sync.Mutex // guards all below
+	var g sync.WaitGroup
+	points, nested, afters, failed := 0, 0, 0, error(nil)
+	for range 2 { // as many as there are cores where it has to be quick
+		own := rand.New(rand.NewPCG(rng.Uint64(), 1))
+		g.Go(func() {
+			for {
+				c := newCrasher(t, own)
+				err := c.lives(own)
+				mu.Lock()
+				points, nested, afters = points+c.points, nested+c.nested, afters+c.afters
+				failed = errors.Join(failed, err)
+				done := points >= want || failed != nil
+				mu.Unlock()
+				if done {
+					return
+				}
+			}
+		})
+	}
+	g.Wait()
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	t.Logf("%d of them crashed again inside recovery, after %d more was written", nested, afters)
+	scale.Counted(t, "journal-crash-points", points, 20000)
 }
 
-// checkGap waits for the gap that a refused write owes.
-func (c *crasher) checkGap(j *Journal) error {
-	j.mu.Lock()
-	owed, live := len(j.owed), j.live[c.vols[0].ID]
-	j.mu.Unlock()
-	if owed == 0 && live {
-		return errors.New("a write was refused and no gap is owed")
-	}
-	if owed > 0 {
-		return nil
-	}
-	if err := j.waitFor(soon(c.t), func() bool { return len(j.queue) == 0 && j.next == j.written+1 }); err != nil {
-		return err
-	}
-	hs, err := j.Happenings(soon(c.t), time.Time{}, time.Time{})
-	if err != nil {
-		return err
-	}
-	for _, h := range hs {
-		if h.Kind == KindGap && h.Cause == cbt.CauseDiskFull {
-			return nil
+// lives opens and writes three times.
+func (c *crasher) lives(rng *rand.Rand) error {
+	c.w.onWrite(c.crash)
+	for life := range 3 {
+		if err := c.live(life, rng); err != nil {
+			return err
 		}
 	}
-	return errors.New("a write was refused and no gap is recorded")
+	return nil
+}
+
+// live opens the journal, writes, and closes it.
+func (c *crasher) live(life int, rng *rand.Rand) error {
+	j := start(c.t, "j", c.o)
+	var parent Position
+	s := c.state
+	if life == 2 && rng.IntN(2) == 0 {
+		for _, m := range c.moments {
+			if c.pins[m.at] {
+				parent, s = m.at, m.state
+			}
+		}
+	}
+	w, err := c.begin(j, parent, s)
+	if err == nil {
+		err = c.load(j, w, 3, 12, rng.Uint64())
+	}
+	if err == nil {
+		err = c.maintainOnce(j, rng.IntN(len(ladders)))
+	}
+	c.mu.Lock()
+	err = errors.Join(err, c.failed)
+	c.mu.Unlock()
+	if err = errors.Join(err, j.end()); err != nil {
+		return err
+	}
+	return c.allAnswered()
+}
+
+// allAnswered is what a clean close means.
+func (c *crasher) allAnswered() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answered, c.durable = len(c.moments), len(c.moments)
+	return c.failed
 }

@@ -25,11 +25,21 @@ type driver struct {
 
 	j       *running
 	w       *Writer
-	flight  []cbt.Pending
-	moments []moment          // records whose state is known, in order
-	pins    map[string]moment // by name
+	flight  []underWay
+	moments []moment           // records whose state is known, in order
+	maybe   []moment           // what was under way when the journal failed
+	own     bool               // operations may be refused: the states are the driver's own
+	state   *journaltest.State // of own
+	pins    map[string]moment  // by name
 	held    []heldView
 	horizon time.Time // points before it may be gone, but for pins and views
+}
+
+// underWay is a record that has its seq and no answer.
+type underWay struct {
+	cbt.Pending
+	at Position
+	op *journaltest.Op // nil: it changes no state
 }
 
 // moment is a record and what a read of it must show.
@@ -37,6 +47,8 @@ type moment struct {
 	at    Position
 	state *journaltest.State
 	time  time.Time
+
+	outside bool // it is no point: not all volumes were synced
 }
 
 type heldView struct {
@@ -73,40 +85,79 @@ func (d *driver) begin(parent Position, s *journaltest.State) error {
 			return err
 		}
 	}
-	return errors.Join(d.land(), d.note(s))
-}
-
-// note makes the head, which is settled, a moment of state s.
-func (d *driver) note(s *journaltest.State) error {
-	d.moments = append(d.moments, moment{d.j.Head().Position, s, d.now.Now()})
-	return nil
-}
-
-// record gives ev to the journal; s, if not nil, is the state after it.
-func (d *driver) record(ev cbt.Event, s *journaltest.State) error {
-	p, err := d.w.Record(soon(d.t), ev)
-	if err != nil {
-		return err
-	}
-	if s != nil {
-		d.moments = append(d.moments, moment{Position{d.w.epoch.ID, p.(pendingRecord).seq}, s, d.now.Now()})
-	}
-	if d.flight = append(d.flight, p); len(d.flight) > d.depth {
-		err = d.flight[0].Wait(soon(d.t))
-		d.flight = d.flight[1:]
+	err = d.land()
+	if err == nil {
+		d.note(s)
 	}
 	return err
 }
 
+// note makes the head, which is settled, a moment of state s.
+func (d *driver) note(s *journaltest.State) {
+	d.state = s
+	d.moments = append(d.moments, moment{at: d.j.Head().Position, state: s, time: d.now.Now()})
+}
+
+func (d *driver) resize(v cbt.Volume, op journaltest.Op) error {
+	v.Size = op.Size
+	err := d.w.AddVolume(soon(d.t), v)
+	if err == nil {
+		d.note(d.after(op))
+	}
+	return err
+}
+
+// record gives ev to the journal; op, if not nil, is what it does to the state.
+func (d *driver) record(ev cbt.Event, op *journaltest.Op) error {
+	p, err := d.w.Record(soon(d.t), ev)
+	if err != nil {
+		return err
+	}
+	d.flight = append(d.flight, underWay{p, Position{d.w.epoch.ID, p.(pendingRecord).seq}, op})
+	if len(d.flight) > d.depth {
+		return d.settle()
+	}
+	return nil
+}
+
+// settle waits for the oldest record under way.
+func (d *driver) settle() error {
+	u := d.flight[0]
+	d.flight = d.flight[1:]
+	err := u.Wait(soon(d.t))
+	switch {
+	case u.op == nil:
+	case err == nil:
+		d.state = d.after(*u.op)
+		d.moments = append(d.moments, moment{at: u.at, state: d.state, time: d.now.Now()})
+	case !errors.Is(err, ErrFull):
+		d.state = d.after(*u.op)
+		d.maybe = append(d.maybe, moment{at: u.at, state: d.state, time: d.now.Now()})
+	}
+	return err
+}
+
+// after is the state after op.
+func (d *driver) after(op journaltest.Op) *journaltest.State {
+	if !d.own {
+		return op.After
+	}
+	switch op.Kind {
+	case journaltest.Write, journaltest.Fill, journaltest.Zero, journaltest.Trim, journaltest.Resize:
+		return d.state.Then(op)
+	case journaltest.Fork:
+		return d.pins[op.Name].state
+	}
+	return d.state
+}
+
 // land waits for all that is under way.
 func (d *driver) land() error {
-	for _, p := range d.flight {
-		if err := p.Wait(soon(d.t)); err != nil {
-			return err
-		}
+	var errs []error
+	for len(d.flight) > 0 {
+		errs = append(errs, d.settle())
 	}
-	d.flight = nil
-	return nil
+	return errors.Join(errs...)
 }
 
 var eventKinds = map[journaltest.Kind]cbt.EventKind{
@@ -118,7 +169,7 @@ func (d *driver) do(op journaltest.Op) error {
 	d.now.step(time.Second)
 	v := d.vols[op.Volume]
 	if k, ok := eventKinds[op.Kind]; ok {
-		return d.record(cbt.Event{Kind: k, Volume: v.ID, Extent: cbt.Extent{Offset: op.Off, Length: op.Len}, Data: op.Data}, op.After)
+		return d.record(cbt.Event{Kind: k, Volume: v.ID, Extent: cbt.Extent{Offset: op.Off, Length: op.Len}, Data: op.Data}, &op)
 	}
 	if err := d.land(); err != nil {
 		return err
@@ -126,20 +177,25 @@ func (d *driver) do(op journaltest.Op) error {
 	switch op.Kind {
 	case journaltest.Resize:
 		v.Size = op.Size
-		return errors.Join(d.w.AddVolume(soon(d.t), v), d.note(op.After))
+		return d.resize(v, op)
 	case journaltest.Break:
-		err := d.record(cbt.Event{Kind: cbt.EventGap, Volume: v.ID, Cause: cbt.CauseStall}, nil)
-		return errors.Join(err, d.record(cbt.Event{Kind: cbt.EventSynced, Volume: v.ID}, op.After))
+		if err := d.record(cbt.Event{Kind: cbt.EventGap, Volume: v.ID, Cause: cbt.CauseStall}, nil); err != nil {
+			return err
+		}
+		return errors.Join(d.record(cbt.Event{Kind: cbt.EventSynced, Volume: v.ID}, &op), d.land())
 	case journaltest.Mark, journaltest.Pin:
 		return d.mark(op)
 	case journaltest.Flush:
 		return d.w.WaitDurable(soon(d.t))
 	case journaltest.Fork:
-		return d.begin(d.pins[op.Name].at, op.After)
+		return d.begin(d.pins[op.Name].at, d.after(op))
 	case journaltest.Reopen:
-		return errors.Join(d.reopen(), d.begin(Position{}, op.After))
+		if err := d.reopen(); err != nil {
+			return err
+		}
+		return d.begin(Position{}, d.after(op))
 	case journaltest.Hold:
-		m := moment{d.j.Head().Position, op.After, d.now.Now()}
+		m := moment{at: d.j.Head().Position, state: d.after(op), time: d.now.Now()}
 		view, err := d.j.View(soon(d.t), Point{Position: m.at})
 		d.held = append(d.held, heldView{view, m})
 		return err
@@ -162,7 +218,7 @@ func (d *driver) mark(op journaltest.Op) error {
 	if err != nil {
 		return err
 	}
-	m := moment{p.Position, op.After, d.now.Now()}
+	m := moment{at: p.Position, state: d.after(op), time: d.now.Now()}
 	d.moments = append(d.moments, m)
 	if op.Kind == journaltest.Pin {
 		d.pins[op.Name] = m

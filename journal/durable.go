@@ -18,6 +18,10 @@ type frameEnd struct {
 	Epochs       int       `json:"epochs"` // held when it was written
 }
 
+// forks reports that no frame ends here: an epoch begins, and the record that it
+// goes on from may lie far back, before the end of its own.
+func (f frameEnd) forks() bool { return f.Start == 0 }
+
 // syncLoop makes written frames durable, one fdatasync after the other, until the
 // committer has ended and all it wrote is durable.
 func (j *Journal) syncLoop(drained <-chan struct{}) error {

@@ -5,14 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
-	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/testbed/scale"
 )
 
@@ -41,16 +39,14 @@ func TestCrashAnywhereRecycling(t *testing.T) {
 	rng := newSeed(t)
 	points, recycled := 0, 0
 	for points < want {
-		c := &crasher{t: t, mode: SyncMode(rng.IntN(2)), rng: rand.New(rand.NewPCG(rng.Uint64(), 2)), w: newWorld(vfs.NewCrashableMem()), every: 1 + rng.IntN(3)}
-		c.vols = []cbt.Volume{volume("a", crashVolumeBytes)}
-		c.model.sizes = map[cbt.VolumeID]int64{c.vols[0].ID: crashVolumeBytes}
+		c := newCrasher(t, rng)
 		c.w.onWrite(c.crash)
-		o := c.options(c.w.fs)
-		o.Create, o.PoolBytes = newIdentity(), -1
+		o := &c.o
+		o.PoolBytes = -1
 		for life := range 4 {
 			if life > 0 { // the newest ones are the most like what is to come
 				o.PoolBytes = 1
-				ns, err := (&Journal{o: o, segs: newSegments(c.w.mem, "j/segments", segmentName)}).segmentList()
+				ns, err := (&Journal{o: *o, segs: newSegments(c.w.mem, "j/segments", segmentName)}).segmentList()
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -60,14 +56,11 @@ func TestCrashAnywhereRecycling(t *testing.T) {
 					}
 				}
 			}
-			j := start(t, "j", o)
+			j := start(t, "j", *o)
 			free := len(j.pool.free)
-			w, err := j.BeginEpoch(soon(t), "a", Position{}, 0)
-			for _, v := range c.vols {
-				err = errors.Join(err, w.AddVolume(soon(t), v))
-			}
+			w, err := c.begin(j, Position{}, c.state)
 			if err == nil {
-				err = c.load(w, 3, 12, rng.Uint64())
+				err = c.load(j, w, 3, 12, rng.Uint64())
 			}
 			c.mu.Lock()
 			err = errors.Join(err, c.failed)
@@ -83,9 +76,7 @@ func TestCrashAnywhereRecycling(t *testing.T) {
 				t.Fatalf("life %d: verify found %v, %v", life, found, err)
 			}
 			j.close()
-		}
-		if c.failed != nil {
-			t.Fatal(c.failed)
+			must(t, c.allAnswered())
 		}
 		points += c.points
 	}

@@ -136,7 +136,7 @@ func (j *Journal) loadIndex() (through, error) {
 	}
 	// Epochs begun after the durable place are met again in the segments.
 	j.branches = j.branches[:min(t.Durable.Epochs, len(j.branches))]
-	if n := len(j.branches); n > 0 && j.branches[n-1].ID == t.Durable.Epoch {
+	if n := len(j.branches); n > 0 && j.branches[n-1].ID == t.Durable.Epoch && !t.Durable.forks() {
 		j.branches[n-1].Last = t.Durable.Cursor
 	}
 	j.through = t
@@ -328,7 +328,7 @@ func (j *Journal) follows(h frameHeader, recs []*record) (*Epoch, Chain, error) 
 // startBranch ends the newest epoch where it is and begins e.
 func (j *Journal) startBranch(e Epoch) {
 	last := j.chained[len(j.chained)-1]
-	if n := len(j.branches); n > 0 && last.Epoch == j.branches[n-1].ID {
+	if n := len(j.branches); n > 0 && last.Epoch == j.branches[n-1].ID && !last.forks() {
 		j.branches[n-1].Last = last.Cursor
 	}
 	j.branches = append(j.branches, Branch{Epoch: e, Last: e.Parent})
