@@ -106,7 +106,9 @@ func newApp(w *world) *cli.App {
 	}
 	sayNoDefaults(app.Flags)
 	walk(app.Commands, nil, func(path []string, c *cli.Command) {
-		c.HelpName = "afterimage " + strings.Join(path, " ")
+		if len(path) > 1 { // the library puts its name before the others
+			c.HelpName = "afterimage " + strings.Join(path, " ")
+		}
 		c.HideHelpCommand = true
 		c.OnUsageError = app.OnUsageError
 		sayNoDefaults(c.Flags)

@@ -83,6 +83,9 @@ func TestHelpOfEveryCommand(t *testing.T) {
 			if args[0] == "help" {
 				continue // --config stands before it in this test
 			}
+			if !strings.Contains(r.stdout, "   afterimage "+strings.Join(path, " ")+" - ") {
+				t.Errorf("%v: the help names the command otherwise:\n%s", args, r.stdout)
+			}
 			if strings.Contains(r.stdout, "default: false") {
 				t.Errorf("%v: the help says what an absent flag means", args)
 			}
