@@ -125,6 +125,7 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 	c.recs, c.bytes, c.meta = append(c.recs, r), c.bytes+size, c.meta+meta
 	c.data = c.data || r.kind.hasExtent()
 	p := pendingRecord{c, j.next}
+	j.rewrites.note(r, j.next)
 	j.next++
 	j.pending += size
 	select {

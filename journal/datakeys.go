@@ -2,6 +2,7 @@ package journal
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
@@ -306,9 +307,14 @@ func (j *Journal) epochSealer(e EpochID) (*sealer, *record, error) {
 }
 
 // prepare does for r what needs no place in the order yet.
-func (w *Writer) prepare(r *record) error {
+func (w *Writer) prepare(ctx context.Context, r *record) error {
 	if !r.kind.hasPayload() {
 		return nil
+	}
+	if w.j.packer.mode != CompressOff {
+		if r.plain = r.cells; w.provenSame(ctx, r) {
+			return nil
+		}
 	}
 	w.j.shrink(r)
 	if w.j.o.Keys == nil || !r.kind.hasPayload() {

@@ -231,6 +231,7 @@ func (j *Journal) beginLocked(e Epoch, f forkPoint) (undo func()) {
 	j.chained, j.recent = []frameEnd{end}, recentFrom(e.Parent)
 	j.written, j.synced, j.indexed, j.next = e.Parent.Seq, e.Parent.Seq, e.Parent.Seq, e.First()
 	j.headTime, j.volumes = f.time, f.volumes
+	j.rewrites.forget()
 	return func() {
 		j.branches = j.branches[:n]
 		j.lineage, j.chained, j.recent, j.volumes = lineage, chained, recent, volumes

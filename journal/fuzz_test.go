@@ -53,7 +53,7 @@ func FuzzFrame(f *testing.F) {
 		room := 0
 		for _, r := range recs {
 			room += len(r.cells)*cellEntryBytes + len(r.body)
-			if r.kind > KindAnchor {
+			if r.kind > KindSame {
 				continue
 			}
 			enc := r.encode(nil)

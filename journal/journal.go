@@ -141,6 +141,7 @@ type Journal struct {
 	names    map[uint32]cbt.VolumeID // by ordinal, in any branch: for errors at open
 	reread   int64                   // bytes of frames that the opening read again
 	writer   *Writer
+	rewrites rewrites
 	sealer   *sealer // what the newest epoch of this process seals with; nil: it does not
 	next     Seq     // seq of the next record
 	lastTime time.Time

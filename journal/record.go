@@ -30,9 +30,10 @@ const (
 	KindVolume  Kind = 11
 	KindDelta   Kind = 12
 	KindAnchor  Kind = 13
+	KindSame    Kind = 14 // a write of what was there (rewrite.go)
 )
 
-var kindNames = [...]string{"", "write", "zero", "trim", "fill", "synced", "gap", "mark", "key", "epoch", "machine", "volume", "delta", "anchor"}
+var kindNames = [...]string{"", "write", "zero", "trim", "fill", "synced", "gap", "mark", "key", "epoch", "machine", "volume", "delta", "anchor", "same"}
 
 func (k Kind) String() string {
 	if k > 0 && int(k) < len(kindNames) {
@@ -88,6 +89,8 @@ type record struct {
 	body     []byte   // control records: JSON
 	cells    []uint32 // CRC32C a stored cell, of records with payload
 	tags     []byte   // of a sealed record: sealedTagBytes a stored cell
+	plain    []uint32 // CRC32C a cell as the guest wrote it, until it is written
+	sameAt   Seq      // the volume held these bytes as of this seq; 0: not known
 	data     []byte   // to be stored, packed if it is to be; nil in a decoded record
 	volumeID cbt.VolumeID
 	undo     func() // takes back what recording it changed, when it is refused; under mu
@@ -163,7 +166,7 @@ func (r *record) encode(b []byte) []byte {
 	le.PutUint32(p[8:], r.volume)
 	le.PutUint32(p[12:], r.stored)
 	le.PutUint64(p[16:], uint64(r.time.UnixNano()))
-	if r.kind.hasExtent() {
+	if r.kind.hasExtent() || r.kind == KindSame {
 		le.PutUint64(p[24:], uint64(r.extent.Offset))
 		le.PutUint64(p[32:], uint64(r.extent.Length))
 	} else {
@@ -222,7 +225,7 @@ func decodeRecord(h frameHeader, b []byte) (record, int, error) {
 	off, length := le.Uint64(b[24:]), le.Uint64(b[32:])
 	body := b[recordFixedBytes:n]
 	switch {
-	case r.kind.hasExtent():
+	case r.kind.hasExtent(), r.kind == KindSame:
 		if off > uint64(maxExtentLength) || length == 0 || length > uint64(maxExtentLength) {
 			return r, 0, badFrame("extent of %d bytes at %d", length, off)
 		}

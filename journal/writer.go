@@ -24,8 +24,9 @@ func (j *Journal) waitRunning(ctx context.Context) error {
 // Epoch is the epoch that w writes.
 func (w *Writer) Epoch() Epoch { return w.epoch }
 
-// Record gives ev its seq. It blocks only while maxPending bytes are under way,
-// and never for events that carry no extent. A refused write (ErrFull) owes its
+// Record gives ev its seq. It blocks only while maxPending bytes are under way, and
+// while it reads what a rewrite may repeat (rewrite.go); never for events that carry
+// no extent. A refused write (ErrFull) owes its
 // volume a gap, which goes before whatever is recorded next.
 func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) {
 	r, err := recordOf(ev)
@@ -33,7 +34,7 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, err
 	}
 	j := w.j
-	if err := w.prepare(r); err != nil {
+	if err := w.prepare(ctx, r); err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
 	j.mu.Lock()
@@ -59,6 +60,7 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, fmt.Errorf("record %s: %v of volume %s of %d bytes: %w", r.kind, ev.Extent, v.Name, v.Size, ErrOutOfRange)
 	}
 	r.volume = v.Ordinal
+	j.sameLocked(r)
 	if err := j.sealLocked(r); err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
