@@ -88,6 +88,7 @@ func TestHoldEndsByTimeAndBytes(t *testing.T) {
 		hold   config.Hold
 		r      reach
 		frames journal.Seq
+		asked  bool // for what is gone
 		state  string
 		held   bool
 	}{
@@ -100,9 +101,11 @@ func TestHoldEndsByTimeAndBytes(t *testing.T) {
 		{name: "much without a bound", hold: config.Hold{For: limit.For}, r: reach{at(1), now, 0}, state: control.HoldKept, held: true},
 		{name: "the next record is there", hold: limit, r: reach{at(90), now, 900}, frames: 91, state: control.HoldKept, held: true},
 		{name: "the next record is gone", hold: limit, r: reach{at(90), now, 900}, frames: 92, state: control.HoldLost},
-		{name: "never came, begun history", hold: limit, r: reach{Level: now, Total: 900}, frames: 2, state: control.HoldLost},
+		{name: "not heard of since a promotion", hold: limit, r: reach{Level: now, Total: 900}, frames: 50, state: control.HoldKept, held: true},
+		{name: "never came within its hold", hold: limit, r: reach{Level: now.Add(-2 * time.Hour), Total: 900}, frames: 50, state: control.HoldBeyond},
+		{name: "came for what is gone", hold: limit, r: reach{Level: now, Total: 900}, frames: 50, asked: true, state: control.HoldLost},
 	} {
-		h, ref := holdOf(c.hold, c.r, head, at(c.frames), now)
+		h, ref := holdOf(c.hold, c.r, head, at(c.frames), c.asked, now)
 		if h.State != c.state || (ref != nil) != c.held || (h.Why != "") == c.held {
 			t.Errorf("%s: %+v, reference %v", c.name, h, ref)
 		}

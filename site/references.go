@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -36,11 +37,13 @@ func (l *life) references(ctx context.Context, now time.Time) ([]journal.Referen
 		if !ok {
 			continue
 		}
-		r, err := l.reachOf(name, lagTo(lags, name), head, now)
+		lag := lagTo(lags, name)
+		r, err := l.reachOf(name, lag, head, now)
 		if err != nil {
 			return nil, nil, err
 		}
-		h, ref := holdOf(*peer.Hold, r, head, frames, now)
+		refused := lag != nil && errors.Is(lag.Err, journal.ErrReclaimed)
+		h, ref := holdOf(*peer.Hold, r, head, frames, refused, now)
 		h.Peer = name
 		if !r.At.IsZero() {
 			h.Cursor = fmt.Sprintf("#%d.%d", numbers[r.At.Epoch], r.At.Seq)
@@ -152,12 +155,12 @@ func reachFrom(was reach, known bool, lag *replicator.Lag, head journal.Head, no
 
 // holdOf judges what is kept for a peer and gives the reference that keeps it; nil
 // where the peer is beyond its hold. frames is the first record that can still be
-// sent. It is pure.
-func holdOf(c config.Hold, r reach, head journal.Head, frames journal.Position, now time.Time) (control.Hold, *journal.Reference) {
+// sent; refused says that the peer asked for one before. It is pure.
+func holdOf(c config.Hold, r reach, head journal.Head, frames journal.Position, refused bool, now time.Time) (control.Hold, *journal.Reference) {
 	h := control.Hold{State: control.HoldKept, Level: r.Level, Until: r.Level.Add(time.Duration(c.For)), Behind: max(0, head.Bytes-r.Total),
 		For: time.Duration(c.For).Seconds(), Bytes: int64(c.Bytes)}
 	switch {
-	case frames.Seq > r.At.Seq+1:
+	case refused || !r.At.IsZero() && frames.Seq > r.At.Seq+1: // of a peer that never came nothing is known
 		h.State, h.Why = control.HoldLost, fmt.Sprintf("it has nothing after record %d, and history before record %d was thinned here", r.At.Seq, frames.Seq)
 		return h, nil
 	case r.At == head.Position:
