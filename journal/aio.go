@@ -21,11 +21,12 @@ import (
 //	     └─ else, or several at once ──► queue ─► drive: io_submit ─► io_getevents ─► wake
 //
 // drive is one goroutine that lives while requests are queued or under way; at most
-// deepReads of them are with the kernel, the rest wait. Where the kernel has no
+// depth of them are with the kernel, the rest wait. Where the kernel has no
 // asynchronous I/O to give, every read is a pread.
 //
 // A buffer belongs to the kernel until its read is done: read never returns before.
 type deepReader struct {
+	depth int          // reads that the kernel holds at once
 	alone atomic.Int32 // preads under way
 
 	mu      sync.Mutex // guards all below
@@ -39,8 +40,11 @@ type deepReader struct {
 	free   []int       // slots; owned by drive
 }
 
-// deepReads is how many reads the kernel holds at once, for all views of a journal.
-const deepReads = 128
+// Reads that the kernel holds at once, for all views of a journal together.
+const (
+	deepReads = 128
+	bulkReads = 32
+)
 
 // diskRead is one read: of a file descriptor opened with O_DIRECT, into page-aligned
 // memory, at a multiple of pageBytes.
@@ -96,13 +100,13 @@ func (d *deepReader) openLocked() bool {
 	if d.context != 0 {
 		return true
 	}
-	_, _, errno := unix.Syscall(unix.SYS_IO_SETUP, deepReads, uintptr(unsafe.Pointer(&d.context)), 0)
+	_, _, errno := unix.Syscall(unix.SYS_IO_SETUP, uintptr(d.depth), uintptr(unsafe.Pointer(&d.context)), 0)
 	if d.refused = errno != 0; d.refused {
 		d.context = 0
 		return false
 	}
-	d.flying = make([]*diskRead, deepReads)
-	for i := range deepReads {
+	d.flying = make([]*diskRead, d.depth)
+	for i := range d.depth {
 		d.free = append(d.free, i)
 	}
 	return true
@@ -155,14 +159,14 @@ func (d *deepReader) drive() {
 	var s submission
 	var events [deepReads]ioEvent
 	for d.submit(&s) {
-		under := deepReads - len(d.free)
+		under := d.depth - len(d.free)
 		if under == 0 {
 			continue
 		}
 		n, errno := d.collect(events[:], 0)
 		if n == 0 && errno == 0 {
 			runtime.Gosched()
-			if under < deepReads && d.waiting() {
+			if under < d.depth && d.waiting() {
 				continue
 			}
 			n, errno = d.collect(events[:], 1)
@@ -198,7 +202,7 @@ func (d *deepReader) waiting() bool {
 func (d *deepReader) submit(s *submission) bool {
 	d.mu.Lock()
 	n := min(len(d.queue), len(d.free))
-	if n == 0 && len(d.free) == deepReads {
+	if n == 0 && len(d.free) == d.depth {
 		d.driving = false
 		if d.shut {
 			d.destroyLocked()

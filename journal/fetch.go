@@ -23,6 +23,7 @@ type fetch struct {
 	reads []fileRead
 	first []int // of each read, its first part
 	deep  []*diskRead
+	bulk  bool // nobody waits for any one of them
 
 	unpacked part // the last part that was packed; its dst is all of its payload
 	of       cbt.Extent
@@ -57,7 +58,7 @@ func (f *fetch) free() {
 	clear(f.reads)
 	clear(f.deep)
 	f.unpacked = part{}
-	f.parts, f.reads, f.first, f.deep = f.parts[:0], f.reads[:0], f.first[:0], f.deep[:0]
+	f.parts, f.reads, f.first, f.deep, f.bulk = f.parts[:0], f.reads[:0], f.first[:0], f.deep[:0], false
 	fetches.Put(f)
 }
 
@@ -72,7 +73,11 @@ func (f *fetch) add(v *found, dst []byte, off int64) {
 // other in one file share a read.
 func (f *fetch) run(a *asOf, v volumeBody, gap int64) error {
 	f.plan(gap)
-	f.deep = a.j.readPages(f.reads, f.deep)
+	queue := &a.j.deep
+	if f.bulk {
+		queue = &a.j.bulk
+	}
+	f.deep = a.j.readPages(queue, f.reads, f.deep)
 	for i := range f.reads {
 		r, end := &f.reads[i], len(f.parts)
 		if i+1 < len(f.reads) {
@@ -98,18 +103,20 @@ func (f *fetch) plan(gap int64) {
 	for i := 0; i < len(f.parts); {
 		p := &f.parts[i]
 		from, end := p.at&^(pageBytes-1), p.at+p.n
+		direct := p.at == from && p.whole() && pageAligned(p.dst)
 		n := i + 1
 		for ; n < len(f.parts); n++ {
 			q := &f.parts[n]
 			if q.file != p.file || q.at > end+gap || q.at+q.n > from+maxJoined {
 				break
 			}
+			direct = direct && q.at == end && q.whole() && p.reaches(q, end-from)
 			end = max(end, q.at+q.n)
 		}
 		end = (end + pageBytes - 1) &^ (pageBytes - 1)
 		r := fileRead{id: p.file, disk: diskRead{off: from}}
-		if n == i+1 && p.at == from && p.n == p.want.Length && !p.packed() && pageAligned(p.dst) {
-			r.disk.buf = p.dst // the reader's memory will do
+		if direct {
+			r.disk.buf = p.dst[:end-from] // the reader's memory will do
 		} else {
 			r.mem = takePages(end - from)
 			r.disk.buf = r.mem.b
@@ -117,6 +124,15 @@ func (f *fetch) plan(gap int64) {
 		f.reads, f.first = append(f.reads, r), append(f.first, i)
 		i = n
 	}
+}
+
+// whole reports that p's bytes are its destination's, and whole pages.
+func (p *part) whole() bool { return p.n == p.want.Length && p.n%pageBytes == 0 && !p.packed() }
+
+// reaches reports that q's destination lies n bytes behind the begin of p's, in the
+// same memory.
+func (p *part) reaches(q *part, n int64) bool {
+	return int64(cap(p.dst)) >= n+int64(len(q.dst)) && &p.dst[:n+1][n] == &q.dst[0]
 }
 
 // deliver verifies p's cells in what r brought and copies them out. A read that

@@ -59,7 +59,7 @@ type fileRead struct {
 }
 
 // readPages does rs, deep. Each has its own error; one that ends early only got less.
-func (j *Journal) readPages(rs []fileRead, scratch []*diskRead) []*diskRead {
+func (j *Journal) readPages(queue *deepReader, rs []fileRead, scratch []*diskRead) []*diskRead {
 	deep := scratch[:0]
 	for i := range rs {
 		r := &rs[i]
@@ -74,7 +74,7 @@ func (j *Journal) readPages(rs []fileRead, scratch []*diskRead) []*diskRead {
 		}
 		deep = append(deep, &r.disk)
 	}
-	j.deep.read(deep)
+	queue.read(deep)
 	for i := range rs {
 		r := &rs[i]
 		if r.file == nil {

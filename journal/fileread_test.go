@@ -70,7 +70,7 @@ func TestDeepReads(t *testing.T) {
 	if err := os.WriteFile(path, file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	j := &Journal{segs: newSegments(vfs.Default, filepath.Dir(path), segmentName)}
+	j := &Journal{deep: deepReader{depth: deepReads}, segs: newSegments(vfs.Default, filepath.Dir(path), segmentName)}
 	defer j.segs.close()
 	defer j.deep.close()
 	var wg sync.WaitGroup
@@ -82,7 +82,7 @@ func TestDeepReads(t *testing.T) {
 				for i := range rs {
 					rs[i] = fileRead{id: segmentID(1), disk: diskRead{off: rng.Int64N(cells+1) * pageBytes, buf: alignedBytes(pageBytes)}}
 				}
-				j.readPages(rs, nil)
+				j.readPages(&j.deep, rs, nil)
 				for _, r := range rs {
 					c := uint64(r.disk.off / pageBytes)
 					switch got := binary.LittleEndian.Uint64(r.disk.buf); {

@@ -105,7 +105,8 @@ type Journal struct {
 	db       *pebble.DB
 	site     *siteLog
 	segs     *segments
-	deep     deepReader
+	deep     deepReader // of reads that somebody waits for
+	bulk     deepReader // of whole images: no more than the disk needs
 	chunks   chunkCache
 	pool     *pool
 	runs     *segments
@@ -187,10 +188,11 @@ func Open(dir string, o Options) (*Journal, error) {
 	}
 	j := &Journal{
 		dir: dir, o: o, inc: cbt.Incarnation(cbt.NewID()),
-		segs:     newSegments(o.FS, o.FS.PathJoin(dir, "segments"), segmentName),
-		runs:     newSegments(o.FS, o.FS.PathJoin(dir, "runs"), runName),
-		keys:     newDataKeys(),
-		packer:   newPacker(o.Compress),
+		segs:   newSegments(o.FS, o.FS.PathJoin(dir, "segments"), segmentName),
+		runs:   newSegments(o.FS, o.FS.PathJoin(dir, "runs"), runName),
+		keys:   newDataKeys(),
+		packer: newPacker(o.Compress),
+		deep:   deepReader{depth: deepReads}, bulk: deepReader{depth: bulkReads},
 		changed:  make(chan struct{}),
 		volumes:  make(map[cbt.VolumeID]volumeBody),
 		owed:     make(map[cbt.VolumeID]cbt.Cause),
@@ -370,6 +372,7 @@ func (j *Journal) free() error {
 	j.segs.close()
 	j.runs.close()
 	j.deep.close()
+	j.bulk.close()
 	if j.site != nil {
 		errs = append(errs, j.site.close())
 	}

@@ -1,10 +1,7 @@
 package recovery
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -55,10 +52,7 @@ type Restored struct {
 	SHA256 string `json:"sha256"`     // of the volume's content
 }
 
-const (
-	copyBytes  = 1 << 20
-	grainBytes = cbt.CellBytes // finest hole of a sparse file
-)
+const copyBytes = 1 << 20
 
 // Restore writes volume v of view to target. The file is made under another name
 // in the same directory, synced, read back and compared with the view, and only
@@ -163,30 +157,20 @@ func restoreRaw(ctx context.Context, view Image, v cbt.Volume, f *os.File, o Res
 			return fmt.Errorf("allocate %d bytes: %w", v.Size, err)
 		}
 	}
-	buf := make([]byte, copyBytes)
-	err := eachPiece(ctx, view, v, func(e cbt.Extent, data bool) error {
-		if data {
-			p := buf[:e.Length]
-			if err := view.ReadAt(ctx, v.ID, p, e.Offset); err != nil {
-				return err
-			}
-			n, err := writeGrains(f, p, e.Offset)
-			r.Data += n
-			if err != nil {
-				return err
-			}
-		}
-		o.Progress("write", e.End(), v.Size)
-		return nil
-	})
+	w, err := newPieces(f, v.Size, o)
 	if err != nil {
+		return err
+	}
+	err = view.Materialize(ctx, v.ID, w.put)
+	if err = errors.Join(err, w.close()); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	r.Data = w.wrote
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // so that the disk answers; advice only
-	r.SHA256, err = compare(ctx, view, v, f, o.Progress)
+	r.SHA256, err = w.compare(ctx)
 	return err
 }
 
@@ -212,56 +196,4 @@ func eachPiece(ctx context.Context, view Image, v cbt.Volume, f func(e cbt.Exten
 		}
 	}
 	return nil
-}
-
-// writeGrains writes what of p, at off, does not read as zeros, and says how much
-// that was.
-func writeGrains(f *os.File, p []byte, off int64) (int64, error) {
-	var wrote int64
-	for from := 0; from < len(p); {
-		to := min(len(p), from+grainBytes)
-		if zeros(p[from:to]) {
-			from = to
-			continue
-		}
-		for to < len(p) {
-			next := min(len(p), to+grainBytes)
-			if zeros(p[to:next]) {
-				break
-			}
-			to = next
-		}
-		if _, err := f.WriteAt(p[from:to], off+int64(from)); err != nil {
-			return wrote, err
-		}
-		wrote += int64(to - from)
-		from = to
-	}
-	return wrote, nil
-}
-
-func zeros(p []byte) bool { return bytes.Equal(p, zeroBytes[:len(p)]) }
-
-// compare reads f and the view once more, and sums what both hold.
-func compare(ctx context.Context, view Image, v cbt.Volume, f *os.File, progress func(string, int64, int64)) (string, error) {
-	sum := sha256.New()
-	want, got := make([]byte, copyBytes), make([]byte, copyBytes)
-	err := eachPiece(ctx, view, v, func(e cbt.Extent, data bool) error {
-		w, g := want[:e.Length], got[:e.Length]
-		if !data {
-			clear(w)
-		} else if err := view.ReadAt(ctx, v.ID, w, e.Offset); err != nil {
-			return err
-		}
-		if _, err := f.ReadAt(g, e.Offset); err != nil {
-			return err
-		}
-		if !bytes.Equal(w, g) {
-			return fmt.Errorf("%w: in %v", ErrDiffers, e)
-		}
-		sum.Write(g)
-		progress("verify", e.End(), v.Size)
-		return nil
-	})
-	return hex.EncodeToString(sum.Sum(nil)), err
 }

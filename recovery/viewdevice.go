@@ -12,6 +12,7 @@ import (
 type Image interface {
 	ReadAt(ctx context.Context, vol cbt.VolumeID, p []byte, off int64) error
 	Status(ctx context.Context, vol cbt.VolumeID, e cbt.Extent) ([]journal.StatusRun, error)
+	Materialize(ctx context.Context, vol cbt.VolumeID, each func(e cbt.Extent, p []byte) error) error
 }
 
 var _ Image = (*journal.View)(nil)
