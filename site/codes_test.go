@@ -108,12 +108,12 @@ func TestExplain(t *testing.T) {
 }
 
 func TestCheckAt(t *testing.T) {
-	for _, at := range []string{"latest", "latest-app", "-5m", "2026-11-22T10:00:00+01:00", "name:x", "before:x", "#7", "#2.7"} {
+	for _, at := range []string{"latest", "latest-app", "-5m", "-7d", "-1w12h", "2026-11-22T10:00:00+01:00", "name:x", "before:x", "#7", "#2.7"} {
 		if err := CheckAt(at); err != nil {
 			t.Errorf("%s: %v", at, err)
 		}
 	}
-	for _, at := range []string{"", "yesterday", "5m", "#", "#x", "name:", "2026-11-22"} {
+	for _, at := range []string{"", "yesterday", "5m", "-", "-7", "--7d", "#", "#x", "name:", "2026-11-22"} {
 		if err := CheckAt(at); !fault.Is(err, fault.AtSyntax) {
 			t.Errorf("%q: %v", at, err)
 		}

@@ -21,14 +21,17 @@
 //  5. Serve and Restore read journal.View; Failover makes a plan (plan.go), carries
 //     it out through package recovery, and hands the reign to the waiting life;
 //     before its epoch begins, dirty bitmaps are forgotten (promoting). Repeated on
-//     a group that it promoted, it only starts the machine that is missing (resume).
+//     a group that it promoted, it only starts the machine that is missing (resume);
+//  6. keepUp thins the history on its schedule (maintain.go), with what peers, disks,
+//     marks and failovers need of the past as references (references.go); a failover
+//     ends it, so that its point cannot go between plan and promotion.
 //
 // Without a daemon, Reach opens journals for reading, one command at a time.
 //
 // Goroutines of the process. Run: one for each group (group.run), one each for
 // the replicator, the NBD server, the control server, the metrics server, the
 // views' end, the watchdog's keeper (watchdog.run). An open group: journal.Run
-// (committer, syncer, finisher), play, noteHeads, and in a reign one per embedded disk
+// (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one per embedded disk
 // (checkpoints) and one for the tracker (its own doc lists its). The replicator:
 // sampler, acceptor, one dialler per peer, and per connection those of its link.
 // Servers: one per connection, for NBD one more per request in flight. Views: one

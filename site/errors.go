@@ -3,7 +3,6 @@ package site
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"syscall"
 
@@ -138,10 +137,8 @@ const timeLayout = "2006-01-02T15:04:05.000Z07:00"
 
 // CheckAt judges the form of an --at.
 func CheckAt(at string) error {
-	if _, err := journal.ParseAt(at); err != nil {
-		return fault.Wrap(fault.AtSyntax, fmt.Sprintf("read --at %q", at), err)
-	}
-	return nil
+	_, err := parseAt(at)
+	return err
 }
 
 // isStarting reports that a journal takes no records because its loop has not

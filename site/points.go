@@ -4,19 +4,37 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
 
+// parseAt reads an --at; spans back may have days, weeks and years: -7d.
+func parseAt(at string) (journal.At, error) {
+	text := at
+	if back, ok := strings.CutPrefix(at, "-"); ok {
+		var d config.Duration
+		if d.UnmarshalText([]byte(back)) == nil {
+			text = "-" + time.Duration(d).String()
+		}
+	}
+	a, err := journal.ParseAt(text)
+	if err != nil {
+		return a, fault.Wrap(fault.AtSyntax, fmt.Sprintf("read --at %q", at), err)
+	}
+	return a, nil
+}
+
 // resolve finds the point that at means.
 func resolve(ctx context.Context, j *journal.Journal, at string) (journal.Point, error) {
-	a, err := journal.ParseAt(at)
+	a, err := parseAt(at)
 	if err != nil {
-		return journal.Point{}, fault.Wrap(fault.AtSyntax, fmt.Sprintf("read --at %q", at), err)
+		return journal.Point{}, err
 	}
 	p, err := j.Resolve(ctx, a)
 	return p, explain("resolve "+at, err)

@@ -208,7 +208,7 @@ func (w *world) site(c *cli.Context) (*config.Config, control.API, error) {
 // atFlag is --at.
 func atFlag() cli.Flag {
 	return &cli.StringFlag{Name: "at", Value: "latest",
-		Usage: "`MOMENT`: latest, latest-app, -5m, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"}
+		Usage: "`MOMENT`: latest, latest-app, -5m or -7d, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"}
 }
 
 func fprintf(w io.Writer, format string, args ...any) {

@@ -18,7 +18,7 @@ func (w *world) pointCommand() *cli.Command {
 			"A line is a range in which every record is a point, the points of one rung of the ladder, or a point that is kept for a reason of its own: a pin, an open view, the lock, a peer's cursor, a failover that is not committed. With --at it also says which point that moment is. -o json lists each point.",
 			[]string{"afterimage point list web", "afterimage point list web --at -5m", "afterimage point list web --from -7d --to -24h --all"},
 			[]cli.Flag{
-				&cli.StringFlag{Name: "at", Usage: "`MOMENT` to resolve: latest, latest-app, -5m, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"},
+				&cli.StringFlag{Name: "at", Usage: "`MOMENT` to resolve: latest, latest-app, -5m or -7d, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"},
 				&cli.StringFlag{Name: "from", Usage: "`TIME` of the oldest: -7d, or an RFC 3339 time"},
 				&cli.StringFlag{Name: "to", Usage: "`TIME` of the newest: -24h, or an RFC 3339 time"},
 				&cli.BoolFlag{Name: "all", Usage: "a line for each point of a rung"},

@@ -96,7 +96,7 @@ var table = []Entry{
 		"The view was closed already.",
 		"view list shows those that are open."},
 	{AtSyntax, ExitUsage, "--at is not understood",
-		"The moment is none of latest, latest-app, -5m, an RFC 3339 time, name:X, before:X, #SEQ, #EPOCH.SEQ.",
+		"The moment is none of latest, latest-app, -5m or -7d, an RFC 3339 time, name:X, before:X, #SEQ, #EPOCH.SEQ.",
 		"Quote it if it holds a '#': --at '#1200'."},
 	{GroupAmbiguous, ExitUsage, "several groups have that name",
 		"Groups of different tenants share the name.",
