@@ -42,14 +42,24 @@ func retentionOf(g config.Group) journal.Retention {
 	return r
 }
 
-// keepUp maintains the group's history on its schedule until ctx ends. It never
-// fails: what does is logged, shown and tried again.
+// pressLimit is at how much of its quota a group's history is maintained at once,
+// whatever there is to fold and as fast as the disk goes, lest a gap opens while
+// there is something to thin.
+const pressLimit = config.Percent(80)
+
+// keepUp maintains the group's history on its schedule, and when its quota presses,
+// until ctx ends. It never fails: what does is logged, shown and tried again.
 func (l *life) keepUp(ctx context.Context) {
 	every := time.Duration(l.cfg.Maintenance.Every)
-	tick := time.NewTicker(every)
+	look := every
+	if l.cfg.Quota > 0 {
+		look = min(every, time.Second)
+	}
+	tick := time.NewTicker(look)
 	defer tick.Stop()
+	next, vain := l.site.o.Now().Add(every), false
 	for {
-		l.upkeep.note(func(u *upkeep) { u.status.Next = l.site.o.Now().Add(every) })
+		l.upkeep.note(func(u *upkeep) { u.status.Next = next })
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -58,9 +68,31 @@ func (l *life) keepUp(ctx context.Context) {
 		if r := l.roleNow(); r.Role.Captures() && l.reigning() == nil {
 			continue // its disks are being opened, from history that is not referenced yet
 		}
-		_, _ = l.maintain(ctx, foldEnough, func(string, int64, int64) {}) // maintained tells of it
+		p, due := calm(l.cfg), !l.site.o.Now().Before(next)
+		if presses(l.j.Usage().Used, int64(l.cfg.Quota)) {
+			p, due = pressed, due || !vain
+		}
+		if !due {
+			continue
+		}
+		m, err := l.maintain(ctx, p, func(string, int64, int64) {})
+		next, vain = l.site.o.Now().Add(every), err == nil && m.Freed == 0 // what cannot be freed now is not tried each second
 	}
 }
+
+// presses reports that a quota is nearly used up. It is pure.
+func presses(used, quota int64) bool {
+	return quota > 0 && float64(used) >= float64(quota)/100*float64(pressLimit)
+}
+
+// pace is how much must have gathered before it is folded, and how fast.
+type pace struct{ foldBytes, bytesPerSecond int64 }
+
+// calm is the pace of the schedule: the journal's own measure of enough.
+func calm(c config.Group) pace { return pace{0, int64(c.Maintenance.Rate)} }
+
+// pressed folds whatever there is, as fast as the disk goes.
+var pressed = pace{foldBytes: 1}
 
 func (u *upkeep) note(f func(*upkeep)) {
 	u.mu.Lock()
@@ -75,16 +107,9 @@ func (u *upkeep) look() (status control.Maintenance, holds []control.Hold, failu
 	return u.status, u.holds, u.failure
 }
 
-// How much must have gathered before it is folded: enough to be worth the writing,
-// or whatever there is, when somebody asks.
-const (
-	foldEnough int64 = 0 // the journal's default
-	foldNow    int64 = 1
-)
-
 // maintain thins, folds, merges and frees once. A failover that is under way goes
 // first: its point must not be thinned between its plan and its promotion.
-func (l *life) maintain(ctx context.Context, foldBytes int64, progress func(stage string, done, total int64)) (control.Maintained, error) {
+func (l *life) maintain(ctx context.Context, p pace, progress func(stage string, done, total int64)) (control.Maintained, error) {
 	what := "maintain " + l.cfg.Ref()
 	ctx, done, err := l.claimUpkeep(ctx)
 	if err != nil {
@@ -96,7 +121,7 @@ func (l *life) maintain(ctx context.Context, foldBytes int64, progress func(stag
 	refs, holds, err := l.references(ctx, began)
 	var r journal.Maintained
 	if err == nil {
-		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: int64(l.cfg.Maintenance.Rate), FoldBytes: foldBytes, Progress: progress})
+		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: p.bytesPerSecond, FoldBytes: p.foldBytes, Progress: progress})
 	}
 	if errors.Is(context.Cause(ctx), errFailoverFirst) {
 		err = fault.Wrap(fault.OperationBusy, what, errFailoverFirst)
@@ -201,7 +226,7 @@ func (s *Site) Maintain(ctx context.Context, q control.MaintainRequest, progress
 	if q.DryRun {
 		return l.forecast(ctx)
 	}
-	return l.maintain(ctx, foldNow, func(stage string, done, total int64) {
+	return l.maintain(ctx, pace{1, int64(l.cfg.Maintenance.Rate)}, func(stage string, done, total int64) {
 		progress(control.Progress{Step: stage, Done: done, Total: total})
 	})
 }

@@ -45,7 +45,7 @@ in the last rung never ends it. Spans have s, m, h, d, w or y. Beside it:
    lock: 12h          nothing younger is thinned, not even for want of room
    quota: 500GiB      of the journal on disk; full: thin, warn, then a gap
    warn: [80, 90]     per cent of the quota at which status warns
-   maintenance: {every: 1m, rate: 50MiB}
+   maintenance: {every: 1m, rate: 50MiB}   from 80% of the quota on: at once, unbounded
 and of a peer, for how long and how much history waits for it while it is away:
    hold: {for: 72h, bytes: 200GiB}`
 
