@@ -53,7 +53,11 @@ func (j *Journal) markIndexFormat() error {
 // indexDamaged has the next opening build the index anew; until then what needs
 // the damaged part fails.
 func (j *Journal) indexDamaged(i pebble.DataCorruptionInfo) {
-	j.o.Log.Error("index is damaged; it will be built anew at the next opening", "file", i.Path, "err", i.Details)
+	j.markIndexStale(fmt.Sprintf("file %s: %v", i.Path, i.Details))
+}
+
+func (j *Journal) markIndexStale(why string) {
+	j.o.Log.Error("index is damaged; it will be built anew at the next opening", "why", why)
 	f, err := j.o.FS.Create(j.o.FS.PathJoin(j.dir, staleIndexName), vfs.WriteCategoryUnspecified)
 	if err == nil {
 		err = errors.Join(f.Sync(), f.Close(), syncDir(j.o.FS, j.dir))

@@ -52,8 +52,11 @@ type DamageError struct {
 	File   string
 	Offset int64 // bytes from the start of File
 	What   string
+	Mended bool `json:",omitempty"` // what is read is right again: it was made anew from what verifies
 
-	class error // ErrMissingSegment, or nil
+	class  error       // ErrMissingSegment, or nil
+	file   fileID      // File, if it holds payloads
+	ranges []fileRange // bytes that cannot be trusted; none: no cell is read from them
 }
 
 // Unwrap makes errors.Is find the class of the damage.

@@ -127,7 +127,8 @@ type Journal struct {
 	fileMu sync.Mutex // held by whoever writes a frame; guards out
 	out    output
 
-	decoded atomic.Int64 // records of the catalogue read: what look-ups cost
+	decoded   atomic.Int64 // records of the catalogue read: what look-ups cost
+	scrubbing sync.Mutex   // held by the one scrub or repair
 
 	mu       sync.Mutex // guards all below
 	changed  chan struct{}
@@ -165,6 +166,8 @@ type Journal struct {
 	through  through   // owned by finishLoop while Run runs
 	headTime time.Time // of written
 	torn     bool      // the opening cut off half a frame
+	damages  []Damage  // that scrubs found and nothing mended
+	resync   Cursor    // the next chain value that is known behind damage; while opening
 
 	unsynced chan struct{} // wakes the syncer
 	work     chan struct{} // wakes the committer
@@ -238,29 +241,21 @@ func (j *Journal) open() error {
 	if err := j.openIndex(); err != nil {
 		return err
 	}
-	return j.recover()
+	return errors.Join(j.recover(), j.loadDamage())
 }
 
 // identify reads the identity file or, in a new directory, writes it.
 func (j *Journal) identify(here bool) error {
 	fs, path := j.o.FS, j.o.FS.PathJoin(j.dir, identityName)
 	if here {
-		f, err := fs.Open(path)
+		id, err := readIdentity(fs, j.dir)
 		if err != nil {
 			return err
 		}
-		b, err := io.ReadAll(io.LimitReader(f, 1<<16))
-		if err = errors.Join(err, f.Close()); err != nil {
-			return err
+		if j.o.Create != nil && *j.o.Create != id {
+			return fmt.Errorf("%w: group %s", ErrWrongJournal, id.Group)
 		}
-		var id identityFile
-		if err := json.Unmarshal(b, &id); err != nil || id.Format != 1 {
-			return &DamageError{Hop: "open", File: identityName, What: "not an identity of this format"}
-		}
-		if j.o.Create != nil && *j.o.Create != id.Identity {
-			return fmt.Errorf("%w: group %s", ErrWrongJournal, id.Identity.Group)
-		}
-		j.identity = id.Identity
+		j.identity = id
 		return nil
 	}
 	if ns, err := j.segmentList(); err != nil || len(ns) > 0 {
@@ -283,6 +278,23 @@ func (j *Journal) identify(here bool) error {
 		return err
 	}
 	return syncDir(fs, j.dir)
+}
+
+// readIdentity reads the identity file of the journal in dir.
+func readIdentity(fs vfs.FS, dir string) (Identity, error) {
+	f, err := fs.Open(fs.PathJoin(dir, identityName))
+	if err != nil {
+		return Identity{}, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 1<<16))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return Identity{}, err
+	}
+	var id identityFile
+	if err := json.Unmarshal(b, &id); err != nil || id.Format != 1 {
+		return Identity{}, &DamageError{Hop: "open", File: identityName, What: "not an identity of this format"}
+	}
+	return id.Identity, nil
 }
 
 // Identity says whose journal this is.
@@ -383,10 +395,35 @@ func (j *Journal) free() error {
 	return errors.Join(errs...)
 }
 
-// iterator is one of the index that Close waits for.
+// iterator is one of the index that Close waits for. It remembers its first error:
+// Pebble's forgets a damaged block at the next seek, and what lies in it would be
+// taken for absent.
 type iterator struct {
 	*pebble.Iterator
-	j *Journal
+	j      *Journal
+	failed *error
+}
+
+func (i iterator) keep(ok bool) bool {
+	if !ok && *i.failed == nil {
+		*i.failed = i.Iterator.Error()
+	}
+	return ok
+}
+
+func (i iterator) First() bool                { return i.keep(i.Iterator.First()) }
+func (i iterator) Next() bool                 { return i.keep(i.Iterator.Next()) }
+func (i iterator) Prev() bool                 { return i.keep(i.Iterator.Prev()) }
+func (i iterator) SeekGE(k []byte) bool       { return i.keep(i.Iterator.SeekGE(k)) }
+func (i iterator) SeekPrefixGE(k []byte) bool { return i.keep(i.Iterator.SeekPrefixGE(k)) }
+func (i iterator) SeekLT(k []byte) bool       { return i.keep(i.Iterator.SeekLT(k)) }
+
+// Error is the first one since the iterator was made.
+func (i iterator) Error() error {
+	if *i.failed != nil {
+		return fmt.Errorf("read index: %w", *i.failed)
+	}
+	return i.Iterator.Error()
 }
 
 // iterate reads the index's keys from lower up to upper.
@@ -403,11 +440,11 @@ func (j *Journal) iterate(lower, upper []byte) (iterator, error) {
 		j.readEnded()
 		return iterator{}, fmt.Errorf("read index: %w", err)
 	}
-	return iterator{it, j}, nil
+	return iterator{it, j, new(error)}, nil
 }
 
 func (i iterator) Close() error {
-	err := i.Iterator.Close()
+	err := errors.Join(*i.failed, i.Iterator.Close())
 	i.j.readEnded()
 	return err
 }

@@ -234,7 +234,7 @@ func chainAt(p Position, sides ...[]Branch) Chain {
 
 func knownChain(p Position, bs []Branch) (Chain, bool) {
 	for _, b := range bs {
-		if b.Last.Position == p {
+		if b.Last.Position == p && !b.Last.Chain.unknown(p.Seq+1) {
 			return b.Last.Chain, true
 		}
 		if b.Parent.Position == p {

@@ -16,8 +16,9 @@ type Point struct {
 	Position
 	Number  uint64         `json:"epoch_number"`
 	Time    time.Time      `json:"time"`
-	Marks   []Mark         `json:"marks,omitempty"` // at exactly this record
-	Volumes []cbt.VolumeID `json:"volumes"`         // that it covers
+	Marks   []Mark         `json:"marks,omitempty"`   // at exactly this record
+	Volumes []cbt.VolumeID `json:"volumes"`           // that it covers
+	Invalid string         `json:"invalid,omitempty"` // why a read of it meets damage; "": none is known
 }
 
 func (p Point) String() string { return fmt.Sprintf("#%d.%d", p.Number, p.Seq) }
@@ -208,6 +209,9 @@ func (j *Journal) describe(ctx context.Context, s Span, p Position) (Point, erro
 		pt.Marks = append(pt.Marks, m)
 		return err
 	})
+	if err == nil {
+		pt.Invalid, err = j.invalidAt(l)
+	}
 	return pt, err
 }
 

@@ -34,6 +34,9 @@ func (e *EpochID) UnmarshalText(b []byte) error { return (*cbt.ID)(e).UnmarshalT
 // Chain is BLAKE3 over the chain value before and a frame as stored.
 type Chain [32]byte
 
+// unknown reports that c, the value before record next, was lost to damage.
+func (c Chain) unknown(next Seq) bool { return c == Chain{} && next > 1 }
+
 func (c Chain) String() string { return hex.EncodeToString(c[:]) }
 
 // MarshalText is String.

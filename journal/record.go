@@ -115,6 +115,8 @@ func cellCRCs(off int64, data []byte) []uint32 {
 	return out
 }
 
+func checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
+
 func pad8(n int) int { return (n + 7) &^ 7 }
 
 func (r *record) packed() bool { return r.flags&flagPacked != 0 }

@@ -54,7 +54,7 @@ func (j *Journal) recoverOnce() error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(j.checkAnchor(), j.checkSiteLog()); err != nil {
+	if err := errors.Join(j.mendHead(), j.checkAnchor(), j.checkSiteLog(known.Site)); err != nil {
 		return err
 	}
 	return j.setLineage()
@@ -273,6 +273,7 @@ func (j *Journal) readFrame(segment uint64, off int64) (*written, error) {
 	w := &written{h: h, recs: recs, segment: segment, offset: off, chain: chain, end: recs[len(recs)-1].time}
 	w.ordinal = uint32(len(j.branches))
 	w.h.Chain = before
+	w.chain = j.mendChain(Position{h.Epoch, h.Last}, chain, bad >= 0, segment, off+h.Bytes)
 	if bad >= 0 {
 		return w, &DamageError{Hop: "open", Volume: j.volumeOf(recs[bad].volume), Epoch: h.Epoch, Seq: h.First + Seq(bad),
 			File: segmentName(segment), Offset: off + recs[bad].payload, What: damagedBytes}

@@ -32,6 +32,7 @@ type siteLog struct {
 	live map[string]json.RawMessage
 	size int64 // bytes that the live values would take
 	last Chain
+	torn bool   // half an entry stood at the end
 	n    uint64 // entries ever written; a rewrite goes on from it
 }
 
@@ -63,6 +64,11 @@ func openSiteLog(fs vfs.FS, dir string) (*siteLog, error) {
 	if err := l.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open site log: %w", err), f.Close())
 	}
+	if l.torn { // what is left of it must not stand behind the next entry
+		if err := l.rewriteLocked(); err != nil {
+			return nil, fmt.Errorf("open site log: %w", err)
+		}
+	}
 	return l, nil
 }
 
@@ -93,7 +99,20 @@ func (l *siteLog) load() error {
 			}
 		}
 	}
+	if l.torn = l.end < int64(len(b)); l.torn && !tornEntry(b[l.end:]) {
+		return &DamageError{Hop: "open", File: siteLogName, Offset: l.end, What: "what stands there is no entry"}
+	}
 	return nil
+}
+
+// tornEntry reports that b may be what a crash left of one entry: each is synced
+// before the next is written, and where nothing was written there are zeros.
+func tornEntry(b []byte) bool {
+	if len(b) < 8 || binary.LittleEndian.Uint64(b) == 0 {
+		return true
+	}
+	n := int64(binary.LittleEndian.Uint32(b))
+	return n > 0 && n <= maxSiteEntry && int64(len(b)) <= siteEntryHead+n
 }
 
 // count is how many entries were ever written.
@@ -110,6 +129,36 @@ func (l *siteLog) set(e siteEntry) {
 	}
 	l.live[e.Key] = e.Value
 	l.size += int64(siteEntryHead + len(e.Key) + len(e.Value))
+}
+
+// check reads the file again and holds it to what is remembered. A damaged one is
+// written anew.
+func (l *siteLog) check() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return l.err
+	}
+	b := make([]byte, l.end)
+	if _, err := l.file.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	var at int64
+	var chain Chain
+	for at < l.end {
+		_, n, next := decodeSiteEntry(b[at:], chain)
+		if n == 0 {
+			break
+		}
+		at, chain = at+int64(n), next
+	}
+	if at != l.end || chain != l.last {
+		before := l.file
+		err := l.rewriteLocked()
+		return errors.Join(&DamageError{Hop: "verify", File: siteLogName, Offset: at, Mended: l.file != before && err == nil,
+			What: "an entry does not verify; all that the log says is in memory"}, err)
+	}
+	return nil
 }
 
 func siteChain(before Chain, body []byte) Chain {

@@ -191,6 +191,69 @@ func (j *Journal) waitSynced(ctx context.Context, size int64) error {
 	})
 }
 
+// chainNamed is the first chain value at or after record p, which ends a damaged
+// frame, that a later frame or trailer of its epoch names, looked for from a place on.
+func (j *Journal) chainNamed(p Position, segment uint64, off int64) (Cursor, bool) {
+	for end := off + 2*maxPending; off < end; {
+		h, _, err := j.segs.frameAt(segment, off)
+		if err == nil && h.Identity == j.identity {
+			if h.Epoch != p.Epoch {
+				return Cursor{}, false
+			}
+			if h.ChainSeq >= p.Seq {
+				return Cursor{Position{p.Epoch, h.ChainSeq}, h.Chain}, true
+			}
+			off += h.Bytes
+			continue
+		}
+		t, err := j.pageOf(segment, off, trailerMagic)
+		if err != nil {
+			return Cursor{}, false
+		}
+		if t.Epoch == p.Epoch && t.ChainSeq >= p.Seq {
+			return Cursor{Position{p.Epoch, t.ChainSeq}, t.Chain}, true
+		}
+		segment, end, off = segment+1, end-off+pageBytes, pageBytes
+	}
+	return Cursor{}, false
+}
+
+// mendChain replaces what was computed over damaged bytes, for the frame that ends
+// with p, by what the log says of it. Where the log names only a later frame's value,
+// those in between are unknown, zero, and a repair makes them known.
+func (j *Journal) mendChain(p Position, computed Chain, damaged bool, segment uint64, off int64) Chain {
+	if damaged {
+		if c, ok := j.chainNamed(p, segment, off); ok {
+			j.resync = c
+		} else { // the rest of the epoch
+			j.resync = Cursor{Position{p.Epoch, ^Seq(0)}, Chain{}}
+		}
+	}
+	if j.resync.Epoch != p.Epoch || j.resync.Seq < p.Seq {
+		j.resync = Cursor{}
+		return computed
+	}
+	if p.Seq < j.resync.Seq {
+		return Chain{}
+	}
+	return j.resync.Chain
+}
+
+// mendHead gives the journal's end a chain value where damage took it: that of the
+// last clean close. Else there is none, and peers that hold the records tell.
+func (j *Journal) mendHead() error {
+	last := &j.chained[len(j.chained)-1]
+	if !last.Chain.unknown(last.Seq + 1) {
+		return nil
+	}
+	var a Cursor
+	ok, err := j.site.recall(anchorKey, &a)
+	if err == nil && ok && a.Position == last.Position {
+		last.Chain = a.Chain
+	}
+	return err
+}
+
 // anchor is the head at a clean close: less at the next opening is a loss.
 const anchorKey = "journal/anchor"
 
@@ -214,10 +277,10 @@ func (j *Journal) checkAnchor() error {
 }
 
 // checkSiteLog refuses a site log that is older than the index: cursors and roles
-// in it are of an earlier time.
-func (j *Journal) checkSiteLog() error {
-	if n := j.site.count(); n < j.through.Site {
-		return fmt.Errorf("%w: %s ends at entry %d, the index was written after entry %d", ErrRolledBack, siteLogName, n, j.through.Site)
+// in it are of an earlier time. known is what the index had seen of it.
+func (j *Journal) checkSiteLog(known uint64) error {
+	if n := j.site.count(); n < known {
+		return fmt.Errorf("%w: %s ends at entry %d, the index was written after entry %d", ErrRolledBack, siteLogName, n, known)
 	}
 	return nil
 }
