@@ -79,6 +79,17 @@ func (k *Keys) Add(name string, key []byte) error {
 	return nil
 }
 
+// Use makes a key of the ring the newest; none with an empty name.
+func (k *Keys) Use(name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.keys[name]; !ok && name != "" {
+		return fmt.Errorf("use key %q: %w", name, ErrNoKey)
+	}
+	k.newest = name
+	return nil
+}
+
 // Remove forgets a key and overwrites it.
 func (k *Keys) Remove(name string) {
 	k.mu.Lock()
@@ -90,8 +101,11 @@ func (k *Keys) Remove(name string) {
 	}
 }
 
-// Close forgets all keys and overwrites them.
+// Close forgets all keys and overwrites them. A nil ring has none.
 func (k *Keys) Close() {
+	if k == nil {
+		return
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, b := range k.keys {

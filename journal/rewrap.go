@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -155,23 +156,32 @@ func (l *siteLog) each(prefix string, f func(key string, v json.RawMessage) erro
 	return nil
 }
 
-// SealedWith names the tenant's keys that wrap data keys of this history, and
-// whether a data key is wrapped by none that the ring can open.
-func (j *Journal) SealedWith() (names []string, unreadable int) {
+// Sealing is how a history is sealed.
+type Sealing struct {
+	Key        string   // that new data keys are wrapped with; "" at a site without
+	Keys       []string // of the tenant, that wrap a data key
+	DataKeys   int
+	Unreadable int // data keys that none of this site's keys opens
+}
+
+// Sealing tells with which keys the history is sealed.
+func (j *Journal) Sealing() Sealing {
+	var out Sealing
+	if j.o.Keys != nil {
+		out.Key = j.o.Keys.Newest()
+	}
 	seen := make(map[string]bool)
 	for _, ws := range j.keys.list() {
+		out.DataKeys++
 		for _, w := range ws {
 			seen[w.Key] = true
 		}
 		if !j.keys.readable(j.o.Keys, j.identity, ws[0].ID) {
-			unreadable++
+			out.Unreadable++
 		}
 	}
-	for n := range seen {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names, unreadable
+	out.Keys = slices.Sorted(maps.Keys(seen))
+	return out
 }
 
 func (d *dataKeys) readable(ring KeyRing, id Identity, name cbt.ID) bool {

@@ -121,10 +121,10 @@ func TestRewrapIsTold(t *testing.T) {
 	far := vfs.NewMem()
 	r := start(t, "r", Options{FS: far, Create: id})
 	deliver(t, r.Journal, ship(t, j.Journal, Position{}))
-	names, unreadable := r.SealedWith()
+	sealing := r.Sealing()
 	r.close()
-	if len(names) != 2 || unreadable != 4 {
-		t.Errorf("sealed with %v, %d unreadable without a key", names, unreadable)
+	if len(sealing.Keys) != 2 || sealing.DataKeys != 4 || sealing.Unreadable != 4 || sealing.Key != "" {
+		t.Errorf("without a key: %+v", sealing)
 	}
 	if err := readsWith(t, far, "r", model, ringOf(t, "acme-2")); err != nil {
 		t.Errorf("the replica, with the new key alone: %v", err)

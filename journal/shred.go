@@ -38,7 +38,7 @@ func (j *Journal) shred(lock time.Duration) ([]string, error) {
 	if free := head.Add(lock); lock > 0 && now.Before(free) {
 		return nil, fmt.Errorf("%w until %s", ErrRetained, free.Format(time.RFC3339))
 	}
-	names, _ := j.SealedWith()
+	names := j.Sealing().Keys
 	if len(names) == 0 {
 		return nil, nil
 	}

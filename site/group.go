@@ -48,6 +48,7 @@ type life struct {
 	failover bool   // one is under way
 	// upkeeping ends the maintenance that is under way and waits for it; nil: none.
 	upkeeping func()
+	keys      *journal.Keys // nil: nothing is sealed or opened here
 
 	crowned chan coronation // what a failover has made, for play
 }
@@ -129,7 +130,10 @@ func (g *group) live(ctx context.Context) (err error) {
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		return fault.Wrap(fault.FileTrouble, "make "+g.dir, err)
 	}
+	ring := g.site.ring(ctx, g.cfg)
+	defer ring.Close()
 	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), SegmentBytes: segmentBytes(int64(g.cfg.Quota)), Now: g.site.o.Now,
+		Compress: compression(g.cfg.Compress), Keys: keyRing(ring),
 		Log: g.site.o.Log.With("group", g.cfg.Ref())})
 	if err != nil {
 		return err
@@ -140,7 +144,7 @@ func (g *group) live(ctx context.Context) (err error) {
 		return err
 	}
 	eg, ctx := errgroup.WithContext(ctx)
-	l := &life{group: g, j: j, ctx: ctx, role: r, crowned: make(chan coronation)}
+	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation)}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

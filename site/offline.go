@@ -37,11 +37,14 @@ func (s *Site) read(g *group) (*life, func(), error) {
 	if _, err := os.Stat(g.dir); err != nil {
 		return nil, nil, fault.New(fault.JournalAbsent, "open the journal of "+g.cfg.Ref(), "there is none in %s", g.dir)
 	}
-	j, err := journal.Open(g.dir, journal.Options{Sync: syncMode(g.cfg.Sync), Now: s.o.Now, Log: s.o.Log})
+	ring := s.ring(context.Background(), g.cfg)
+	j, err := journal.Open(g.dir, journal.Options{Sync: syncMode(g.cfg.Sync), Keys: keyRing(ring), Now: s.o.Now, Log: s.o.Log})
 	if err != nil {
+		ring.Close()
 		return nil, nil, explain("open the journal of "+g.cfg.Ref(), err)
 	}
 	shut := func() {
+		defer ring.Close()
 		if err := j.Close(); err != nil {
 			s.o.Log.Warn("close journal", "group", g.cfg.Ref(), "err", err)
 		}
@@ -102,6 +105,18 @@ func (r *reached) Unpin(ctx context.Context, q control.UnpinRequest) (control.Pi
 
 func (r *reached) Maintain(ctx context.Context, q control.MaintainRequest, progress func(control.Progress)) (control.Maintained, error) {
 	return either(func() (control.Maintained, error) { return r.site.Maintain(ctx, q, progress) }, func() (control.Maintained, error) { return r.daemon.Maintain(ctx, q, progress) })
+}
+
+func (r *reached) Key(ctx context.Context, q control.KeyRequest) (control.KeyState, error) {
+	return either(func() (control.KeyState, error) { return r.site.Key(ctx, q) }, func() (control.KeyState, error) { return r.daemon.Key(ctx, q) })
+}
+
+func (r *reached) RotateKey(ctx context.Context, q control.KeyRequest) (control.KeyState, error) {
+	return either(func() (control.KeyState, error) { return r.site.RotateKey(ctx, q) }, func() (control.KeyState, error) { return r.daemon.RotateKey(ctx, q) })
+}
+
+func (r *reached) ShredKey(ctx context.Context, q control.KeyRequest) (control.KeyState, error) {
+	return either(func() (control.KeyState, error) { return r.site.ShredKey(ctx, q) }, func() (control.KeyState, error) { return r.daemon.ShredKey(ctx, q) })
 }
 
 func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {

@@ -132,6 +132,25 @@ func (f *fake) Unpin(_ context.Context, q control.UnpinRequest) (control.Pin, er
 	return control.Pin{Name: q.Name, Point: view.Point}, f.err
 }
 
+func (f *fake) Key(_ context.Context, q control.KeyRequest) (control.KeyState, error) {
+	return control.KeyState{Group: "default/web", DryRun: q.DryRun, Key: "web-2", Keys: []string{"web-1", "web-2"}, DataKeys: 12, Unreadable: 1}, f.err
+}
+
+func (f *fake) RotateKey(ctx context.Context, q control.KeyRequest) (control.KeyState, error) {
+	k, err := f.Key(ctx, q)
+	k.Rewrapped, k.Unreadable = 7, 0
+	return k, err
+}
+
+func (f *fake) ShredKey(ctx context.Context, q control.KeyRequest) (control.KeyState, error) {
+	k, err := f.Key(ctx, q)
+	k.Remaining, k.Seconds, k.Bytes = []string{"web-2 (command /usr/local/bin/print-key)"}, 86400, 5<<30
+	if !q.DryRun {
+		k.Destroyed = []string{"web-1"}
+	}
+	return k, err
+}
+
 func (f *fake) Maintain(_ context.Context, q control.MaintainRequest, progress func(control.Progress)) (control.Maintained, error) {
 	m := maintained
 	if m.DryRun = q.DryRun; q.DryRun {

@@ -18,6 +18,7 @@ func (w *world) groupCommand() *cli.Command {
 			"A group of another tenant than default is named TENANT/NAME where the name alone is not unique.",
 			[]string{"afterimage group show web", "afterimage group show acme/db -o json"}, nil, w.groupShow),
 		w.maintainVerb(),
+		w.keyVerbs(),
 	)
 }
 

@@ -76,6 +76,7 @@ func (s *shape) check(c *Config) {
 		s.pin(path+".pin", p.Pin)
 		pins.add(s, path+".pin", "pin", p.Pin)
 	}
+	s.keys(c)
 	refs, images, taps := uniques{}, uniques{}, uniques{}
 	for i, g := range c.Groups {
 		path := fmt.Sprintf("groups[%d]", i)
@@ -112,6 +113,7 @@ func (s *shape) group(path string, c *Config, g Group) {
 		}
 	}
 	s.history(path, g)
+	s.keyOf(path, c, g)
 	if g.Role == Primary && len(g.Volumes) == 0 {
 		s.absent(path+".volumes", "a primary captures at least one volume")
 	}

@@ -13,15 +13,16 @@ import (
 // Config is one site. Paths are absolute after Load; relative ones are taken
 // from the directory of the file.
 type Config struct {
-	Site    string  `yaml:"site"`              // this site's name, told to peers
-	Data    string  `yaml:"data"`              // directory of the journals and the key
-	Key     string  `yaml:"key,omitempty"`     // file of the private key; default DATA/site.key
-	Control string  `yaml:"control,omitempty"` // unix socket of the control API; default DATA/control.sock
-	Listen  string  `yaml:"listen,omitempty"`  // UDP address for peers; none: this site only dials
-	NBD     string  `yaml:"nbd,omitempty"`     // unix socket of the exports GROUP/VOLUME; default DATA/nbd.sock
-	Metrics string  `yaml:"metrics,omitempty"` // TCP address of /metrics; none: no metrics
-	Peers   []Peer  `yaml:"peers,omitempty"`
-	Groups  []Group `yaml:"groups,omitempty"`
+	Site    string      `yaml:"site"`              // this site's name, told to peers
+	Data    string      `yaml:"data"`              // directory of the journals and the key
+	Key     string      `yaml:"key,omitempty"`     // file of the private key; default DATA/site.key
+	Control string      `yaml:"control,omitempty"` // unix socket of the control API; default DATA/control.sock
+	Listen  string      `yaml:"listen,omitempty"`  // UDP address for peers; none: this site only dials
+	NBD     string      `yaml:"nbd,omitempty"`     // unix socket of the exports GROUP/VOLUME; default DATA/nbd.sock
+	Metrics string      `yaml:"metrics,omitempty"` // TCP address of /metrics; none: no metrics
+	Peers   []Peer      `yaml:"peers,omitempty"`
+	Keys    []TenantKey `yaml:"keys,omitempty"` // that seal the groups of tenants
+	Groups  []Group     `yaml:"groups,omitempty"`
 }
 
 // Peer is another site.
@@ -57,6 +58,8 @@ type Group struct {
 	Tenant      string       `yaml:"tenant,omitempty"`
 	Role        Role         `yaml:"role,omitempty"` // at the first start; afterwards the durable role rules
 	Sync        Sync         `yaml:"sync,omitempty"`
+	Key         string       `yaml:"key,omitempty"`         // of the tenant: what is recorded is sealed with it; none: this site does neither seal nor read what is sealed
+	Compress    Compress     `yaml:"compress,omitempty"`    // when payloads are packed
 	History     []Rung       `yaml:"history,omitempty"`     // which points are kept how long; default DefaultHistory
 	Lock        Duration     `yaml:"lock,omitempty"`        // nothing younger is thinned by anybody, quota or not
 	Quota       Bytes        `yaml:"quota,omitempty"`       // of the journal on disk; 0: none

@@ -84,7 +84,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{Site: "a", Data: "/etc/x/state", Key: "/etc/x/state/site.key", Control: "/etc/x/state/control.sock", NBD: "/etc/x/state/nbd.sock",
-		Groups: []Group{{Name: "web", Tenant: "default", Role: Replica, Sync: SyncProcess, StallBudget: Duration(500 * time.Millisecond), History: DefaultHistory(),
+		Groups: []Group{{Name: "web", Tenant: "default", Role: Replica, Sync: SyncProcess, Compress: CompressAuto, StallBudget: Duration(500 * time.Millisecond), History: DefaultHistory(),
 			Maintenance: &Maintenance{Every: Duration(time.Minute), Rate: 50 << 20}}}}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)

@@ -44,12 +44,18 @@ func (c *Config) complete(file string) {
 	for i := range c.Peers {
 		c.Peers[i].completeHold()
 	}
+	for i := range c.Keys {
+		c.Keys[i].complete(dir)
+	}
 	for i := range c.Groups {
 		g := &c.Groups[i]
 		g.completeHistory()
 		orElse(&g.Tenant, DefaultTenant)
 		if g.Role == "" {
 			g.Role = Replica
+		}
+		if g.Compress == "" {
+			g.Compress = CompressAuto
 		}
 		if g.Sync == "" {
 			g.Sync = SyncProcess
@@ -85,6 +91,13 @@ var secret = regexp.MustCompile(`(?i)\b(password|passwd|data|secret|token|key)=[
 // replaced by "***".
 func (c *Config) Masked() *Config {
 	m := *c
+	m.Keys = slices.Clone(c.Keys)
+	for i, k := range m.Keys {
+		m.Keys[i].Command = slices.Clone(k.Command)
+		for n, a := range k.Command {
+			m.Keys[i].Command[n] = mask(a)
+		}
+	}
 	m.Groups = slices.Clone(c.Groups)
 	for i := range m.Groups {
 		machine := m.Groups[i].Machine

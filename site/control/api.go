@@ -19,6 +19,11 @@ type API interface {
 	Unpin(ctx context.Context, q UnpinRequest) (Pin, error)
 	// Maintain folds, merges, thins and frees now, or says what it would.
 	Maintain(ctx context.Context, q MaintainRequest, progress func(Progress)) (Maintained, error)
+	// Key tells how a group's history is sealed; RotateKey wraps its data keys with
+	// the newest key, ShredKey destroys the keys that it is sealed with.
+	Key(ctx context.Context, q KeyRequest) (KeyState, error)
+	RotateKey(ctx context.Context, q KeyRequest) (KeyState, error)
+	ShredKey(ctx context.Context, q KeyRequest) (KeyState, error)
 	// Mark labels the newest point of a group that is primary here.
 	Mark(ctx context.Context, q MarkRequest) (Point, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with

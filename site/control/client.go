@@ -179,6 +179,21 @@ func (c *Client) Maintain(ctx context.Context, q MaintainRequest, progress func(
 	return r, c.follow(ctx, "/v1/maintain", q, each(progress), &r)
 }
 
+// Key implements API.
+func (c *Client) Key(ctx context.Context, q KeyRequest) (k KeyState, err error) {
+	return k, c.call(ctx, http.MethodPost, "/v1/key", q, &k)
+}
+
+// RotateKey implements API.
+func (c *Client) RotateKey(ctx context.Context, q KeyRequest) (k KeyState, err error) {
+	return k, c.call(ctx, http.MethodPost, "/v1/key/rotate", q, &k)
+}
+
+// ShredKey implements API.
+func (c *Client) ShredKey(ctx context.Context, q KeyRequest) (k KeyState, err error) {
+	return k, c.call(ctx, http.MethodPost, "/v1/key/shred", q, &k)
+}
+
 // Mark implements API.
 func (c *Client) Mark(ctx context.Context, q MarkRequest) (p Point, err error) {
 	return p, c.call(ctx, http.MethodPost, "/v1/mark", q, &p)

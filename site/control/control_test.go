@@ -42,6 +42,15 @@ func (e *echo) Maintain(_ context.Context, q MaintainRequest, progress func(Prog
 	progress(Progress{Step: "fold", Done: 1, Total: 2})
 	return Maintained{Group: q.Group, DryRun: q.DryRun}, e.err
 }
+func (e *echo) Key(_ context.Context, q KeyRequest) (KeyState, error) {
+	return KeyState{Group: q.Group, Key: "acme-1", Keys: []string{"acme-1"}}, e.err
+}
+func (e *echo) RotateKey(_ context.Context, q KeyRequest) (KeyState, error) {
+	return KeyState{Group: q.Group, DryRun: q.DryRun, Rewrapped: 3}, e.err
+}
+func (e *echo) ShredKey(_ context.Context, q KeyRequest) (KeyState, error) {
+	return KeyState{Group: q.Group, DryRun: q.DryRun, Destroyed: []string{"acme-1"}}, e.err
+}
 func (e *echo) Mark(_ context.Context, q MarkRequest) (Point, error) {
 	return Point{Seq: 9, Marks: []Mark{{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note}}}, e.err
 }
@@ -121,7 +130,10 @@ func every(c API) map[string]func() (any, error) {
 			r, err := c.Maintain(ctx, MaintainRequest{Group: "web", DryRun: true}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
-		"Mark": func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
+		"Key":       func() (any, error) { return c.Key(ctx, KeyRequest{Group: "web"}) },
+		"RotateKey": func() (any, error) { return c.RotateKey(ctx, KeyRequest{Group: "web"}) },
+		"ShredKey":  func() (any, error) { return c.ShredKey(ctx, KeyRequest{Group: "web", DryRun: true}) },
+		"Mark":      func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
 		"Serve": func() (any, error) {
 			var seen []View
 			err := c.Serve(ctx, ServeRequest{Group: "web"}, func(v View) { seen = append(seen, v) })
