@@ -24,7 +24,7 @@ func (l *life) openImage(ctx context.Context, r *reign, v cbt.Volume, path strin
 	if err != nil {
 		return nil, err
 	}
-	return &disk{volume: v, kind: kindEmbedded, device: d, run: d.Run, status: l.statusOf(v, d.Protected), close: d.Close}, nil
+	return &disk{volume: v, kind: kindEmbedded, device: d, run: d.Run, status: l.statusOf(v, d.Protected), close: d.Close, checkpoint: d.Checkpoint}, nil
 }
 
 // openFromJournal opens a volume that has no image here: after a failover. The

@@ -118,6 +118,9 @@ func (l *life) maintain(ctx context.Context, p pace, progress func(stage string,
 	defer done()
 	began := l.site.o.Now()
 	l.upkeep.note(func(u *upkeep) { u.status.Running = true })
+	if err := l.checkpoint(ctx); err != nil { // then their images hold on to more of the past, no more
+		l.site.o.Log.Warn("checkpoint disks before maintenance", "group", l.cfg.Ref(), "err", err)
+	}
 	refs, holds, err := l.references(ctx, began)
 	var r journal.Maintained
 	if err == nil {
@@ -130,6 +133,21 @@ func (l *life) maintain(ctx context.Context, p pace, progress func(stage string,
 		Usage: usageOf(r.Usage), Warning: r.Warning}
 	l.maintained(out, holds, r.Usage, explain(what, err))
 	return out, explain(what, err)
+}
+
+// checkpoint brings the images of embedded disks to the head.
+func (l *life) checkpoint(ctx context.Context) error {
+	r := l.reigning()
+	if r == nil {
+		return nil
+	}
+	var errs []error
+	for _, d := range r.disks {
+		if d.checkpoint != nil {
+			errs = append(errs, d.checkpoint(ctx))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // maintained notes what came of a maintenance, and logs what is new of it.

@@ -32,6 +32,9 @@ type disk struct {
 	run    func(ctx context.Context) error // blocks until ctx ends; may be nil
 	status func() cbt.VolumeStatus         // may be nil
 	close  func() error                    // may be nil
+	// checkpoint makes what is outside the journal durable, so that less of the past is
+	// needed; may be nil.
+	checkpoint func(ctx context.Context) error
 }
 
 func (l *life) reigning() *reign {

@@ -281,6 +281,10 @@ func (d *Device) rebuild(ctx context.Context) error {
 	return nil
 }
 
+// Checkpoint makes the image durable up to now, so that an opening needs no history
+// before. Run does it by itself every few seconds.
+func (d *Device) Checkpoint(ctx context.Context) error { return d.checkpoint(ctx) }
+
 // checkpoint makes the image durable and remembers up to where it holds every write.
 func (d *Device) checkpoint(ctx context.Context) error {
 	d.gate.Lock()
