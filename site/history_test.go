@@ -2,6 +2,7 @@ package site
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +123,7 @@ func TestNoticesComeWhenSomethingIsToBeSaid(t *testing.T) {
 		used    int64
 		quota   int64
 		holds   []control.Hold
+		damages int
 		failure error
 		want    []string // level: text that it holds
 	}{
@@ -132,9 +134,10 @@ func TestNoticesComeWhenSomethingIsToBeSaid(t *testing.T) {
 		{name: "full", used: 1000, quota: 1000, want: []string{"alarm: used up"}},
 		{name: "beyond", holds: []control.Hold{{Peer: "b", State: control.HoldBeyond, Why: "too long"}}, want: []string{"warning: peer b is beyond its hold: too long"}},
 		{name: "cut off", holds: []control.Hold{{Peer: "b", State: control.HoldLost, Why: "gone"}}, want: []string{"alarm: peer b is cut off: gone"}},
+		{name: "damage", damages: 2, want: []string{"alarm: damaged in 2 places"}},
 		{name: "failure", failure: errors.New("boom"), want: []string{"alarm: maintenance fails: boom"}},
 	} {
-		got := notices(c.used, c.quota, warn, c.holds, fault.Of(c.failure))
+		got := notices(c.used, c.quota, warn, c.holds, c.damages, fault.Of(c.failure))
 		if len(got) != len(c.want) {
 			t.Errorf("%s: %+v", c.name, got)
 			continue
@@ -165,6 +168,17 @@ func TestStretchesPutRangesAndReasonsTogether(t *testing.T) {
 		{First: pt(30), Last: pt(30), Points: 1, Reasons: []string{"pin x"}, Volumes: root},
 	}
 	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+
+	o.spoilt = []journal.InvalidRange{{First: at(5), Last: at(22)}, {First: at(35), Last: at(90)}}
+	var spoilt []string
+	for _, s := range o.stretches([]control.Span{{First: pt(3), Last: pt(3)}, {First: pt(9), Last: pt(9)}, {First: pt(20), Last: pt(40), Open: true}}) {
+		if s.Invalid != "" {
+			spoilt = append(spoilt, fmt.Sprintf("%d..%d: %d", s.First.Seq, s.Last.Seq, s.Points))
+		}
+	}
+	if d := cmp.Diff([]string{"9..9: 1", "20..22: 3", "35..40: 6"}, spoilt); d != "" {
 		t.Error(d)
 	}
 }

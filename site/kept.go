@@ -14,10 +14,11 @@ import (
 
 // history is the points of a group as they are listed.
 type pastOf struct {
-	spans []journal.Span
-	keeps []journal.Keep
-	times map[journal.Position]journal.Point
-	names map[cbt.VolumeID]string
+	spans  []journal.Span
+	keeps  []journal.Keep
+	times  map[journal.Position]journal.Point
+	spoilt []journal.InvalidRange
+	names  map[cbt.VolumeID]string
 }
 
 // past reads the points between two times; zero: no bound.
@@ -28,6 +29,9 @@ func (l *life) past(ctx context.Context, from, to time.Time) (pastOf, error) {
 		return out, err
 	}
 	if out.spans, err = l.j.Spans(ctx); err != nil {
+		return out, err
+	}
+	if out.spoilt, err = l.j.Invalid(ctx); err != nil {
 		return out, err
 	}
 	for _, k := range out.keeps {
@@ -98,10 +102,46 @@ func (o *pastOf) stretches(spans []control.Span) []control.Stretch {
 		}
 		out = append(out, control.Stretch{First: sp.First, Last: sp.Last, Points: sp.Last.Seq - sp.First.Seq + 1, Reasons: []string{everyWrite}, Open: sp.Open, Ended: sp.Ended, Volumes: volumes[sp.First.Seq]})
 	}
+	out = o.spoil(out)
 	slices.SortStableFunc(out, func(a, b control.Stretch) int {
 		return cmp.Or(cmp.Compare(a.First.Seq, b.First.Seq), -cmp.Compare(a.Points, b.Points))
 	})
 	return out
+}
+
+// spoil says of points that damage spoils why they cannot be restored: of a single
+// one in its place, of a part of a range in a stretch of its own.
+func (o *pastOf) spoil(all []control.Stretch) []control.Stretch {
+	out := slices.Clone(all)
+	for _, r := range o.spoilt {
+		first, last := uint64(r.First.Seq), uint64(r.Last.Seq)
+		for i, s := range all {
+			switch from, to := max(first, s.First.Seq), min(last, s.Last.Seq); {
+			case from > to:
+			case from == s.First.Seq && to == s.Last.Seq:
+				out[i].Invalid = r.Damage.String()
+			default:
+				out = append(out, control.Stretch{First: o.known(s, from), Last: o.known(s, to), Points: to - from + 1, Reasons: s.Reasons, Volumes: s.Volumes, Invalid: r.Damage.String()})
+			}
+		}
+	}
+	return out
+}
+
+// known is the point at seq within s, with its time if the list has it.
+func (o *pastOf) known(s control.Stretch, seq uint64) control.Point {
+	for p, pt := range o.times {
+		if uint64(p.Seq) == seq {
+			return bare(pt)
+		}
+	}
+	switch seq {
+	case s.First.Seq:
+		return s.First
+	case s.Last.Seq:
+		return s.Last
+	}
+	return control.Point{Epoch: s.Last.Epoch, Seq: seq}
 }
 
 const everyWrite = "every write"

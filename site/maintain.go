@@ -260,8 +260,12 @@ func usageOf(u journal.Usage) control.Usage {
 
 // notices are what somebody should know of the group's history: how full it is,
 // who is beyond their hold, what failed. They are none while all is well.
-func notices(used, quota int64, warn []config.Percent, holds []control.Hold, failure *fault.Error) []control.Notice {
+func notices(used, quota int64, warn []config.Percent, holds []control.Hold, damages int, failure *fault.Error) []control.Notice {
 	var out []control.Notice
+	if damages > 0 {
+		out = append(out, control.Notice{Level: control.Alarm, Code: string(fault.DamageLeft), Text: fmt.Sprintf("the journal is damaged in %d places; point list shows which points that spoils", damages),
+			Hint: "Others stay usable. verify --repair takes the bytes from a peer"})
+	}
 	passed := config.Percent(0)
 	for _, w := range warn {
 		if quota > 0 && float64(used) >= float64(quota)/100*float64(w) {

@@ -73,7 +73,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	usage := l.j.Usage()
 	line.JournalBytes = usage.Used
 	_, holds, failure := g.upkeep.look()
-	line.Notices = notices(usage.Used, int64(g.cfg.Quota), g.cfg.Warn, holds, failure)
+	line.Notices = notices(usage.Used, int64(g.cfg.Quota), g.cfg.Warn, holds, len(l.j.Damages()), failure)
 	if h.Epoch.IsZero() {
 		line.EpochID = ""
 	}
