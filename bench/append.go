@@ -16,18 +16,17 @@ import (
 // one write, as far as it fits the buffer, and one fdatasync.
 type appender struct {
 	f    *os.File
-	size int64
+	size int64 // at which it begins anew
 	buf  []byte
 }
 
 const (
 	appendBuffer = 8 << 20
-	maxAppend    = 8 << 30 // a longer round begins anew in the same file
 )
 
 // newAppender makes the file and writes all of it.
 func (d disk) newAppender(ctx context.Context, rng *rand.ChaCha8, size int64) (_ *appender, err error) {
-	size = max(min(size, maxAppend, d.free()/4)&^(appendBuffer-1), 8*appendBuffer)
+	size = max(size&^(appendBuffer-1), 8*appendBuffer)
 	f, err := d.open(filepath.Join(d.dir, "raw"), os.O_RDWR|os.O_CREATE|os.O_TRUNC)
 	if err != nil {
 		return nil, err

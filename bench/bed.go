@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
@@ -23,27 +24,58 @@ type bed struct {
 	stop   context.CancelFunc
 }
 
-// newBed makes a journal below dir.
-func newBed(ctx context.Context, dir string, volumeBytes int64, keys journal.KeyRing) (*bed, error) {
+// newBed makes a journal below dir. Its pool holds free segments of poolBytes, which
+// were written before, and gets no others: as in a journal whose history is full, no
+// segment is written twice while it is measured.
+func newBed(ctx context.Context, dir string, volumeBytes, poolBytes int64, keys journal.KeyRing) (*bed, error) {
 	b := &bed{
 		dir: filepath.Join(dir, "journal"), groups: newGroups(),
 		volume: cbt.Volume{ID: cbt.VolumeID(cbt.NewID()), Name: "load", Size: volumeBytes},
 	}
 	b.o = journal.Options{
-		FS: b.groups, Sync: journal.SyncPower, Keys: keys,
+		FS: b.groups, Sync: journal.SyncPower, Keys: keys, PoolBytes: poolBytes,
 		Create: &journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID(), Stream: cbt.NewID()},
 	}
-	if err := b.open(); err != nil {
-		return nil, err
-	}
-	err := b.begin(ctx)
+	err := b.fillPool(ctx)
 	if err == nil {
-		err = b.synced(ctx)
+		err = b.open()
+	}
+	if err == nil {
+		err = b.begin(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
+}
+
+// fillPool opens the journal until its pool is full.
+func (b *bed) fillPool(ctx context.Context) error {
+	if err := b.open(); err != nil {
+		return err
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	for seen, since := int64(-1), time.Now(); err == nil; {
+		have := b.j.Usage().PoolBytes
+		if have >= b.o.PoolBytes {
+			break
+		}
+		if have > seen {
+			seen, since = have, time.Now()
+		}
+		select {
+		case <-tick.C:
+			if time.Since(since) > time.Minute {
+				err = fmt.Errorf("the pool stays at %d of %d bytes", have, b.o.PoolBytes)
+			}
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	b.o.PoolReclaim = true
+	return errors.Join(err, b.close())
 }
 
 // open opens the journal and runs it.
@@ -69,22 +101,17 @@ func (b *bed) close() error {
 	return err
 }
 
+// begin makes b the primary of its one volume, which is synced from here on.
 func (b *bed) begin(ctx context.Context) error {
-	bs := b.j.Branches()
-	var parent journal.Position
-	if len(bs) > 0 {
-		parent = bs[len(bs)-1].Last.Position
-	}
-	w, err := b.j.BeginEpoch(ctx, "bench", parent, 0)
+	w, err := b.j.BeginEpoch(ctx, "bench", journal.Position{}, 0)
 	if err != nil {
 		return err
 	}
 	b.w = w
-	return w.AddVolume(ctx, b.volume)
-}
-
-func (b *bed) synced(ctx context.Context) error {
-	p, err := b.w.Record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: b.volume.ID})
+	if err := w.AddVolume(ctx, b.volume); err != nil {
+		return err
+	}
+	p, err := w.Record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: b.volume.ID})
 	if err != nil {
 		return err
 	}

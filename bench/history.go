@@ -47,7 +47,7 @@ func sumOf(p []byte) uint64 { return crc64.Checksum(p, crcTable) }
 // is larger; all sizes are equally frequent.
 func (r *journalRun) newHistory(ctx context.Context, l look) (_ *history, err error) {
 	size := r.o.ImageBytes
-	b, err := newBed(ctx, r.disk.dir, size, l.keys)
+	b, err := newBed(ctx, r.disk.dir, size, r.o.pool, l.keys)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (w *historian) write(ctx context.Context, off, n int64) error {
 	if err := w.wait(ctx, historyDepth-1); err != nil {
 		return err
 	}
-	data := w.r.pool[w.r.rng.IntN((len(w.r.pool)-int(n))/512)*512:][:n]
+	data := w.r.stock[w.r.rng.IntN((len(w.r.stock)-int(n))/512)*512:][:n]
 	copy(w.model[off:], data)
 	p, err := w.h.b.w.Record(ctx, cbt.Event{Kind: cbt.EventWrite, Volume: w.h.b.volume.ID, Extent: cbt.Extent{Offset: off, Length: n}, Data: data})
 	if err != nil {

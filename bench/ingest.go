@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
@@ -38,56 +39,88 @@ func (s shape) figures() []string {
 const (
 	ingestRounds = 5
 	ingestVolume = int64(16) << 30
-	poolBytes    = 32 << 20 // what is written is cut out of it
+	stockBytes   = 32 << 20 // what is written is cut out of it
+	maxPool      = int64(6) << 30
 )
 
-// newPool is bytes that do not compress.
-func newPool(rng *rand.ChaCha8) []byte {
-	p := make([]byte, poolBytes)
+// newStock is bytes that do not compress.
+func newStock(rng *rand.ChaCha8) []byte {
+	p := make([]byte, stockBytes)
 	_, _ = rng.Read(p) // it always fills
 	return p
 }
 
 // ingest measures s: rounds of ours, and of raw with the groups of the round
-// before it.
+// before it. A first, short round says how large the pool must be, and counts for
+// nothing else.
 func (r *journalRun) ingest(ctx context.Context, s shape, l look) error {
-	suffix := l.suffix
+	r.progress("ingest "+s.name+l.suffix, 0, ingestRounds)
 	span := r.o.Span / ingestRounds
-	var ours, raw []round
-	var ratios, amplified, indexed []float64
-	var device, process int64
-	for n := range ingestRounds {
-		r.progress("ingest "+s.name+suffix, n, ingestRounds)
-		mine, groups, err := r.ingestRound(ctx, s, l, span, &device, &process, &indexed)
-		if err != nil {
-			return fmt.Errorf("ingest %s: %w", s.name, err)
-		}
-		theirs, err := r.rawRound(ctx, groups, mine.bytes, span)
-		if err != nil {
-			return fmt.Errorf("ingest %s: baseline: %w", s.name, err)
+	trial, err := r.ingestRound(ctx, s, l, span, r.o.pool)
+	if err != nil {
+		return fmt.Errorf("ingest %s: %w", s.name, err)
+	}
+	pool := int64(trial.perSecond()*span.Seconds()*2) + r.o.pool
+	pool = min(pool, maxPool, r.disk.free()/4)
+	a, err := r.disk.newAppender(ctx, r.random, pool)
+	if err != nil {
+		return fmt.Errorf("ingest %s: baseline: %w", s.name, err)
+	}
+	var ours []ingested
+	var raw []round
+	var took time.Duration
+	for n := 0; err == nil && (n < ingestRounds || took < r.o.Span-span/4); n++ {
+		r.progress("ingest "+s.name+l.suffix, n, max(n+1, ingestRounds))
+		var mine ingested
+		var theirs round
+		if mine, err = r.ingestRound(ctx, s, l, span, pool); err == nil {
+			theirs, err = r.rawRound(ctx, a, mine, span)
 		}
 		ours, raw = append(ours, mine), append(raw, theirs)
-		amplified = append(amplified, float64(device)/float64(mine.payload))
+		took += mine.took
+	}
+	if err = errors.Join(err, a.close()); err != nil {
+		return fmt.Errorf("ingest %s: %w", s.name, err)
+	}
+	r.ingestFigures(s, l, ours, raw)
+	return nil
+}
+
+func (r *journalRun) ingestFigures(s shape, l look, ours []ingested, raw []round) {
+	var rounds []round
+	var ratios, amplified, indexed []float64
+	for n, mine := range ours {
+		rounds = append(rounds, mine.round)
+		amplified = append(amplified, float64(mine.device)/float64(mine.payload))
+		indexed = append(indexed, float64(mine.index)/float64(mine.ops))
 		if s.depth == 1 {
-			ratios = append(ratios, p50(mine)/p50(theirs))
+			ratios = append(ratios, p50(mine.round)/p50(raw[n]))
 		} else {
-			ratios = append(ratios, mine.perSecond()/theirs.perSecond())
+			ratios = append(ratios, mine.perSecond()/raw[n].perSecond())
 		}
 	}
 	names := s.figures()
-	first := figure(names[0]+suffix, ratios)
-	first.Ours, first.Baseline = rateOf(ours), rateOf(raw)
-	first.Note = fmt.Sprintf("median group %d bytes", medianGroup(raw))
-	r.res.Figures[names[0]+suffix] = first
+	f := figure(names[0]+l.suffix, ratios)
+	f.Ours, f.Baseline = rateOf(rounds), rateOf(raw)
+	f.Note = fmt.Sprintf("median group %d bytes", medianGroup(raw))
+	r.res.Figures[names[0]+l.suffix] = f
 	if len(names) > 1 {
-		f := figure(names[1]+suffix, amplified)
-		f.Note = fmt.Sprintf("counted at: %s; the process alone caused %.3f in the last round", r.res.Setting.WrittenBy, float64(process)/float64(ours[len(ours)-1].payload))
-		r.res.Figures[names[1]+suffix] = f
+		last := ours[len(ours)-1]
+		f := figure(names[1]+l.suffix, amplified)
+		f.Note = fmt.Sprintf("counted at: %s; the process alone caused %.3f in the last round", r.res.Setting.WrittenBy, float64(last.process)/float64(last.payload))
+		r.res.Figures[names[1]+l.suffix] = f
 	}
 	if len(names) > 2 {
-		r.res.Figures[names[2]+suffix] = figure(names[2]+suffix, indexed)
+		r.res.Figures[names[2]+l.suffix] = figure(names[2]+l.suffix, indexed)
 	}
-	return nil
+}
+
+// ingested is a round of ours, and what it left.
+type ingested struct {
+	round
+	groups          []int64
+	device, process int64 // bytes written until the journal was closed
+	index           int64 // bytes of it
 }
 
 func p50(r round) float64 { return rateOf([]round{r}).P50 }
@@ -100,51 +133,46 @@ func medianGroup(raw []round) int64 {
 	return int64(median(v))
 }
 
-// ingestRound loads a journal for span, and waits until it has caught up: that
-// time counts. device and process are the bytes written until it was closed.
-func (r *journalRun) ingestRound(ctx context.Context, s shape, l look, span time.Duration, device, process *int64, indexed *[]float64) (out round, groups []int64, err error) {
-	b, err := newBed(ctx, r.disk.dir, ingestVolume, l.keys)
+// ingestRound loads a journal for span, or until its pool is used up, and waits
+// until it has caught up: that time counts.
+func (r *journalRun) ingestRound(ctx context.Context, s shape, l look, span time.Duration, pool int64) (out ingested, err error) {
+	b, err := newBed(ctx, r.disk.dir, ingestVolume, pool, l.keys)
 	if err != nil {
-		return out, nil, err
+		return out, err
 	}
-	defer func() {
-		err = errors.Join(err, b.close(), os.RemoveAll(b.dir))
-	}()
+	defer func() { err = errors.Join(err, b.close(), os.RemoveAll(b.dir)) }()
 	if err := r.disk.settle(); err != nil {
-		return out, nil, err
+		return out, err
 	}
 	b.groups.take()
 	before := b.j.Head()
 	d0, p0 := r.disk.written()
-	out, err = r.load(ctx, b, s, span)
-	if err != nil {
-		return out, nil, err
+	if out.round, err = r.load(ctx, b, s, span, pool); err != nil {
+		return out, err
 	}
-	groups = b.groups.take()
+	out.groups = b.groups.take()
 	out.bytes = b.j.Head().Bytes - before.Bytes
-	records := int(b.j.Head().Seq - before.Seq)
-	if records != out.ops {
-		return out, nil, fmt.Errorf("%d writes were answered, the journal holds %d more records", out.ops, records)
+	if n := int(b.j.Head().Seq - before.Seq); n != out.ops {
+		return out, fmt.Errorf("%d writes were answered, the journal holds %d more records", out.ops, n)
 	}
-	if n := total(groups); n < out.bytes || n > out.bytes+out.bytes/10+1<<20 {
-		return out, nil, fmt.Errorf("%d bytes of frames, but groups of %d bytes: the baseline would not be the same", out.bytes, n)
+	if n := total(out.groups); n < out.bytes || n > out.bytes+out.bytes/10+1<<20 {
+		return out, fmt.Errorf("%d bytes of frames, but groups of %d bytes: the baseline would not be the same", out.bytes, n)
 	}
 	if err := errors.Join(b.close(), r.disk.settle()); err != nil {
-		return out, nil, err
+		return out, err
 	}
 	d1, p1 := r.disk.written()
-	*device, *process = d1-d0, p1-p0
+	out.device, out.process = d1-d0, p1-p0
 	if d0 < 0 {
-		*device = *process
+		out.device = out.process
 	}
-	index, err := dirBytes(b.dir + "/index")
-	*indexed = append(*indexed, float64(index)/float64(records))
-	return out, groups, err
+	out.index, err = dirBytes(b.dir + "/index")
+	return out, err
 }
 
 // load is the writers of one round, and the draining after them. Each writer has a
 // part of the volume to itself, and finds there what it wrote last.
-func (r *journalRun) load(ctx context.Context, b *bed, s shape, span time.Duration) (round, error) {
+func (r *journalRun) load(ctx context.Context, b *bed, s shape, span time.Duration, pool int64) (round, error) {
 	type writer struct {
 		laps []time.Duration
 		off  int64
@@ -153,16 +181,17 @@ func (r *journalRun) load(ctx context.Context, b *bed, s shape, span time.Durati
 	}
 	writers := make([]writer, s.depth)
 	part := ingestVolume / int64(s.depth)
-	limit := max(r.disk.free()/3, 64<<20) // a fast disk must not fill
+	var stored atomic.Int64 // about: what a record takes beside its payload is less than a page
+	limit := pool - r.o.pool/4
 	start := time.Now()
 	var wg sync.WaitGroup
 	for i := range writers {
 		rng := rand.New(rand.NewPCG(r.o.Seed, uint64(i)))
 		wg.Go(func() {
 			w := &writers[i]
-			for n := int64(0); time.Since(start) < span && n*int64(s.depth) < limit; n += s.bytes {
+			for time.Since(start) < span && stored.Add(s.bytes+cellBytes/int64(min(s.depth, 32))) < limit {
 				w.off = int64(i)*part + rng.Int64N(part/s.bytes)*s.bytes
-				w.data = r.pool[rng.IntN((len(r.pool)-int(s.bytes))/512)*512:][:s.bytes]
+				w.data = r.stock[rng.IntN((len(r.stock)-int(s.bytes))/512)*512:][:s.bytes]
 				begun := time.Now()
 				p, err := b.w.Record(ctx, cbt.Event{Kind: cbt.EventWrite, Volume: b.volume.ID, Extent: cbt.Extent{Offset: w.off, Length: s.bytes}, Data: w.data})
 				if err == nil {
@@ -198,18 +227,14 @@ func (r *journalRun) load(ctx context.Context, b *bed, s shape, span time.Durati
 	return out, nil
 }
 
-func (r *journalRun) rawRound(ctx context.Context, groups []int64, bytes int64, span time.Duration) (out round, err error) {
-	a, err := r.disk.newAppender(ctx, r.random, bytes)
-	if err != nil {
-		return out, err
-	}
-	defer func() { err = errors.Join(err, a.close()) }()
+// rawRound writes what ours wrote, in its groups.
+func (r *journalRun) rawRound(ctx context.Context, a *appender, ours ingested, span time.Duration) (round, error) {
 	if err := r.disk.settle(); err != nil {
-		return out, err
+		return round{}, err
 	}
-	out, err = a.run(ctx, groups, span)
-	if err == nil && out.bytes < bytes {
-		err = fmt.Errorf("wrote %d of %d bytes", out.bytes, bytes)
+	out, err := a.run(ctx, ours.groups, span)
+	if err == nil && out.bytes < ours.bytes {
+		err = fmt.Errorf("baseline wrote %d of %d bytes", out.bytes, ours.bytes)
 	}
 	return out, err
 }

@@ -28,6 +28,7 @@ type JournalOptions struct {
 	Versions   int           // how often the image is rewritten; default 10
 	Only       string        // a part of the names of the figures wanted; empty: all
 	Seed       uint64        // 0: drawn
+	pool       int64         // bytes that a journal has written ahead at least; default 512 MiB
 	// Child begins this program once more with JournalChild as its whole work on
 	// dir: it is killed while it writes. Nil leaves the opening out.
 	Child func(ctx context.Context, dir string) *exec.Cmd
@@ -71,6 +72,9 @@ func (o JournalOptions) withDefaults() JournalOptions {
 	if o.Records == 0 {
 		o.Records = 1_000_000
 	}
+	if o.pool == 0 {
+		o.pool = 512 << 20
+	}
 	if o.Versions == 0 {
 		o.Versions = 10
 	}
@@ -101,7 +105,7 @@ type journalRun struct {
 	disk   disk
 	random *rand.ChaCha8
 	rng    *rand.Rand
-	pool   []byte
+	stock  []byte
 	res    JournalResult
 }
 
@@ -131,7 +135,7 @@ func Journal(ctx context.Context, o JournalOptions) (res JournalResult, err erro
 	binary.LittleEndian.PutUint64(seed[:], o.Seed)
 	r.random = rand.NewChaCha8(seed)
 	r.rng = rand.New(r.random)
-	r.pool = newPool(r.random)
+	r.stock = newStock(r.random)
 	r.res = JournalResult{Figures: make(map[string]Figure), Setting: r.setting()}
 	start := time.Now()
 	err = r.all(ctx)

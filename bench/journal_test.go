@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 
 func tiny(t *testing.T) JournalOptions {
 	return JournalOptions{
-		Dir: t.TempDir(), Span: 250 * time.Millisecond, ImageBytes: 16 << 20, Versions: 3, Records: 2 * childReports, Seed: 11,
+		Dir: t.TempDir(), Span: 250 * time.Millisecond, ImageBytes: 16 << 20, Versions: 3, Records: 2 * childReports, Seed: 11, pool: 64 << 20,
 		Child: func(ctx context.Context, dir string) *exec.Cmd {
 			c := exec.CommandContext(ctx, os.Args[0])
 			c.Env = append(os.Environ(), childDir+"="+dir)

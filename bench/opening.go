@@ -21,6 +21,7 @@ const (
 	openingRounds = 3
 	childDepth    = 64
 	childReports  = 4096 // writes between two lines of the child
+	childPool     = 64 << 20
 )
 
 // opening times Open after a kill -9 of the process that was writing 4 KiB blocks.
@@ -108,13 +109,13 @@ func ignoreExit(err error) error {
 // JournalChild writes 4 KiB blocks to a new journal below dir, and tells w every
 // now and then how many were answered. It ends only with ctx, or by being killed.
 func JournalChild(ctx context.Context, dir string, w io.Writer) error {
-	b, err := newBed(ctx, dir, ingestVolume, nil)
+	b, err := newBed(ctx, dir, ingestVolume, childPool, nil)
 	if err != nil {
 		return err
 	}
 	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
 	var seed [32]byte
-	pool := newPool(rand.NewChaCha8(seed))
+	pool := newStock(rand.NewChaCha8(seed))
 	var flying []cbt.Pending
 	for n := 0; err == nil && ctx.Err() == nil; n++ {
 		if len(flying) == childDepth {
@@ -130,7 +131,7 @@ func JournalChild(ctx context.Context, dir string, w io.Writer) error {
 		}
 		var p cbt.Pending
 		p, err = b.w.Record(ctx, cbt.Event{Kind: cbt.EventWrite, Volume: b.volume.ID,
-			Extent: cbt.Extent{Offset: rng.Int64N(ingestVolume/cellBytes) * cellBytes, Length: cellBytes}, Data: pool[rng.IntN(poolBytes/512-8)*512:][:cellBytes]})
+			Extent: cbt.Extent{Offset: rng.Int64N(ingestVolume/cellBytes) * cellBytes, Length: cellBytes}, Data: pool[rng.IntN(stockBytes/512-8)*512:][:cellBytes]})
 		flying = append(flying, p)
 	}
 	return errors.Join(err, b.close())

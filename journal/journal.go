@@ -39,6 +39,7 @@ type Options struct {
 	Compress     Compression      // when payloads are packed; default CompressAuto
 	Keys         KeyRing          // seals what this site records and opens what is sealed; nil: neither
 	PoolBytes    int64            // segments written ahead, to this size; default one, when half of a segment is used; negative: none
+	PoolReclaim  bool             // the pool takes reclaimed segments only: nothing is written ahead
 	Now          func() time.Time // wall clock; default time.Now
 	Log          *slog.Logger     // default: discarded
 

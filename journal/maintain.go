@@ -37,6 +37,7 @@ type Usage struct {
 	Runs         int    `json:"runs"`
 	SegmentBytes int64  `json:"segment_bytes"`
 	RunBytes     int64  `json:"run_bytes"`
+	PoolBytes    int64  `json:"pool_bytes"`       // free files, for segments to come; not in Used
 	Used         int64  `json:"used"`             // both; what the quota is compared with
 	Quota        int64  `json:"quota,omitempty"`  // 0: none
 	Oldest       *Point `json:"oldest,omitempty"` // point; nil when there is none
@@ -50,7 +51,9 @@ type Usage struct {
 func (j *Journal) Usage() Usage {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.usageLocked(j.o.QuotaBytes, nil)
+	u := j.usageLocked(j.o.QuotaBytes, nil)
+	u.PoolBytes = j.pool.size()
+	return u
 }
 
 func (j *Journal) usageLocked(quota int64, warnAt []int) Usage {

@@ -83,6 +83,9 @@ func (j *Journal) openPool() error {
 		p.target = int((o.PoolBytes + p.bytes - 1) / p.bytes)
 		p.keep, p.eager = max(p.target, poolKept), true
 	}
+	if o.PoolReclaim {
+		p.target = 0
+	}
 	if err := makeDir(p.fs, p.dir); err != nil {
 		return err
 	}
