@@ -18,7 +18,7 @@ type commit struct {
 	sealer  *sealer // of its sealed records; nil: it has none
 	recs    []*record
 	first   Seq
-	bytes   int64 // of payloads
+	bytes   int64 // of payloads, and room for each record
 	meta    int   // bytes of the encoded records
 	data    bool  // some record is refused when the disk is full
 	done    chan struct{}
@@ -116,7 +116,7 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 	if n := len(j.queue); n > 0 {
 		c = j.queue[n-1]
 	}
-	size := int64(len(r.data))
+	size := int64(len(r.data)) + recordRoom
 	meta := r.encodedBytes()
 	if c == nil || c.ordinal != ordinal || c.sealer != j.sealer || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > targetFrame) || (c.meta > 0 && c.meta+meta > targetMeta) {
 		c = &commit{ordinal: ordinal, sealer: j.sealer, first: j.next, done: make(chan struct{})}

@@ -70,6 +70,7 @@ const (
 	maxDetailBytes  = 4 << 10        // a gap's detail is cut to it
 	maxFrameRecords = 1 << 16        // bounded by maxMetaBytes anyway
 	targetFrame     = 4 << 20        // a frame closes when it holds this much
+	recordRoom      = 1 << 10        // a record's memory beside its payload, amply
 	maxPending      = 64 << 20       // bytes under way, to the chain, before Record blocks
 	knownIncompat   = knownFlags     // packed and sealed records
 	knownROCompat   = 0              // no read-only compatible feature is known yet

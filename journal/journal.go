@@ -149,7 +149,7 @@ type Journal struct {
 	next     Seq     // seq of the next record
 	lastTime time.Time
 	queue    []*commit             // not yet written; the last one is open
-	pending  int64                 // payload bytes of what is not yet written
+	pending  int64                 // payload bytes of what is not yet written, and room for each record
 	held     int64                 // frame bytes written, kept for the chain
 	refusals int                   // how often ErrFull emptied the queue
 	live     map[cbt.VolumeID]bool // volumes whose newest record of the two is synced, not gap

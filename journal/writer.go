@@ -38,7 +38,7 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
 	j.mu.Lock()
-	for r.kind.hasPayload() && j.pending+j.held > maxPending && j.writer == w && j.stoppedLocked() == nil {
+	for r.kind.hasExtent() && j.pending+j.held > maxPending && j.writer == w && j.stoppedLocked() == nil {
 		ch := j.changed
 		j.mu.Unlock()
 		select {
