@@ -148,9 +148,15 @@ func (j *Journal) newestUpTo(ctx context.Context, l Lineage, s Seq) (Point, erro
 }
 
 // atTime is the point that shows the group as of t; a time inside a gap has none.
+// In folded history it is the newest point that is kept and not later than t.
 func (j *Journal) atTime(ctx context.Context, l Lineage, t time.Time) (Point, error) {
+	p := j.history()
 	for k := len(l) - 1; k >= 0; k-- {
-		s, ok, err := j.seqAt(l[k], t)
+		i := l[k]
+		if i.First = p.behind(j.ordinalOf(i.Epoch), i.First); i.First > i.Last {
+			continue
+		}
+		s, ok, err := j.seqAt(i, t)
 		if err != nil {
 			return Point{}, err
 		}
@@ -158,7 +164,37 @@ func (j *Journal) atTime(ctx context.Context, l Lineage, t time.Time) (Point, er
 			return j.pointAt(ctx, Position{l[k].Epoch, s})
 		}
 	}
+	if at, ok := j.newestKept(l, t); ok {
+		return j.keptAt(ctx, at, t)
+	}
 	return Point{}, &NoPointError{Why: "the journal begins later"}
+}
+
+// keptAt is the kept point at p as what shows the group as of t, unless the points
+// around p had ended before t.
+func (j *Journal) keptAt(ctx context.Context, p Position, t time.Time) (Point, error) {
+	l, err := j.lineageAt(p)
+	if err != nil {
+		return Point{}, err
+	}
+	head := j.Lineage() // what came after p, to see when its span ended
+	if head.Holds(p) {
+		l = head
+	}
+	spans, err := j.allSpans(l)
+	if err != nil {
+		return Point{}, err
+	}
+	for _, s := range spans {
+		if s.First.Seq <= p.Seq && p.Seq <= s.Last.Seq && !s.ended.IsZero() && !t.Before(s.ended) && s.Ended != "" {
+			e := &NoPointError{Why: fmt.Sprintf("it lies in a gap: %s %s", s.Ended, s.Detail)}
+			if b, err := j.pointAt(ctx, p); err == nil {
+				e.Before = &b
+			}
+			return Point{}, e
+		}
+	}
+	return j.pointAt(ctx, p)
 }
 
 func (j *Journal) atSeq(ctx context.Context, l Lineage, a At) (Point, error) {
@@ -207,6 +243,9 @@ func (j *Journal) findMark(l Lineage, a At) (at Seq, ok bool, err error) {
 			j.decoded.Add(1)
 			if err := errors.Join(json.Unmarshal(it.Value(), &h), decodeBody(h.Body, &m)); err != nil {
 				return 0, false, fmt.Errorf("read catalogue: mark record %d: %w", s, err)
+			}
+			if _, folded, kept := j.keptPoint(Position{l[i].Epoch, s}); a.kind == atLatestApp && folded && !kept {
+				continue // an older one may still be there
 			}
 			if (a.kind == atLatestApp && m.App) || (a.kind != atLatestApp && m.Name == a.name) {
 				return s, true, nil

@@ -141,6 +141,9 @@ func (j *Journal) forkAt(ctx context.Context, p Position) (forkPoint, error) {
 	if f.lineage, err = j.lineageAt(p); err != nil {
 		return f, err
 	}
+	if err = j.mayForkAt(p); err != nil {
+		return f, err
+	}
 	if f.volumes, err = j.volumesIn(f.lineage); err != nil {
 		return f, err
 	}
@@ -166,6 +169,21 @@ func (j *Journal) lossesSaid() error {
 	return j.site.remember(lossesKey, ls)
 }
 
+// mayForkAt is why no epoch may go on at p, or nil: what history held there was
+// folded and not kept, or will be.
+func (j *Journal) mayForkAt(p Position) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mayForkLocked(p)
+}
+
+func (j *Journal) mayForkLocked(p Position) error {
+	if p.IsZero() || j.mayOpenLocked(j.orderLocked(p)) {
+		return nil
+	}
+	return &ReclaimedError{At: p, From: j.framesFromLocked()}
+}
+
 // drain waits until all that was recorded is durable and indexed.
 func (j *Journal) drain(ctx context.Context) error {
 	return j.waitFor(ctx, func() bool {
@@ -185,6 +203,9 @@ func (j *Journal) fork(w *Writer, e Epoch, f forkPoint, s *sealer, key *record) 
 	}
 	if j.err != nil || j.closing || !j.running {
 		return pendingRecord{}, errors.Join(ErrClosed, j.err)
+	}
+	if err := j.mayForkLocked(e.Parent.Position); err != nil {
+		return pendingRecord{}, err
 	}
 	for _, b := range j.branches {
 		e.Number = max(e.Number, b.Number+1)

@@ -107,5 +107,6 @@ func (e *ReclaimedError) Error() string {
 	return fmt.Sprintf("record %s: the history before %s was folded", e.At, e.From)
 }
 
-// Unwrap makes errors.Is(err, ErrReclaimed) hold.
-func (e *ReclaimedError) Unwrap() error { return ErrReclaimed }
+// Unwrap makes errors.Is hold of ErrReclaimed, and of ErrNoPoint: such a record is
+// no point.
+func (e *ReclaimedError) Unwrap() []error { return []error{ErrReclaimed, ErrNoPoint} }

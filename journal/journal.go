@@ -61,6 +61,14 @@ type faults struct {
 	skipDirSync     bool // a new segment's directory entry is not synced
 	resetNonces     bool // nonces are counted from each opening on, under a key that outlives it
 	tornMidFile     bool // whatever stands behind an invalid frame is a torn tail
+
+	trimPastPin           bool // retention does not know of pins
+	dropViewed            bool // a fold does not ask which views are open
+	runPastPoint          bool // a run holds what came just after a point, not what the point saw
+	skipReclaimedChain    bool // the chain is not checked where folded history ends
+	rebuildWithoutLineage bool // an index built from runs does not know of their epochs
+	quotaEarly            bool // what a fold will free is free before it is
+	ignoreSectors         bool // a piece of a cell is taken for the whole cell
 }
 
 func (o Options) withDefaults() Options {
@@ -123,7 +131,6 @@ type Journal struct {
 
 	maintaining sync.Mutex // held by the one Maintain at a time
 	pinning     sync.Mutex // held while pins change
-	views       viewing
 
 	fileMu sync.Mutex // held by whoever writes a frame; guards out
 	out    output
@@ -132,6 +139,7 @@ type Journal struct {
 	scrubbing sync.Mutex   // held by the one scrub or repair
 
 	mu       sync.Mutex // guards all below
+	retained            // what folding left, and who uses it (manifest.go)
 	changed  chan struct{}
 	err      error // terminal: set once
 	running  bool
@@ -197,6 +205,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		keys:   newDataKeys(),
 		packer: newPacker(o.Compress),
 		deep:   deepReader{depth: deepReads}, bulk: deepReader{depth: bulkReads},
+		retained: newRetained(),
 		changed:  make(chan struct{}),
 		volumes:  make(map[cbt.VolumeID]volumeBody),
 		owed:     make(map[cbt.VolumeID]cbt.Cause),
@@ -220,7 +229,7 @@ func (j *Journal) open() error {
 	if !here && j.o.Create == nil {
 		return ErrNotFound
 	}
-	if err := makeDir(fs, j.segs.dir); err != nil {
+	if err := errors.Join(makeDir(fs, j.segs.dir), makeDir(fs, j.runs.dir)); err != nil {
 		return err
 	}
 	if j.lock, err = fs.Lock(fs.PathJoin(j.dir, "LOCK")); err != nil {
@@ -234,6 +243,9 @@ func (j *Journal) open() error {
 		return err
 	}
 	if err := j.openPool(); err != nil {
+		return err
+	}
+	if err := j.loadPast(); err != nil {
 		return err
 	}
 	if err := j.loadRewrapped(); err != nil {

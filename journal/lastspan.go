@@ -29,7 +29,7 @@ func (j *Journal) lastSpan(l Lineage) (Span, bool, error) {
 		if k+1 < len(l) { // of the epoch after k only that it began
 			turns = slices.DeleteFunc(turns, func(t turn) bool { return t.seq > l[k+1].First })
 		}
-		if spans := spansOf(l[:min(k+2, len(l))], turns, idsOf(members), false); len(spans) > 0 {
+		if spans := j.leftOf(spansOf(l[:min(k+2, len(l))], turns, idsOf(members), false), l); len(spans) > 0 {
 			return spans[len(spans)-1], true, nil
 		}
 	}

@@ -34,6 +34,9 @@ func (j *Journal) sampleBefore(ordinal uint32, s Seq) (_ sample, _ bool, err err
 // frameOf finds the frame that holds p, walking from the nearest sample over
 // headers only.
 func (j *Journal) frameOf(p Position) (spot, error) {
+	if _, folded, _ := j.keptPoint(p); folded {
+		return spot{}, fmt.Errorf("find record: %w", j.reclaimedAt(p))
+	}
 	sm, ok, err := j.sampleBefore(j.ordinalOf(p.Epoch), p.Seq)
 	if err != nil {
 		return spot{}, err
@@ -49,7 +52,7 @@ func (j *Journal) frameOf(p Position) (spot, error) {
 				continue
 			}
 		}
-		if errors.Is(err, ErrClosed) {
+		if errors.Is(err, ErrClosed) || errors.Is(err, ErrReclaimed) {
 			return spot{}, fmt.Errorf("find record %s: %w", p, err)
 		}
 		if err != nil {
@@ -84,6 +87,11 @@ func (j *Journal) chainOf(p Position) (Chain, error) {
 		if b.Last.Position == p {
 			return b.Last.Chain, nil
 		}
+	}
+	if pt, folded, kept := j.keptPoint(p); kept {
+		return pt.chain, nil
+	} else if folded {
+		return Chain{}, fmt.Errorf("compute chain: %w", j.reclaimedAt(p))
 	}
 	sm, ok, err := j.sampleBefore(j.ordinalOf(p.Epoch), p.Seq)
 	if err != nil || !ok {
@@ -121,6 +129,9 @@ func (j *Journal) timeAt(ctx context.Context, p Position) (time.Time, error) {
 	}
 	if err := j.waitHeld(ctx, p); err != nil {
 		return time.Time{}, err
+	}
+	if pt, _, kept := j.keptPoint(p); kept {
+		return pt.time, nil
 	}
 	s, err := j.frameOf(p)
 	if err != nil {

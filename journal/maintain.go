@@ -49,19 +49,30 @@ type Usage struct {
 
 // Usage tells what the history takes on disk, by the quota of Options.
 func (j *Journal) Usage() Usage {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	u := j.usageLocked(j.o.QuotaBytes, nil)
-	u.PoolBytes = j.pool.size()
+	u := j.usage(j.o.QuotaBytes, nil)
+	if l := j.Lineage(); len(l) > 0 {
+		if spans, err := j.spans(l); err == nil && len(spans) > 0 {
+			if pt, err := j.describe(context.Background(), spans[0], spans[0].First); err == nil {
+				u.Oldest = &pt
+			}
+		}
+	}
 	return u
 }
 
-func (j *Journal) usageLocked(quota int64, warnAt []int) Usage {
-	u := Usage{SegmentBytes: j.bytes, Used: j.bytes, Quota: quota}
-	at := slices.Sorted(slices.Values(warnAt))
-	for _, w := range at {
-		if quota > 0 && u.Used/100*100 >= quota/100*int64(w) && u.Used > 0 {
-			u.Warning = fmt.Sprintf("history takes %d %% of its quota", u.Used*100/quota)
+func (j *Journal) usage(quota int64, warnAt []int) Usage {
+	ns, err := j.segmentList()
+	if err != nil {
+		j.o.Log.Warn("count segments", "err", err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := &j.past.state
+	u := Usage{Segments: len(ns), Runs: len(s.Runs), RunBytes: s.bytes(), Used: j.usedLocked(), Quota: quota, FramesFrom: j.framesFromLocked()}
+	u.SegmentBytes, u.PoolBytes = u.Used-u.RunBytes, j.pool.size()
+	for _, w := range slices.Sorted(slices.Values(warnAt)) {
+		if quota > 0 && float64(u.Used) >= float64(quota)*float64(w)/100 {
+			u.Warning = fmt.Sprintf("the history takes %d %% of its quota of %d bytes", int64(float64(u.Used)*100/float64(quota)), quota)
 		}
 	}
 	return u
@@ -70,23 +81,27 @@ func (j *Journal) usageLocked(quota int64, warnAt []int) Usage {
 // references is what keeps points and frames now: those of m, the pins, the views.
 func (j *Journal) references(m Maintenance) ([]Reference, error) {
 	refs := slices.Clone(m.References)
-	pins, err := j.Pins()
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range pins {
-		if !p.Diff {
-			refs = append(refs, Reference{Kind: ReferencePin, Name: p.Name, At: p.At})
+	if !j.o.faults.trimPastPin {
+		pins, err := j.pinReferences()
+		if err != nil {
+			return nil, err
 		}
+		refs = append(refs, pins...)
 	}
-	return append(refs, j.openViews()...), nil
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.o.faults.dropViewed {
+		return refs, nil
+	}
+	return append(refs, j.usersLocked()...), nil
 }
 
 // Maintain thins the history by the ladder: it folds what every reference allows
 // into runs, merges runs, and gives back segments and runs that nothing needs. It
 // works beside everything else; a second call at the same time is ErrBusy. What it
-// was doing when ctx ends, or the process dies, the next call or opening finishes
-// or takes back: no point that is kept is ever missing in between.
+// was doing when ctx ends, or the process dies, the next call finishes or takes
+// back: no point that is kept is ever missing in between. It refuses to fold what
+// does not verify: a *DamageError names it, and nothing is given back.
 func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, error) {
 	if err := m.Validate(); err != nil {
 		return Maintained{}, fmt.Errorf("maintain journal: %w", err)
@@ -95,35 +110,114 @@ func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, erro
 		return Maintained{}, fmt.Errorf("maintain journal: %w", ErrBusy)
 	}
 	defer j.maintaining.Unlock()
-	if _, err := j.references(m); err != nil {
-		return Maintained{}, fmt.Errorf("maintain journal: %w", err)
+	if m.Now.IsZero() {
+		m.Now = j.o.Now()
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return Maintained{Usage: j.usageLocked(m.QuotaBytes, m.WarnAt)}, ctx.Err()
+	t := &maintainer{j: j, m: m, now: m.Now, pace: newPace(ctx, m.BytesPerSecond)}
+	err := t.run(ctx)
+	t.done.Usage = j.usage(m.QuotaBytes, m.WarnAt)
+	if l := j.Lineage(); err == nil && len(l) > 0 {
+		t.done.Oldest = j.Usage().Oldest
+	}
+	if err != nil {
+		return t.done, fmt.Errorf("maintain journal: %w", err)
+	}
+	return t.done, nil
 }
 
-// Points lists the points between two times (zero: no bound), oldest first, and why
-// each is kept. Where history is folded these are all there are. Elsewhere every
-// record of a Span is a point; of those it lists the first and the last of a span
-// and the ones that something else than "every write" keeps or a mark names.
+// Points lists the points of the head's lineage between two times (zero: no bound),
+// oldest first, and why each is kept, by the retention of the last Maintain. Where
+// history is folded these are all there are. Elsewhere every record of a Span is a
+// point; of those it lists the first and the last of a span, and the ones that a
+// mark or a pin names.
 func (j *Journal) Points(ctx context.Context, from, to time.Time) ([]Keep, error) {
-	spans, err := j.Spans(ctx)
+	out, err := j.points(ctx, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("list points: %w", err)
 	}
-	var out []Keep
-	for _, s := range spans {
-		for _, p := range []Position{s.First, s.Last} {
-			pt, err := j.describe(ctx, s, p)
-			if err != nil {
-				return nil, fmt.Errorf("list points: %w", err)
-			}
-			if pt.Time.Before(from) || (!to.IsZero() && pt.Time.After(to)) || (len(out) > 0 && out[len(out)-1].Position == p) {
-				continue
-			}
-			out = append(out, Keep{pt, []string{everyWrite}})
+	return out, nil
+}
+
+func (j *Journal) points(ctx context.Context, from, to time.Time) ([]Keep, error) {
+	spans, err := j.Spans(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var r Retention
+	if _, err := j.site.recall(retentionKey, &r); err != nil {
+		return nil, err
+	}
+	refs, err := j.references(Maintenance{})
+	if err != nil {
+		return nil, err
+	}
+	at, err := j.listed(ctx, spans, refs)
+	if err != nil {
+		return nil, err
+	}
+	var cands []Candidate
+	for _, s := range at {
+		pt, err := j.describe(ctx, s, s.First)
+		if err != nil {
+			return nil, err
 		}
+		cands = append(cands, Candidate{Point: pt})
+	}
+	why := make(map[Position][]string)
+	for _, k := range Choose(cands, r, refs, j.o.Now()) {
+		why[k.Position] = k.Reasons
+	}
+	var out []Keep
+	for _, c := range cands {
+		if c.Time.Before(from) || (!to.IsZero() && c.Time.After(to)) {
+			continue
+		}
+		k := Keep{c.Point, why[c.Position]}
+		if _, folded, _ := j.keptPoint(c.Position); !folded && !slices.Contains(k.Reasons, everyWrite) {
+			k.Reasons = append([]string{everyWrite}, k.Reasons...) // its frame is still there
+		}
+		out = append(out, k)
 	}
 	return out, nil
+}
+
+// listed is the points that Points names, each as a span of one record.
+func (j *Journal) listed(ctx context.Context, spans []Span, refs []Reference) ([]Span, error) {
+	l, err := j.settled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	named := make(map[Seq]bool)
+	for _, r := range refs {
+		if (r.Kind == ReferencePin || r.Kind == ReferenceView) && l.Holds(r.At) {
+			named[r.At.Seq] = true
+		}
+	}
+	err = j.eachHappening(KindMark, l, func(_ Interval, s Seq, _ happening) error {
+		named[s] = true
+		return nil
+	})
+	var out []Span
+	for _, s := range spans {
+		named[s.First.Seq], named[s.Last.Seq] = true, true
+		seqs := []Seq{}
+		for q := range named {
+			if s.First.Seq <= q && q <= s.Last.Seq {
+				seqs = append(seqs, q)
+			}
+		}
+		slices.Sort(seqs)
+		for _, q := range seqs {
+			i, ok := l.Owner(q)
+			if !ok {
+				continue
+			}
+			one := s
+			one.First, one.Last, one.Number = Position{i.Epoch, q}, Position{i.Epoch, q}, i.Number
+			out = append(out, one)
+		}
+		delete(named, s.First.Seq)
+		delete(named, s.Last.Seq)
+	}
+	return out, err
 }

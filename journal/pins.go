@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -75,6 +74,31 @@ func (j *Journal) Pins() ([]Pin, error) {
 	return pins, err
 }
 
+// pinReferences is the points that pins of this site and marks of the stream keep.
+func (j *Journal) pinReferences() ([]Reference, error) {
+	pins, err := j.Pins()
+	if err != nil {
+		return nil, err
+	}
+	var out []Reference
+	for _, p := range pins {
+		if !p.Diff {
+			out = append(out, Reference{Kind: ReferencePin, Name: p.Name, At: p.At})
+		}
+	}
+	err = j.eachHappening(KindMark, j.Lineage(), func(i Interval, s Seq, h happening) error {
+		var m Mark
+		if err := decodeBody(h.Body, &m); err != nil {
+			return fmt.Errorf("read catalogue: mark record %d: %w", s, err)
+		}
+		if m.Pin {
+			out = append(out, Reference{Kind: ReferencePin, Name: m.Name, At: Position{i.Epoch, s}})
+		}
+		return nil
+	})
+	return out, err
+}
+
 func (j *Journal) changePins(f func([]Pin) []Pin) error {
 	j.pinning.Lock()
 	defer j.pinning.Unlock()
@@ -87,38 +111,4 @@ func (j *Journal) changePins(f func([]Pin) []Pin) error {
 		return nil
 	}
 	return fullOr(j.site.remember(pinsKey, pins))
-}
-
-// viewing counts the open views of each point: Maintain keeps what they show.
-type viewing struct {
-	mu   sync.Mutex // guards open
-	open map[Position]int
-}
-
-func (v *viewing) enter(p Position) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.open == nil {
-		v.open = make(map[Position]int)
-	}
-	v.open[p]++
-}
-
-func (v *viewing) leave(p Position) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.open[p]--; v.open[p] <= 0 {
-		delete(v.open, p)
-	}
-}
-
-// openViews is a reference for every point that a view is open at.
-func (j *Journal) openViews() []Reference {
-	j.views.mu.Lock()
-	defer j.views.mu.Unlock()
-	var out []Reference
-	for p := range j.views.open {
-		out = append(out, Reference{Kind: ReferenceView, At: p})
-	}
-	return out
 }

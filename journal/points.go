@@ -31,6 +31,7 @@ type Span struct {
 	Open        bool      // it ends at the head
 	Ended       cbt.Cause // why it ended, if it did
 	Detail      string
+	ended       time.Time // of the record that ended it; zero while it is open
 }
 
 // turn is an event that opens, closes or changes a span.
@@ -40,6 +41,7 @@ type turn struct {
 	in     Interval
 	volume cbt.VolumeID
 	gap    gapBody
+	time   time.Time
 }
 
 // spansOf runs the rule of when there are points over a lineage's turns. A group
@@ -54,7 +56,7 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 	}
 	var spans []Span
 	open := false
-	end := func(s Seq, c cbt.Cause, detail string) {
+	end := func(s Seq, t time.Time, c cbt.Cause, detail string) {
 		if !open {
 			return
 		}
@@ -65,7 +67,7 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 			return
 		}
 		i, _ := l.Owner(s - 1)
-		last.Last, last.Open, last.Ended, last.Detail = Position{i.Epoch, s - 1}, false, c, detail
+		last.Last, last.Open, last.Ended, last.Detail, last.ended = Position{i.Epoch, s - 1}, false, c, detail, t
 	}
 	for _, t := range turns {
 		switch t.kind {
@@ -73,7 +75,7 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 			if carry {
 				continue
 			}
-			end(t.seq, cbt.CauseOpening, "")
+			end(t.seq, t.time, cbt.CauseOpening, "")
 			clear(synced)
 		case KindVolume:
 			if !open && !members[t.volume] {
@@ -81,7 +83,7 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 			}
 		case KindGap:
 			if synced[t.volume] { // a disk that joins closes nothing for the others
-				end(t.seq, t.gap.Cause, t.gap.Detail)
+				end(t.seq, t.time, t.gap.Cause, t.gap.Detail)
 			}
 			delete(synced, t.volume)
 		case KindSynced:
@@ -89,7 +91,7 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 			if len(synced) < len(members) {
 				continue
 			}
-			end(t.seq, "", "")
+			end(t.seq, t.time, "", "")
 			vs := slices.SortedFunc(maps.Keys(synced), func(a, b cbt.VolumeID) int { return cmp.Compare(a.String(), b.String()) })
 			spans = append(spans, Span{First: Position{t.in.Epoch, t.seq}, Number: t.in.Number, Volumes: vs, Open: true})
 			open = true
@@ -101,8 +103,24 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 	return spans
 }
 
-// spans is the points of a lineage.
+// spans is the points of a lineage that are there: behind folded history the ones
+// of allSpans, in it those that are kept, each a span of one record.
 func (j *Journal) spans(l Lineage) ([]Span, error) {
+	all, err := j.allSpans(l)
+	if err != nil {
+		return nil, err
+	}
+	return j.leftOf(all, l), nil
+}
+
+func (j *Journal) leftOf(spans []Span, l Lineage) []Span {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.past.left(spans, l, j.ordinalLocked)
+}
+
+// allSpans is where every record of a lineage was a point before anything was folded.
+func (j *Journal) allSpans(l Lineage) ([]Span, error) {
 	turns, err := j.turns(l, nil)
 	if err != nil {
 		return nil, err
@@ -118,7 +136,7 @@ func (j *Journal) turns(l Lineage, before map[uint32]cbt.VolumeID) ([]turn, erro
 	var turns []turn
 	for _, k := range []Kind{KindVolume, KindEpoch, KindSynced, KindGap} {
 		err := j.eachHappening(k, l, func(i Interval, s Seq, h happening) error {
-			t := turn{seq: s, kind: k, in: i}
+			t := turn{seq: s, kind: k, in: i, time: h.Time}
 			switch k {
 			case KindVolume:
 				var b volumeBody
@@ -182,6 +200,9 @@ func (j *Journal) pointAt(ctx context.Context, p Position) (Point, error) {
 		e := &NoPointError{At: p.String(), Why: "no volume was synced before it"}
 		if any {
 			e.Why = fmt.Sprintf("it lies in a gap: %s %s", span.Ended, span.Detail)
+			if _, folded, kept := j.keptPoint(p); folded && !kept {
+				e.Why = "the history there was folded, and this point was not kept"
+			}
 			if b, err := j.describe(ctx, span, span.Last); err == nil {
 				e.Before = &b
 			}

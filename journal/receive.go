@@ -200,7 +200,7 @@ func (j *Journal) land(a *arrival) error {
 		data = data || r.kind.hasPayload()
 	}
 	j.mu.Lock()
-	total := j.bytes + a.h.Bytes
+	total := j.usedLocked() + a.h.Bytes
 	j.mu.Unlock()
 	if q := j.o.QuotaBytes; data && q > 0 && total > q {
 		return fmt.Errorf("quota of %d bytes: %w", q, ErrFull)
@@ -252,6 +252,11 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 	defer j.fileMu.Unlock()
 	if err := j.mayReceive(); err != nil {
 		return err
+	}
+	if a.begins != nil {
+		if err := j.mayForkAt(a.begins.Parent.Position); err != nil {
+			return err
+		}
 	}
 	if _, err := j.out.file.WriteAt(meta, a.offset); err != nil {
 		return j.outcome(fullOr(err))

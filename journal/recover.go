@@ -37,6 +37,9 @@ func (j *Journal) recoverOnce() error {
 		return err
 	}
 	known, err := j.loadIndex()
+	if err == nil {
+		err = j.checkPast(known)
+	}
 	if err != nil {
 		j.o.Log.Warn("index does not read; building it anew from the segments", "dir", j.dir, "err", err)
 		known = through{}
@@ -54,7 +57,7 @@ func (j *Journal) recoverOnce() error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(j.mendHead(), j.checkAnchor(), j.checkSiteLog(known.Site)); err != nil {
+	if err := errors.Join(j.mendHead(), j.checkChainAfterPast(), j.checkAnchor(), j.checkSiteLog(known.Site)); err != nil {
 		return err
 	}
 	return j.setLineage()
@@ -93,6 +96,7 @@ func (j *Journal) resetIndex() error {
 		return fmt.Errorf("remove index: %w", err)
 	}
 	j.branches, j.levels, j.through = nil, make(map[uint32]uint16), through{}
+	j.runLevels = make(map[uint32]uint16)
 	j.chained, j.recent, j.written, j.bytes, j.torn = []frameEnd{{}}, recent{}, 0, 0, false
 	return j.openIndex()
 }
@@ -124,7 +128,10 @@ func (j *Journal) loadIndex() (through, error) {
 	})
 	if err == nil {
 		err = j.scanPrefix(prefixLevels, func(k, v []byte) error {
-			j.levels[binary.BigEndian.Uint32(k[1:])] = binary.BigEndian.Uint16(v)
+			if len(k) > 5 {
+				j.runLevels[binary.BigEndian.Uint32(k[1:])] = binary.BigEndian.Uint16(v)
+			}
+			j.levels[binary.BigEndian.Uint32(k[1:])] |= binary.BigEndian.Uint16(v)
 			return nil
 		})
 	}
@@ -181,6 +188,11 @@ func (j *Journal) scanRange(lower, upper []byte, f func(k, v []byte) error) (err
 // replayTail reads segments from the durable place on and leaves the journal's
 // state at the last valid frame.
 func (j *Journal) replayTail() error {
+	if j.through.frameEnd.Segment == 0 {
+		if err := j.rebuildFromRuns(); err != nil {
+			return err
+		}
+	}
 	if err := j.scanVolumeOrdinals(); err != nil {
 		return err
 	}

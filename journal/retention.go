@@ -48,6 +48,21 @@ func (r Retention) Validate() error {
 	return nil
 }
 
+// dense is how far back every write is a point: the reach of the rung that says so.
+// for ever is true where that has no end.
+func (r Retention) dense() (d time.Duration, forEver bool) {
+	if len(r.Ladder) == 0 {
+		return 0, true
+	}
+	d = r.Lock
+	for _, g := range r.Ladder {
+		if g.Every == 0 {
+			d, forEver = max(d, g.For), forEver || g.For == 0
+		}
+	}
+	return d, forEver
+}
+
 // ReferenceKind is why something of the past is needed whatever the ladder says.
 type ReferenceKind string
 

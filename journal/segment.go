@@ -119,10 +119,11 @@ type segments struct {
 	dir  string
 	name func(uint64) string // of file n
 
-	mu   sync.Mutex // guards open and tick
-	open map[uint64]*openSegment
-	tick uint64
-	shut bool // closed for good
+	mu    sync.Mutex // guards open and tick
+	open  map[uint64]*openSegment
+	tick  uint64
+	shut  bool   // closed for good
+	floor uint64 // files below were given back: their bytes may be another file's by now
 
 	live atomic.Uint64 // the segment that is being written
 }
@@ -136,7 +137,8 @@ type openSegment struct {
 	direct directFile
 	refs   int
 	used   uint64
-	gone   bool // another file has its name now: its last reader closes it
+	gone   bool          // another file has its name now: its last reader closes it
+	idle   chan struct{} // closed with it, for giveBack; nil: nobody waits
 }
 
 const maxOpenSegments = 128
@@ -149,6 +151,9 @@ func (s *segments) acquire(n uint64) (*openSegment, error) {
 	defer s.mu.Unlock()
 	if s.shut {
 		return nil, ErrClosed
+	}
+	if n < s.floor {
+		return nil, fmt.Errorf("open %s: %w", s.name(n), ErrReclaimed)
 	}
 	f := s.open[n]
 	if f == nil {
@@ -170,6 +175,9 @@ func (s *segments) release(f *openSegment) {
 	defer s.mu.Unlock()
 	if f.refs--; (s.shut || f.gone) && f.refs == 0 {
 		_ = f.Close() // opened for reading only
+		if f.idle != nil {
+			close(f.idle)
+		}
 	}
 }
 
@@ -195,6 +203,28 @@ func (s *segments) size(n uint64) (int64, error) {
 		return 0, err
 	}
 	return st.Size(), nil
+}
+
+// giveBack has nobody begin to read a file below n any more, and returns when those
+// who had begun are done.
+func (s *segments) giveBack(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.floor = max(s.floor, n)
+	for k, f := range s.open {
+		if k >= n {
+			continue
+		}
+		delete(s.open, k)
+		if f.refs == 0 {
+			_ = f.Close() // opened for reading only
+			continue
+		}
+		f.gone, f.idle = true, make(chan struct{})
+		s.mu.Unlock()
+		<-f.idle
+		s.mu.Lock()
+	}
 }
 
 func (s *segments) evictLocked() {

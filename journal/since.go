@@ -17,6 +17,9 @@ type Since struct {
 	Records     uint64    // of any kind
 	First, Last time.Time // of the first and last of them; zero when there is none
 	Volumes     []Change  // of the volumes that changed, in the order of their ids
+	// Partly says that some of the records were folded: Volumes counts those that are
+	// left as they were written, Records all.
+	Partly bool
 }
 
 // Change is what records did to one volume.
@@ -63,6 +66,16 @@ func (j *Journal) since(ctx context.Context, p Position) (Since, error) {
 			continue
 		}
 		i.First = max(i.First, common+1)
+		if from := j.history().behind(j.ordinalOf(i.Epoch), i.First); from > i.First {
+			gone := min(from, i.Last+1) - i.First
+			out.Records, out.Partly, i.First = out.Records+uint64(gone), true, from
+			if out.First.IsZero() { // no record is earlier than the point that is gone back to
+				out.First, _ = j.timeAt(ctx, Position{p.Epoch, p.Seq})
+			}
+			if i.First > i.Last {
+				continue
+			}
+		}
 		err := j.eachRecord(ctx, i, func(r *record) {
 			out.Records++
 			if out.First.IsZero() {

@@ -59,7 +59,7 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 				continue
 			}
 		}
-		if errors.Is(err, ErrClosed) {
+		if errors.Is(err, ErrClosed) || errors.Is(err, ErrReclaimed) {
 			return Frame{}, fmt.Errorf("stream: %w", err)
 		}
 		if err != nil {
@@ -103,16 +103,32 @@ func (s *Stream) waitMore(ctx context.Context) error {
 
 // begin finds the first frame to look at.
 func (s *Stream) begin() error {
-	if s.after.IsZero() {
-		s.at, s.found = spot{segment: 1, offset: pageBytes}, true
-		return nil
-	}
-	at, err := s.j.frameOf(s.after)
+	at, err := s.j.goOnAfter(s.after)
 	if err != nil {
 		return err
 	}
 	s.at, s.found = at, true
 	return nil
+}
+
+// goOnAfter is where the frames begin that follow on a record of the current lineage
+// (zero: all of them). A *ReclaimedError says that not all are there any more.
+func (j *Journal) goOnAfter(after Position) (spot, error) {
+	p, next := j.history(), Position{}
+	for _, i := range j.Lineage() {
+		if i.Last > after.Seq {
+			next = Position{i.Epoch, max(i.First, after.Seq+1)}
+			break
+		}
+	}
+	_, folded, _ := j.keptPoint(after)
+	switch {
+	case !next.IsZero() && p.folded(j.orderOf(next)):
+		return spot{}, j.reclaimedAt(next)
+	case after.IsZero() || folded:
+		return spot{segment: p.state.floor(), offset: pageBytes}, nil
+	}
+	return j.frameOf(after)
 }
 
 // wanted reports that a frame goes on from s.after in the current lineage, and the
@@ -151,11 +167,9 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 	for _, v := range vs {
 		byOrdinal[v.Ordinal] = v
 	}
-	at := spot{segment: 1, offset: pageBytes}
-	if !after.IsZero() {
-		if at, err = j.frameOf(after); err != nil {
-			return fmt.Errorf("replay: %w", err)
-		}
+	at, err := j.goOnAfter(after)
+	if err != nil {
+		return fmt.Errorf("replay: %w", err)
 	}
 	for done := after.Seq; done < lastOf(l).Seq; {
 		if err := ctx.Err(); err != nil {
@@ -167,7 +181,7 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 				continue
 			}
 		}
-		if errors.Is(err, ErrClosed) {
+		if errors.Is(err, ErrClosed) || errors.Is(err, ErrReclaimed) {
 			return fmt.Errorf("replay: %w", err)
 		}
 		if err != nil {

@@ -44,8 +44,20 @@ func (j *Journal) Scrub(ctx context.Context, o Scrub) ([]DamageError, error) {
 	if err := v.small(); err != nil {
 		return v.found, err
 	}
-	for n := uint64(1); n <= v.end.Segment; n++ {
-		if err := v.segment(ctx, n); err != nil {
+	p := j.history()
+	if len(p.state.Runs) > 0 { // the first frame that is left must chain on to them
+		v.last, v.chain, v.known = p.state.End.Position, p.state.End.Chain, true
+		v.recent = recent{append(p.state.Recent[:len(p.state.Recent):len(p.state.Recent)], p.state.End.Cursor)}
+	}
+	if err := v.runs(ctx, p); err != nil {
+		return v.found, err
+	}
+	for n := p.state.floor(); n <= v.end.Segment; n++ {
+		if n < j.history().state.floor() { // folded meanwhile, and verified by that
+			v.known = false
+			continue
+		}
+		if err := v.segment(ctx, n); err != nil && !errors.Is(err, ErrReclaimed) {
 			return v.found, fmt.Errorf("verify segment %s: %w", segmentName(n), err)
 		}
 	}
@@ -112,6 +124,11 @@ func (v *verifier) read(ctx context.Context, n int64) error {
 	if v.o.Progress != nil {
 		v.o.Progress(min(v.done, v.end.Bytes), v.end.Bytes)
 	}
+	return v.pause(ctx, n)
+}
+
+// pause returns when n more bytes may be read.
+func (v *verifier) pause(ctx context.Context, n int64) error {
 	if v.limit == nil {
 		return ctx.Err()
 	}
@@ -383,7 +400,7 @@ func (v *verifier) compare(n uint64, h frameHeader, recs []*record) error {
 	v.j.mu.Lock()
 	behind := int(ordinal) == len(v.j.branches) && h.Last > v.j.indexed
 	v.j.mu.Unlock()
-	if behind {
+	if behind || v.j.history().folded(order{ordinal, h.First}) {
 		return nil
 	}
 	unfolded, err := v.j.unfolded()
@@ -413,7 +430,7 @@ func (v *verifier) compare(n uint64, h frameHeader, recs []*record) error {
 		if err != nil {
 			return err
 		}
-		if differs {
+		if differs && !v.j.history().folded(order{ordinal, h.First}) { // by now
 			d := v.damage(n, v.at, "the index says something else of the record; it is built anew at the next opening")
 			d.File, d.Epoch, d.Seq, d.file = "index", h.Epoch, h.First+Seq(i), 0
 			d.Volume = v.j.volumeOf(r.volume)

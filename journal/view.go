@@ -34,7 +34,9 @@ func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open view: %w", err)
 	}
-	j.views.enter(p.Position)
+	if err := j.use(p.Position); err != nil {
+		return nil, fmt.Errorf("open view: %w", err)
+	}
 	as := j.reader(l)
 	as.view, as.touches = j.viewsOpened.Add(1), new(touches)
 	return &View{point: p, as: as, volumes: vs}, nil
@@ -75,7 +77,7 @@ func (v *View) Status(ctx context.Context, vol cbt.VolumeID, e cbt.Extent) ([]St
 
 // Close ends the view: from then on retention need not keep what it shows.
 func (v *View) Close() error {
-	v.closed.Do(func() { v.as.j.views.leave(v.point.Position) })
+	v.closed.Do(func() { v.as.j.leave(v.point.Position) })
 	return nil
 }
 

@@ -64,7 +64,7 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 	if err := j.sealLocked(r); err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
-	if q := j.o.QuotaBytes; q > 0 && r.kind.hasExtent() && j.bytes+j.pending+ev.Extent.Length > q && r.kind.hasPayload() {
+	if q := j.o.QuotaBytes; q > 0 && r.kind.hasExtent() && j.usedLocked()+j.pending+ev.Extent.Length > q && r.kind.hasPayload() {
 		j.oweLocked(ev.Volume)
 		return nil, fmt.Errorf("record %s: quota of %d bytes: %w", r.kind, q, ErrFull)
 	}

@@ -1,0 +1,716 @@
+package journal
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Folding rewrites whole segments as a run that holds only what kept points see:
+//
+//  1. read the segments, verify every byte and the chain, note which MiBs they
+//     changed and which records a ladder may keep (foldscan.go);
+//  2. choose the points (retention.go) and doom the others: from here on nobody may
+//     begin to use them (manifest.go);
+//  3. MiB by MiB, take the versions from the index, decide which survive (sweep.go),
+//     copy their stored bytes as they are, and write the run (run.go); sync it;
+//  4. remember the manifest: from here on the change is finished, whatever happens;
+//  5. MiB by MiB, let the index name the run instead of the segments; flush it;
+//  6. wait for those who read by the old index, give the segments back, and remember
+//     that (swap.go).
+//
+// A crash before 4 leaves a run that no manifest names, removed at the next opening.
+// After it both forms are there, the index may name either, and Maintain goes on
+// with 5; what rebuilds the index takes the run. Merging runs is the same from 3 on.
+
+// lineagePart is a history that leaves go back through.
+type lineagePart struct {
+	leaf    EpochID // zero: the head's
+	lineage Lineage
+	last    map[uint32]Seq // by epoch ordinal
+}
+
+func (l *lineagePart) holds(o order) bool {
+	last, ok := l.last[o.Ordinal]
+	return ok && o.Seq <= last
+}
+
+// leavesLocked is the head's lineage and those of abandoned branches: every epoch
+// that no other goes on from the end of.
+func (j *Journal) leavesLocked() ([]lineagePart, error) {
+	bs := slices.Clone(j.branches)
+	n := len(bs)
+	if n == 0 {
+		return nil, nil
+	}
+	bs[n-1].Last.Seq = max(j.written, bs[n-1].Parent.Seq)
+	inner := make(map[EpochID]bool)
+	end := make(map[EpochID]Seq, n)
+	for _, b := range bs {
+		end[b.ID] = b.Last.Seq
+	}
+	for _, b := range bs {
+		if !b.Parent.IsZero() && b.Parent.Seq >= end[b.Parent.Epoch] {
+			inner[b.Parent.Epoch] = true
+		}
+	}
+	var out []lineagePart
+	for i := n - 1; i >= 0; i-- {
+		if i < n-1 && (inner[bs[i].ID] || bs[i].Last.Seq < bs[i].First()) {
+			continue
+		}
+		l, err := LineageOf(bs, bs[i].ID)
+		if err != nil {
+			return nil, err
+		}
+		p := lineagePart{leaf: bs[i].ID, lineage: l.written(), last: make(map[uint32]Seq)}
+		if i == n-1 {
+			p.leaf = EpochID{}
+		}
+		for _, v := range p.lineage {
+			p.last[j.ordinalLocked(v.Epoch)] = v.Last
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// through is p as far as it passes through a range of folded records, with its
+// bounds there; false if it does not.
+func (l *lineagePart) through(after, to order, points []runPoint) (bounded, bool) {
+	b := bounded{last: make(map[uint32]Seq)}
+	var newest bound
+	goesOn := l.leaf.IsZero()
+	for o, last := range l.last {
+		switch {
+		case (order{o, last}).after(to):
+			goesOn = true
+			if o > to.Ordinal {
+				continue
+			}
+			last = to.Seq
+		case !(order{o, last}).after(after):
+			continue
+		}
+		b.last[o] = last
+		if newest.at.Ordinal < o {
+			newest = bound{last, order{o, last}}
+		}
+	}
+	if len(b.last) == 0 {
+		return b, false
+	}
+	for _, p := range points {
+		if l.holds(p.order) && p.after(after) && !p.after(to) {
+			b.bounds = append(b.bounds, bound{p.Seq, p.order})
+		}
+	}
+	slices.SortFunc(b.bounds, func(x, y bound) int { return int(int64(x.seq) - int64(y.seq)) })
+	if n := len(b.bounds); goesOn && (n == 0 || b.bounds[n-1].seq < newest.seq) {
+		b.bounds = append(b.bounds, newest)
+	}
+	return b, len(b.bounds) > 0
+}
+
+// maintainer is one Maintain.
+type maintainer struct {
+	j      *Journal
+	m      Maintenance
+	now    time.Time
+	pace   *pace
+	done   Maintained
+	leaves []lineagePart
+	epochs int // branches when leaves was taken
+}
+
+func (t *maintainer) progress(stage string, done, total int64) {
+	if t.m.Progress != nil {
+		t.m.Progress(stage, done, total)
+	}
+}
+
+// takeLeaves takes the lineages as they are now.
+func (t *maintainer) takeLeaves() (err error) {
+	t.j.mu.Lock()
+	defer t.j.mu.Unlock()
+	t.epochs = len(t.j.branches)
+	t.leaves, err = t.j.leavesLocked()
+	return err
+}
+
+// branchOf is the leaf of the abandoned branch that o lies on; zero on the head's
+// lineage. ok is false where no lineage holds it.
+func (t *maintainer) branchOf(o order) (leaf EpochID, ok bool) {
+	for i := range t.leaves {
+		if t.leaves[i].holds(o) {
+			return t.leaves[i].leaf, true
+		}
+	}
+	return EpochID{}, false
+}
+
+// positionOf is the full name of o.
+func (t *maintainer) positionOf(o order) Position {
+	t.j.mu.Lock()
+	defer t.j.mu.Unlock()
+	if o.Ordinal == 0 || int(o.Ordinal) > len(t.j.branches) {
+		return Position{}
+	}
+	return Position{t.j.branches[o.Ordinal-1].ID, o.Seq}
+}
+
+// fold rewrites the segments from the first that is left to to, or fewer.
+func (t *maintainer) fold(ctx context.Context, to uint64, refs []Reference) error {
+	j := t.j
+	p := j.history()
+	if err := t.takeLeaves(); err != nil {
+		return err
+	}
+	s := &foldScan{j: j, pace: t.pace, touched: make(touched), end: p.state.End, recent: recent{slices.Clone(p.state.Recent)}, check: true}
+	cands, points, pick, err := t.pickers(refs)
+	if err != nil {
+		return err
+	}
+	s.frame = func(w *written) { pick(w) }
+	from := p.state.floor()
+	if to, err = s.segments(ctx, from, to); err != nil {
+		return err
+	}
+	pick(nil)
+	upTo := j.orderOf(s.end.Position)
+	if err := t.checkJoint(s); err != nil {
+		return err
+	}
+	kept, err := t.choose(ctx, p, upTo, *cands, *points, refs)
+	if err != nil {
+		return err
+	}
+	kept, err = t.doomRest(ctx, p.to, upTo, kept)
+	defer j.undoom()
+	if err != nil {
+		return err
+	}
+	c := change{Segments: []uint64{from, to}, After: p.to, To: upTo}
+	m, err := t.writeRun(ctx, &c, s.touched, s.nodes, kept, func(w *runWriter) error { return t.copyCatalogue(w, c, s.end) })
+	if err != nil {
+		return err
+	}
+	m.In, m.Out, m.First, m.Last = Chain{}, s.end.Chain, s.first, s.end.Position
+	if n := len(p.state.Runs); n > 0 {
+		m.In = p.state.Runs[n-1].Out
+	}
+	state := p.state
+	state.Runs = append(slices.Clone(state.Runs), m)
+	state.Next, state.End, state.Change = m.Run+1, s.end, &c
+	state.Recent = slices.Clone(s.recent.ends[max(0, len(s.recent.ends)-maxStateRecent):])
+	if err := j.install(state, append(slices.Clone(p.kept), kept...)); err != nil {
+		return err
+	}
+	t.done.Folded += s.bytes
+	t.done.Written += m.Bytes
+	return t.finishChange(ctx)
+}
+
+// pickers is what gathers candidates from the frames that it is told, nil for the
+// end. The two lists go together.
+func (t *maintainer) pickers(refs []Reference) (*[]Candidate, *[]runPoint, func(*written), error) {
+	j := t.j
+	var cands []Candidate
+	var points []runPoint
+	wanted := make(map[order]bool)
+	for _, r := range refs {
+		wanted[j.orderOf(r.At)] = true
+	}
+	var ps []*slotPicker
+	for i := range t.leaves {
+		spans, err := j.allSpans(t.leaves[i].lineage)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		ps = append(ps, &slotPicker{rungs: t.m.Ladder, branch: t.leaves[i].leaf, spans: spans, wanted: wanted, offer: func(c Candidate, p runPoint) {
+			cands, points = append(cands, c), append(points, p)
+		}})
+	}
+	pick := func(w *written) {
+		if w == nil {
+			for _, p := range ps {
+				p.flush()
+			}
+			return
+		}
+		for k, r := range w.recs {
+			o := order{w.ordinal, w.h.First + Seq(k)}
+			for i := range t.leaves {
+				if t.leaves[i].holds(o) {
+					ps[i].record(Position{w.h.Epoch, o.Seq}, w.h.Number, o, r.time, w.chain)
+					break
+				}
+			}
+		}
+	}
+	return &cands, &points, pick, nil
+}
+
+// checkJoint compares the chain value after the last folded frame with what the
+// index says precedes the first that stays.
+func (t *maintainer) checkJoint(s *foldScan) error {
+	j := t.j
+	h, _, err := j.segs.frameAt(s.end.Segment, pageBytes)
+	if err != nil || h.Epoch != s.end.Epoch {
+		return err
+	}
+	sm, ok, err := j.sampleBefore(j.ordinalOf(h.Epoch), h.First)
+	if err != nil || !ok || sm.segment != s.end.Segment || sm.offset != pageBytes || sm.before == s.end.Chain {
+		return err
+	}
+	return &DamageError{Hop: "fold", Epoch: h.Epoch, Seq: h.First, File: segmentName(s.end.Segment), Offset: pageBytes,
+		What: "the index names another chain value before the frame"}
+}
+
+// choose is the points of the range that the policy keeps.
+func (t *maintainer) choose(ctx context.Context, p *past, to order, cands []Candidate, points []runPoint, refs []Reference) ([]runPoint, error) {
+	byPlace := make(map[Position]runPoint, len(points))
+	for i, c := range cands {
+		byPlace[c.Position] = points[i]
+	}
+	all := t.keptCandidates(p)
+	all = append(all, cands...)
+	after, err := t.firstAfter(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	var out []runPoint
+	for _, k := range Choose(append(all, after...), t.m.Retention, refs, t.now) {
+		if pt, ok := byPlace[k.Position]; ok {
+			out = append(out, pt)
+		}
+	}
+	slices.SortFunc(out, func(a, b runPoint) int {
+		if a.after(b.order) {
+			return 1
+		}
+		return -1
+	})
+	return out, nil
+}
+
+// keptCandidates is the points that are kept of what is folded already.
+func (t *maintainer) keptCandidates(p *past) []Candidate {
+	var out []Candidate
+	for _, pt := range p.kept {
+		leaf, _ := t.branchOf(pt.order)
+		out = append(out, Candidate{Point: Point{Position: t.positionOf(pt.order), Time: pt.time}, Branch: leaf})
+	}
+	return out
+}
+
+// firstAfter is the first point behind a record on every branch: the one that shows
+// whether the last before it ends its slot.
+func (t *maintainer) firstAfter(ctx context.Context, to order) ([]Candidate, error) {
+	var out []Candidate
+	for i := range t.leaves {
+		l := &t.leaves[i]
+		spans, err := t.j.allSpans(l.lineage)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range spans {
+			first := s.First
+			if !t.j.orderOf(s.Last).after(to) {
+				continue
+			}
+			if !t.j.orderOf(first).after(to) {
+				first = t.nextIn(l.lineage, to)
+			}
+			if o := t.j.orderOf(first); !o.after(to) || first.IsZero() {
+				continue
+			}
+			at, err := t.j.timeAt(ctx, first)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, Candidate{Point: Point{Position: first, Time: at}, Branch: l.leaf})
+			break
+		}
+	}
+	return out, nil
+}
+
+// nextIn is the first record of l behind to.
+func (t *maintainer) nextIn(l Lineage, to order) Position {
+	for _, i := range l {
+		o := t.j.ordinalOf(i.Epoch)
+		if o > to.Ordinal {
+			return Position{i.Epoch, i.First}
+		}
+		if o == to.Ordinal && i.Last > to.Seq {
+			return Position{i.Epoch, max(i.First, to.Seq+1)}
+		}
+	}
+	return Position{}
+}
+
+// doomRest has nobody begin to use a point of the range that is not kept. What came
+// into use since the policy was asked is kept too.
+func (t *maintainer) doomRest(ctx context.Context, after, to order, kept []runPoint) ([]runPoint, error) {
+	j := t.j
+	for range 16 {
+		d := &doomed{to: to, keep: make(map[order]bool)}
+		for _, p := range kept {
+			d.keep[p.order] = true
+		}
+		missing, same := j.tryDoom(d, after, t.epochs)
+		if !same {
+			return kept, fmt.Errorf("an epoch began: %w", ErrBusy)
+		}
+		if len(missing) == 0 || j.o.faults.dropViewed {
+			return kept, nil
+		}
+		for _, p := range missing {
+			at, err := j.timeAt(ctx, p)
+			if err != nil {
+				return kept, err
+			}
+			chain, err := j.chainOf(p)
+			if err != nil {
+				return kept, err
+			}
+			kept = append(kept, runPoint{order: j.orderOf(p), time: at, chain: chain})
+		}
+		slices.SortFunc(kept, func(a, b runPoint) int {
+			if a.after(b.order) {
+				return 1
+			}
+			return -1
+		})
+	}
+	return kept, fmt.Errorf("points came into use faster than they are kept: %w", ErrBusy)
+}
+
+// tryDoom sets d unless points are in use that it does not keep, which it returns.
+// same is false when an epoch began since there were as many as epochs.
+func (j *Journal) tryDoom(d *doomed, after order, epochs int) (missing []Position, same bool) {
+	j.fileMu.Lock() // no epoch is about to begin at a point
+	defer j.fileMu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.branches) != epochs {
+		return nil, false
+	}
+	for p := range j.users {
+		if o := j.orderLocked(p); o.after(after) && !o.after(d.to) && !d.keep[o] {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 || j.o.faults.dropViewed {
+		for _, p := range j.past.kept {
+			d.keep[p.order] = true
+		}
+		j.doom = d
+	}
+	return missing, true
+}
+
+func (j *Journal) undoom() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.doom = nil
+}
+
+// writeRun writes what survives of a change's range and returns its manifest, the
+// chain aside. nodes is how many versions the index must have there.
+func (t *maintainer) writeRun(ctx context.Context, c *change, in touched, nodes int64, points []runPoint, catalogue func(*runWriter) error) (m manifest, err error) {
+	j := t.j
+	c.Run = max(j.history().state.Next, 1)
+	w, err := newRunWriter(j.o.FS, j.runs.path(c.Run), c.Run, j.identity, j.o.Now(), t.pace)
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, w.abandon()) }()
+	s := &sweep{only: make(map[order]int64), faults: j.o.faults}
+	for i := range t.leaves {
+		if b, ok := t.leaves[i].through(c.After, c.To, points); ok {
+			if j.o.faults.runPastPoint {
+				for k := range b.bounds {
+					b.bounds[k].seq++
+				}
+			}
+			s.histories = append(s.histories, b)
+		}
+	}
+	r := &versionReader{j: j, after: c.After, to: c.To}
+	var seen int64
+	err = in.each(func(volume uint32, offset int64) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		vs, err := r.chunk(volume, offset)
+		if err != nil {
+			return err
+		}
+		for _, v := range vs {
+			if v.node.offset >= offset {
+				seen++
+			}
+		}
+		t.progress("fold", seen, nodes)
+		return t.copySurvivors(w, volume, s.survivors(offset, vs))
+	})
+	if err == nil && seen != nodes {
+		j.markIndexStale(fmt.Sprintf("%d versions where there are %d", seen, nodes))
+		err = &DamageError{Hop: "fold", File: "index", What: fmt.Sprintf("it has %d versions of records that make %d; it will be built anew at the next opening", seen, nodes)}
+	}
+	if err == nil {
+		err = errors.Join(w.flushVersions(), catalogue(w))
+	}
+	if err != nil {
+		return m, err
+	}
+	for i := range points {
+		points[i].only = s.only[points[i].order]
+	}
+	f, err := w.finish(points)
+	if err == nil {
+		err = syncDir(j.o.FS, j.runs.dir)
+	}
+	return manifest{Run: c.Run, Bytes: f.fileBytes(), Root: f.Root, After: c.After, To: c.To, Points: len(points)}, err
+}
+
+// copySurvivors adds the survivors of a chunk to the run.
+func (t *maintainer) copySurvivors(w *runWriter, volume uint32, ss []survivor) error {
+	type source struct {
+		file   fileID
+		offset int64
+	}
+	shared := make(map[source]location)
+	var buf []byte
+	for i := range ss {
+		v := &ss[i].version
+		var l location
+		if n := v.place.storedBytes(); n > 0 {
+			from := source{v.place.file, v.place.offset}
+			var ok bool
+			if l, ok = shared[from]; !ok || !w.usable(l) {
+				if cap(buf) < int(n) {
+					buf = make([]byte, n)
+				}
+				buf = buf[:n]
+				if err := t.read(v, buf, volume); err != nil {
+					return err
+				}
+				var stored []byte
+				v.place, stored = packForRun(v.place, v.node, buf)
+				var err error
+				if l, err = w.store(stored); err != nil {
+					return err
+				}
+				if v.place.packed() || v.place.piece() {
+					shared[from] = l
+				}
+			}
+		}
+		if err := w.version(v.indexEntry, v.place, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read reads and checks a version's stored bytes.
+func (t *maintainer) read(v *version, buf []byte, volume uint32) error {
+	j := t.j
+	if err := t.pace.spend(int64(len(buf))); err != nil {
+		return err
+	}
+	err := j.readAt(v.place.file, buf, v.place.offset)
+	what := cellDiffers
+	switch {
+	case err == nil && (v.place.intact(buf) || j.o.faults.headerOnlyCRC):
+		return nil
+	case errors.Is(err, ErrClosed):
+		return err
+	case err != nil:
+		what = err.Error()
+	}
+	return &DamageError{Hop: "fold", Volume: j.volumeOf(volume), Epoch: t.positionOf(order{v.ordinal, v.seq}).Epoch, Seq: v.seq,
+		File: v.place.file.name(), Offset: v.place.offset, What: what}
+}
+
+// intact reports that stored bytes have their checksums.
+func (p place) intact(stored []byte) bool {
+	entry, step := entryBytes(p.sealed()), pageBytes
+	if p.packed() {
+		step = len(stored)
+	}
+	for c := 0; c < len(stored); c += step {
+		sum := crc32.Checksum(stored[c:min(c+step, len(stored))], castagnoli)
+		if sum != binary.LittleEndian.Uint32(p.crcs[c/step*entry:]) {
+			return false
+		}
+	}
+	return true
+}
+
+// copyCatalogue adds the control records and epochs of a range of folded segments.
+func (t *maintainer) copyCatalogue(w *runWriter, c change, end frameEnd) error {
+	j := t.j
+	for o := max(c.After.Ordinal, 1); o <= c.To.Ordinal; o++ {
+		j.mu.Lock()
+		b := j.branches[o-1]
+		j.mu.Unlock()
+		if o == c.To.Ordinal {
+			b.Last = end.Cursor
+		}
+		if err := w.control(branchKey(o), encodeBody(b)); err != nil {
+			return err
+		}
+	}
+	return j.scanPrefix(prefixHappen, func(k, v []byte) error {
+		o := order{binary.BigEndian.Uint32(k[3:]), Seq(binary.BigEndian.Uint64(k[7:]))}
+		if !o.after(c.After) || o.after(c.To) {
+			return nil
+		}
+		return w.control(k, v)
+	})
+}
+
+// mergeRuns rewrites the runs from number i to k of the list as one.
+func (t *maintainer) mergeRuns(ctx context.Context, i, k int) error {
+	j := t.j
+	p := j.history()
+	if err := t.takeLeaves(); err != nil {
+		return err
+	}
+	old := p.state.Runs[i : k+1]
+	var runs []*run
+	c := change{After: old[0].After, To: old[len(old)-1].To}
+	for _, m := range old {
+		r, err := j.openRun(m)
+		if err != nil {
+			return err
+		}
+		runs, c.Runs, c.RunBytes = append(runs, r), append(c.Runs, m.Run), c.RunBytes+m.Bytes
+	}
+	in, nodes, err := j.runTouched(runs)
+	if err != nil {
+		return err
+	}
+	var points []runPoint
+	for _, pt := range p.kept {
+		if pt.after(c.After) && !pt.after(c.To) {
+			points = append(points, pt)
+		}
+	}
+	m, err := t.writeRun(ctx, &c, in, nodes, points, func(w *runWriter) error {
+		for _, r := range runs {
+			if err := r.each(blockCatalogue, w.control); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.In, m.Out, m.First, m.Last = old[0].In, old[len(old)-1].Out, old[0].First, old[len(old)-1].Last
+	state := p.state
+	state.Runs = slices.Concat(p.state.Runs[:i], []manifest{m}, p.state.Runs[k+1:])
+	state.Next, state.Change = m.Run+1, &c
+	if err := j.install(state, p.kept); err != nil {
+		return err
+	}
+	t.done.Merged += c.RunBytes
+	t.done.Written += m.Bytes
+	return t.finishChange(ctx)
+}
+
+// install makes a state of folded history durable, and then what readers go by.
+func (j *Journal) install(s runState, kept []runPoint) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	if err := j.site.remember(runStateKey, s); err != nil {
+		return fullOr(err)
+	}
+	j.mu.Lock()
+	j.past = &past{state: s, to: s.to(), kept: kept}
+	j.broadcastLocked()
+	j.mu.Unlock()
+	return nil
+}
+
+// thin drops the points of folded history that are kept no more. Their bytes go
+// when their run is merged.
+func (t *maintainer) thin(keep map[order]bool) error {
+	j := t.j
+	p := j.history()
+	j.doomAllBut(p.to, keep)
+	defer j.undoom()
+	var kept []runPoint
+	drop := make(map[order]bool)
+	for _, pt := range p.kept {
+		if keep[pt.order] {
+			kept = append(kept, pt)
+		} else {
+			drop[pt.order] = true
+		}
+	}
+	if len(drop) == 0 {
+		return nil
+	}
+	state := p.state
+	state.Runs = slices.Clone(state.Runs)
+	for i := range state.Runs {
+		if err := j.dropPoints(&state.Runs[i], drop); err != nil {
+			return err
+		}
+	}
+	return j.install(state, kept)
+}
+
+// doomAllBut has nobody begin to use a point up to a record that is not in keep,
+// into which it puts what is in use.
+func (j *Journal) doomAllBut(to order, keep map[order]bool) {
+	j.fileMu.Lock() // no epoch is about to begin at a point
+	defer j.fileMu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for at := range j.users {
+		if !j.o.faults.dropViewed {
+			keep[j.orderLocked(at)] = true
+		}
+	}
+	j.doom = &doomed{to: to, keep: keep}
+}
+
+// dropPoints marks points of a run as kept no more.
+func (j *Journal) dropPoints(m *manifest, drop map[order]bool) error {
+	hit := false
+	for o := range maps.Keys(drop) {
+		hit = hit || (o.after(m.After) && !o.after(m.To))
+	}
+	if !hit {
+		return nil
+	}
+	r, err := j.openRun(*m)
+	if err != nil {
+		return err
+	}
+	bits, err := decodeBits(m.Dropped, len(r.points))
+	if err != nil {
+		return err
+	}
+	for i, pt := range r.points {
+		if drop[pt.order] && !bits[i] {
+			bits[i] = true
+			m.Garbage += pt.only
+		}
+	}
+	m.Dropped = encodeBits(bits)
+	return nil
+}

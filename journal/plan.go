@@ -1,0 +1,270 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// What one Maintain does, in order: it finishes what the last one began, folds the
+// segments that retention and references allow once enough have gathered, drops
+// points that the ladder keeps no more, and merges runs. Under pressure of the quota
+// it folds what there is, and if that is not enough climbs down the ladder: the
+// oldest rung is shortened step by step, then the next, at last the time in which
+// every write is kept, never below Lock.
+
+// retentionKey is where the site log keeps the retention of the last Maintain.
+const retentionKey = "journal/retention"
+
+const (
+	defaultFoldBytes = 1 << 30
+	maxFoldBytes     = 4 << 30
+	mergeFan         = 8  // so many runs gather before they are merged
+	pressurePercent  = 90 // of the quota
+)
+
+func (t *maintainer) run(ctx context.Context) error {
+	j := t.j
+	j.mu.Lock()
+	readOnly, failed := j.readOnly, j.err
+	j.mu.Unlock()
+	if readOnly || failed != nil {
+		return errors.Join(failed, map[bool]error{true: ErrReadOnly}[readOnly])
+	}
+	if err := t.finishChange(ctx); err != nil {
+		return err
+	}
+	var known Retention
+	if _, err := j.site.recall(retentionKey, &known); err != nil {
+		return err
+	}
+	if a, b := encodeBody(known), encodeBody(t.m.Retention); string(a) != string(b) {
+		if err := j.site.remember(retentionKey, t.m.Retention); err != nil {
+			return fullOr(err)
+		}
+	}
+	if err := t.pass(ctx, t.foldBytes()); err != nil {
+		return err
+	}
+	for step := 0; t.pressed() && step < 64; step++ {
+		if step > 0 { // the first step is to fold what there is
+			r, ok := t.m.Retention.squeezed(t.now, t.oldest())
+			if !ok {
+				break
+			}
+			t.m.Retention = r
+		}
+		if err := t.pass(ctx, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pass folds, thins and merges once.
+func (t *maintainer) pass(ctx context.Context, foldBytes int64) error {
+	for {
+		refs, err := t.j.references(t.m)
+		if err != nil {
+			return err
+		}
+		to, ok, err := t.foldable(refs, foldBytes)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		if err := t.fold(ctx, to, refs); err != nil {
+			return err
+		}
+	}
+	if err := t.thinNow(ctx); err != nil {
+		return err
+	}
+	for {
+		i, k, ok := planMerge(t.j.history().state.Runs, t.pressed())
+		if !ok {
+			return nil
+		}
+		if err := t.mergeRuns(ctx, i, k); err != nil {
+			return err
+		}
+	}
+}
+
+func (t *maintainer) foldBytes() int64 {
+	switch {
+	case t.m.FoldBytes > 0:
+		return t.m.FoldBytes
+	case t.m.QuotaBytes > 0:
+		return min(defaultFoldBytes, t.m.QuotaBytes/4)
+	}
+	return defaultFoldBytes
+}
+
+// pressed reports that the quota calls for less history than the ladder.
+func (t *maintainer) pressed() bool {
+	t.j.mu.Lock()
+	defer t.j.mu.Unlock()
+	return t.m.QuotaBytes > 0 && t.j.usedLocked() > t.m.QuotaBytes/100*pressurePercent
+}
+
+// oldest is the age of the oldest point that is kept.
+func (t *maintainer) oldest() time.Duration {
+	if p := t.j.history(); len(p.kept) > 0 {
+		return t.now.Sub(p.kept[0].time)
+	}
+	return 0
+}
+
+// foldable is the last segment that may be folded, if enough bytes have gathered: of
+// those that are sealed, durable and indexed, behind the time in which every write is
+// kept and in front of what cursors and failovers need.
+func (t *maintainer) foldable(refs []Reference, atLeast int64) (to uint64, ok bool, err error) {
+	j := t.j
+	dense, forEver := t.m.dense()
+	raw, closer, err := j.db.Get([]byte(keyThrough))
+	if forEver || errors.Is(err, pebble.ErrNotFound) {
+		return 0, false, errors.Join(closeIf(closer))
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read index: %w", err)
+	}
+	var known through
+	if err := errors.Join(json.Unmarshal(raw, &known), closer.Close()); err != nil {
+		return 0, false, fmt.Errorf("read index: %w", err)
+	}
+	from := j.history().state.floor()
+	var bytes int64
+	for n := from; n < known.Durable.Segment && bytes < maxFoldBytes; n++ {
+		next, err := j.pageOf(n+1, 0, segmentMagic)
+		if err != nil || // it has no header yet
+			t.now.Sub(next.Time) < dense || !t.unreferenced(refs, Position{next.Epoch, next.Seq}) {
+			break
+		}
+		size, err := j.segs.size(n)
+		if err != nil {
+			return 0, false, err
+		}
+		to, bytes = n, bytes+size
+	}
+	return to, to > 0 && bytes >= atLeast, nil
+}
+
+func closeIf(c interface{ Close() error }) error {
+	if c == nil {
+		return nil
+	}
+	return c.Close()
+}
+
+// unreferenced reports that no cursor or failover needs a frame before next, the
+// first record of a segment.
+func (t *maintainer) unreferenced(refs []Reference, next Position) bool {
+	j := t.j
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	end := j.orderLocked(next)
+	if end.Ordinal == 0 {
+		return false
+	}
+	if end.Seq--; end.Seq < j.branches[end.Ordinal-1].First() { // it begins an epoch
+		if end.Ordinal--; end.Ordinal == 0 {
+			return false
+		}
+		end.Seq = j.branches[end.Ordinal-1].Last.Seq
+	}
+	return !slices.ContainsFunc(refs, func(r Reference) bool {
+		if r.Kind == ReferenceCursor && !r.Until.IsZero() && r.Until.Before(t.now) {
+			return false
+		}
+		return (r.Kind == ReferenceCursor || r.Kind == ReferenceUncommitted) && (j.ordinalLocked(r.At.Epoch) == 0 || end.after(j.orderLocked(r.At)))
+	})
+}
+
+// thinNow drops the points of folded history that the policy keeps no more.
+func (t *maintainer) thinNow(ctx context.Context) error {
+	p := t.j.history()
+	if len(p.kept) == 0 || len(t.m.Ladder) == 0 {
+		return nil
+	}
+	if err := t.takeLeaves(); err != nil {
+		return err
+	}
+	refs, err := t.j.references(t.m)
+	if err != nil {
+		return err
+	}
+	after, err := t.firstAfter(ctx, p.to)
+	if err != nil {
+		return err
+	}
+	keep := make(map[order]bool)
+	for _, k := range Choose(append(t.keptCandidates(p), after...), t.m.Retention, refs, t.now) {
+		keep[t.j.orderOf(k.Position)] = true
+	}
+	return t.thin(keep)
+}
+
+// planMerge chooses which of the runs, oldest first, to rewrite as one: where half of
+// one is garbage, that one; else, once mergeFan have gathered, those from the oldest
+// on that is no larger than all behind it. So a byte is rewritten as often as the
+// history grows by the factor of mergeFan, and what two old runs share goes with the
+// newer of them. Under pressure a tenth of garbage is enough, and any two are.
+func planMerge(runs []manifest, pressed bool) (from, to int, ok bool) {
+	part, fan := int64(2), mergeFan
+	if pressed {
+		part, fan = 10, 2
+	}
+	for i, m := range runs {
+		if m.Garbage > 0 && m.Garbage*part >= m.Bytes {
+			return i, i, true
+		}
+	}
+	var behind int64
+	from = -1
+	for i := len(runs) - 1; i >= 0; i-- {
+		if len(runs)-i >= fan && runs[i].Bytes <= behind {
+			from = i
+		}
+		behind += runs[i].Bytes
+	}
+	return from, len(runs) - 1, from >= 0
+}
+
+// squeezed is r with less reach: the last rung is halved, and goes when it reaches no
+// further than the one before. The first is not shortened below Lock. ok is false
+// when nothing is left to shorten. oldest is the age of the oldest point.
+func (r Retention) squeezed(now time.Time, oldest time.Duration) (Retention, bool) {
+	n := len(r.Ladder)
+	if n == 0 {
+		return r, false
+	}
+	r.Ladder = slices.Clone(r.Ladder)
+	last := &r.Ladder[n-1]
+	reach := last.For
+	if reach == 0 || (oldest > 0 && oldest < reach) {
+		reach = oldest
+	}
+	if n > 1 {
+		if last.For = reach / 2; last.For <= r.Ladder[n-2].For || last.For == 0 {
+			r.Ladder = r.Ladder[:n-1]
+		}
+		return r, true
+	}
+	least := max(r.Lock, 1)
+	if last.For != 0 && last.For <= least {
+		return r, false
+	}
+	if last.For == 0 {
+		last.For = max(oldest, 2*least, time.Hour)
+	}
+	last.For = max(last.For/2, least)
+	return r, true
+}

@@ -1,0 +1,138 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// run is an open run's footer, directory and points; its bytes are read through
+// Journal.runs.
+type run struct {
+	j      *Journal
+	number uint64
+	page   runPage
+	blocks []blockPlace
+	points []runPoint
+}
+
+// openRun opens the run that a manifest names.
+func (j *Journal) openRun(m manifest) (*run, error) {
+	r, err := j.openRunFile(m.Run, m.Bytes)
+	if err == nil && r.page.Root != m.Root {
+		err = r.damage(m.Bytes-pageBytes, badFrame("the root is not the one in the site log"))
+	}
+	return r, err
+}
+
+// openRunFile reads and checks the footer and tail of a run of size bytes.
+func (j *Journal) openRunFile(n uint64, size int64) (*run, error) {
+	r := &run{j: j, number: n}
+	page := make([]byte, pageBytes)
+	err := j.runs.readAt(n, page, size-pageBytes)
+	if err == nil {
+		r.page, err = decodeRunPage(page, runFooterMagic)
+	}
+	switch {
+	case err == nil && (r.page.Number != n || r.page.Identity != j.identity):
+		err = badFrame("the file is run %d of group %s", r.page.Number, r.page.Identity.Group.Short())
+	case err == nil && r.page.fileBytes() != size:
+		err = badFrame("a run of %d bytes in a file of %d", r.page.fileBytes(), size)
+	}
+	if err != nil {
+		return nil, r.damage(size-pageBytes, err)
+	}
+	tail := make([]byte, r.page.tailBytes())
+	if err := j.runs.readAt(n, tail, r.page.Body); err != nil {
+		return nil, r.damage(r.page.Body, err)
+	}
+	if r.blocks, r.points, err = decodeRunTail(r.page, tail); err != nil {
+		return nil, r.damage(r.page.Body, err)
+	}
+	return r, nil
+}
+
+// damage makes what is wrong with a run's bytes a *DamageError; an error of the
+// device or of a newer version stays what it is.
+func (r *run) damage(at int64, err error) error {
+	if errors.Is(err, errBadFrame) || errors.Is(err, errNoFrame) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrNotExist) {
+		return &DamageError{Hop: "run", File: runName(r.number), Offset: at, What: err.Error()}
+	}
+	return fmt.Errorf("read run %s: %w", runName(r.number), err)
+}
+
+// each calls f for the entries of the blocks of a kind, in order; key and value are
+// reused.
+func (r *run) each(kind uint32, f func(k, v []byte) error) error {
+	var b []byte
+	for _, d := range r.blocks {
+		if d.kind != kind {
+			continue
+		}
+		var err error
+		if b, err = r.block(d, b); err != nil {
+			return err
+		}
+		if err := decodeBlock(b, kind, f); err != nil {
+			return r.damage(d.offset, err)
+		}
+	}
+	return nil
+}
+
+func (r *run) block(d blockPlace, b []byte) ([]byte, error) {
+	if cap(b) < d.bytes {
+		b = make([]byte, d.bytes)
+	}
+	b = b[:d.bytes]
+	if err := r.j.runs.readAt(r.number, b, d.offset); err != nil {
+		return b, r.damage(d.offset, err)
+	}
+	return b, nil
+}
+
+// versionCursor walks the versions of a run, one block in memory.
+type versionCursor struct {
+	r    *run
+	next int // block
+	keys []indexEntry
+	vals [][]byte
+}
+
+// peek is the next version's key; false at the end.
+func (c *versionCursor) peek() (indexEntry, bool, error) {
+	for len(c.keys) == 0 {
+		for c.next < len(c.r.blocks) && c.r.blocks[c.next].kind != blockVersions {
+			c.next++
+		}
+		if c.next >= len(c.r.blocks) {
+			return indexEntry{}, false, nil
+		}
+		d := c.r.blocks[c.next]
+		c.next++
+		b, err := c.r.block(d, nil)
+		if err != nil {
+			return indexEntry{}, false, err
+		}
+		c.vals = c.vals[:0]
+		err = decodeBlock(b, blockVersions, func(k, v []byte) error {
+			e, err := decodeIndexKey(k)
+			if err != nil {
+				return badFrame("%v", err)
+			}
+			c.keys, c.vals = append(c.keys, e), append(c.vals, v)
+			return nil
+		})
+		if err != nil {
+			return indexEntry{}, false, c.r.damage(d.offset, err)
+		}
+	}
+	return c.keys[0], true, nil
+}
+
+func (c *versionCursor) pop() (indexEntry, []byte) {
+	e, v := c.keys[0], c.vals[0]
+	c.keys, c.vals = c.keys[1:], c.vals[1:]
+	return e, v
+}

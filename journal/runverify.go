@@ -1,0 +1,115 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/zeebo/blake3"
+)
+
+// runs checks every byte of the runs: pages, tail, blocks, and the leaves of the
+// BLAKE3 tree that the site log holds the root of. What is damaged is named by the
+// versions that lie there, where they can be told.
+func (v *verifier) runs(ctx context.Context, p *past) error {
+	for _, m := range p.state.Runs {
+		var d *DamageError
+		r, err := v.j.openRun(m)
+		if err == nil {
+			err = v.run(ctx, r)
+		}
+		switch {
+		case errors.As(err, &d):
+			d.Hop = "verify"
+			v.found = append(v.found, *d)
+		case errors.Is(err, os.ErrNotExist) && v.j.history() != p:
+			// merged since
+		case err != nil:
+			return fmt.Errorf("verify run %s: %w", runName(m.Run), err)
+		}
+	}
+	return nil
+}
+
+// run compares a run's leaves and names what lies in those that differ.
+func (v *verifier) run(ctx context.Context, r *run) error {
+	leaves := make([]byte, r.page.Leaves*int64(len(Chain{})))
+	at := r.page.Body + r.page.Blocks*directoryBytes + r.page.Points*runPointBytes
+	if err := v.j.runs.readAt(r.number, leaves, at); err != nil {
+		return r.damage(at, err)
+	}
+	buf := make([]byte, leafBytes)
+	var bad []int64 // leaves
+	for i := range r.page.Leaves {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b := buf[:min(leafBytes, r.page.Body-i*leafBytes)]
+		if err := v.pause(ctx, int64(len(b))); err != nil {
+			return err
+		}
+		if err := v.j.runs.readAt(r.number, b, i*leafBytes); err != nil {
+			return r.damage(i*leafBytes, err)
+		}
+		if blake3.Sum256(b) != Chain(leaves[i*32:][:32]) {
+			bad = append(bad, i)
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	return v.nameInRun(r, bad)
+}
+
+// nameInRun adds the damaged versions of a run to what was found; for a leaf with
+// none, the leaf.
+func (v *verifier) nameInRun(r *run, bad []int64) error {
+	named := make(map[int64]bool)
+	in := func(off, n int64) (int64, bool) {
+		for _, l := range bad {
+			if off < (l+1)*leafBytes && off+n > l*leafBytes {
+				return l, true
+			}
+		}
+		return 0, false
+	}
+	var buf []byte
+	err := r.each(blockVersions, func(k, val []byte) error {
+		e, err := decodeIndexKey(k)
+		if err != nil {
+			return badFrame("%v", err)
+		}
+		p, err := decodePlace(val, e.node.level)
+		if err != nil {
+			return badFrame("%v", err)
+		}
+		n := p.storedBytes()
+		l, hit := in(p.offset, n)
+		if n == 0 || !hit {
+			return nil
+		}
+		if int64(cap(buf)) < n {
+			buf = make([]byte, n)
+		}
+		if err := v.j.runs.readAt(r.number, buf[:n], p.offset); err != nil || p.intact(buf[:n]) {
+			return err
+		}
+		named[l] = true
+		d := DamageError{Hop: "verify", Volume: v.j.volumeOf(e.volume), Seq: e.seq, File: runName(r.number), Offset: p.offset, What: cellDiffers,
+			file: runID(r.number), ranges: []fileRange{{runID(r.number), p.offset, p.offset + n}}}
+		v.j.mu.Lock()
+		if int(e.ordinal) <= len(v.j.branches) {
+			d.Epoch = v.j.branches[e.ordinal-1].ID
+		}
+		v.j.mu.Unlock()
+		v.found = append(v.found, d)
+		return nil
+	})
+	for _, l := range bad {
+		if !named[l] {
+			v.found = append(v.found, DamageError{Hop: "verify", File: runName(r.number), Offset: l * leafBytes, What: "a part of the run differs from its hash"})
+		}
+	}
+	return err
+}
