@@ -259,7 +259,7 @@ func (j *Journal) rebuildFromRuns() error {
 	if err == nil {
 		err = b.Commit(pebble.NoSync)
 	}
-	return errors.Join(err, b.Close())
+	return errors.Join(err, b.Close(), j.loadKeys())
 }
 
 func (j *Journal) rebuildFrom(r *run) error {
