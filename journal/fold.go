@@ -273,7 +273,7 @@ func (t *maintainer) checkJoint(s *foldScan) error {
 }
 
 // choose is the points of the range that the policy keeps.
-func (t *maintainer) choose(ctx context.Context, p *past, to order, cands []Candidate, points []runPoint, refs []Reference) ([]runPoint, error) {
+func (t *maintainer) choose(ctx context.Context, p *folds, to order, cands []Candidate, points []runPoint, refs []Reference) ([]runPoint, error) {
 	byPlace := make(map[Position]runPoint, len(points))
 	for i, c := range cands {
 		byPlace[c.Position] = points[i]
@@ -300,7 +300,7 @@ func (t *maintainer) choose(ctx context.Context, p *past, to order, cands []Cand
 }
 
 // keptCandidates is the points that are kept of what is folded already.
-func (t *maintainer) keptCandidates(p *past) []Candidate {
+func (t *maintainer) keptCandidates(p *folds) []Candidate {
 	var out []Candidate
 	for _, pt := range p.kept {
 		leaf, _ := t.branchOf(pt.order)
@@ -638,7 +638,7 @@ func (j *Journal) install(s runState, kept []runPoint) error {
 		return fullOr(err)
 	}
 	j.mu.Lock()
-	j.past = &past{state: s, to: s.to(), kept: kept}
+	j.past = &folds{state: s, to: s.to(), kept: kept}
 	j.broadcastLocked()
 	j.mu.Unlock()
 	return nil

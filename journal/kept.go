@@ -7,7 +7,7 @@ import (
 
 // left is what is left of spans, which are those of l: in folded history the points
 // that are kept, each a span of one record.
-func (p *past) left(spans []Span, l Lineage, ordinal func(EpochID) uint32) []Span {
+func (p *folds) left(spans []Span, l Lineage, ordinal func(EpochID) uint32) []Span {
 	if len(p.state.Runs) == 0 {
 		return spans
 	}
@@ -40,7 +40,7 @@ func (p *past) left(spans []Span, l Lineage, ordinal func(EpochID) uint32) []Spa
 }
 
 // keptIn is the kept points of an epoch, from a seq to another.
-func (p *past) keptIn(ordinal uint32, first, last Seq) []runPoint {
+func (p *folds) keptIn(ordinal uint32, first, last Seq) []runPoint {
 	from := sort.Search(len(p.kept), func(i int) bool { return !(order{ordinal, first}).after(p.kept[i].order) })
 	to := sort.Search(len(p.kept), func(i int) bool { return p.kept[i].after(order{ordinal, last}) })
 	if from >= to {
@@ -50,7 +50,7 @@ func (p *past) keptIn(ordinal uint32, first, last Seq) []runPoint {
 }
 
 // behind is the first seq of an epoch, not before first, that is not folded.
-func (p *past) behind(ordinal uint32, first Seq) Seq {
+func (p *folds) behind(ordinal uint32, first Seq) Seq {
 	switch {
 	case ordinal < p.to.Ordinal:
 		return never

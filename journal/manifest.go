@@ -100,25 +100,25 @@ func (s *runState) check() error {
 
 // retained is what a journal knows of folded history. Journal.mu guards it.
 type retained struct {
-	past      *past
+	past      *folds
 	doom      *doomed           // what a fold under way takes away; nil: nothing
 	users     map[Position]int  // views and the like that are open, by what they show
 	runLevels map[uint32]uint16 // levels that runs brought into use, by volume
 }
 
 func newRetained() retained {
-	return retained{past: &past{}, users: make(map[Position]int), runLevels: make(map[uint32]uint16)}
+	return retained{past: &folds{}, users: make(map[Position]int), runLevels: make(map[uint32]uint16)}
 }
 
-// past is folded history as the readers see it. It is immutable: a new one takes its
+// folds is folded history as the readers see it. It is immutable: a new one takes its
 // place. The zero value is a journal of which nothing is folded.
-type past struct {
+type folds struct {
 	state runState
 	to    order      // the last folded record
 	kept  []runPoint // points that are kept, in order
 }
 
-func (p *past) keeps(o order) (runPoint, bool) {
+func (p *folds) keeps(o order) (runPoint, bool) {
 	i := sort.Search(len(p.kept), func(i int) bool { return !o.after(p.kept[i].order) })
 	if i < len(p.kept) && p.kept[i].order == o {
 		return p.kept[i], true
@@ -127,7 +127,7 @@ func (p *past) keeps(o order) (runPoint, bool) {
 }
 
 // folded reports that o is a record of folded history.
-func (p *past) folded(o order) bool { return o.Ordinal > 0 && !o.after(p.to) }
+func (p *folds) folded(o order) bool { return o.Ordinal > 0 && !o.after(p.to) }
 
 // loadPast reads what the site log and the runs say of folded history, and removes
 // runs that a crash left unfinished.
@@ -139,7 +139,7 @@ func (j *Journal) loadPast() error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	p := &past{state: s, to: s.to()}
+	p := &folds{state: s, to: s.to()}
 	for _, m := range s.Runs {
 		r, err := j.openRun(m)
 		if err != nil {
@@ -230,7 +230,7 @@ func (j *Journal) orderOf(p Position) order {
 }
 
 // history is folded history as of now.
-func (j *Journal) history() *past {
+func (j *Journal) history() *folds {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.past

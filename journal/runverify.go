@@ -12,7 +12,7 @@ import (
 // runs checks every byte of the runs: pages, tail, blocks, and the leaves of the
 // BLAKE3 tree that the site log holds the root of. What is damaged is named by the
 // versions that lie there, where they can be told.
-func (v *verifier) runs(ctx context.Context, p *past) error {
+func (v *verifier) runs(ctx context.Context, p *folds) error {
 	for _, m := range p.state.Runs {
 		var d *DamageError
 		r, err := v.j.openRun(m)

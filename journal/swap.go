@@ -81,7 +81,7 @@ func (j *Journal) swappedRun() (uint64, error) {
 }
 
 // swap lets the index name a change's run where it named what went into it.
-func (t *maintainer) swap(ctx context.Context, p *past, c *change) error {
+func (t *maintainer) swap(ctx context.Context, p *folds, c *change) error {
 	j := t.j
 	var m manifest
 	for _, o := range p.state.Runs {
@@ -182,7 +182,7 @@ func (j *Journal) noteRunLevels(volume uint32, mask uint16) error {
 }
 
 // changedBy is the MiBs that what went into a change lies in.
-func (t *maintainer) changedBy(ctx context.Context, p *past, c *change) (touched, error) {
+func (t *maintainer) changedBy(ctx context.Context, p *folds, c *change) (touched, error) {
 	j := t.j
 	if len(c.Segments) == 2 {
 		s := &foldScan{j: j, pace: t.pace, touched: make(touched)}
