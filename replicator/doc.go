@@ -32,9 +32,11 @@
 //	    that was captured until then is durable at the replica and the replica has
 //	    heard of it; RPO is the age of the newest such moment. The replica places it
 //	    on its own clock by the measured offset, error added (clock.go, lag.go).
+//	 6. Either end may ask the other for the frame of a record that it found damaged,
+//	    on a stream of its own (fetch.go).
 //
 // Goroutines, all under Run: one that samples heads, one that accepts, one dial
-// loop per peer; per connection a control reader, writer and pinger; at the source a
+// loop per peer; per connection a control reader, writer and pinger, and one that answers questions; at the source a
 // heartbeat loop, a manager and per group a sender and a watcher; at the replica a
 // router, a refresher and per group a receiver and an acknowledger.
 //

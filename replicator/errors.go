@@ -26,6 +26,8 @@ var (
 	ErrSuperseded = errors.New("superseded by a newer session")
 	// ErrWithdrawn: the group is no longer replicated in this direction.
 	ErrWithdrawn = errors.New("group withdrawn")
+	// ErrNotConnected: there is no connection with the peer, or it gives no frames.
+	ErrNotConnected = errors.New("the peer is not connected or does not give frames")
 	// ErrHistoryLost: the peer holds durably what this source no longer has.
 	ErrHistoryLost = errors.New("source lost history that its peer holds")
 )
@@ -137,10 +139,11 @@ const (
 	CodeStalled      Code = 13 // ErrStalled
 	CodeSuperseded   Code = 14 // ErrSuperseded
 	CodeLocal        Code = 15 // reading the source failed
+	CodeNoRecord     Code = 16 // the record asked for is not held, or was folded
 )
 
 var codeNames = [...]string{"none", "shutdown", "protocol", "version", "features", "unpinned", "unknown-group", "not-replica",
-	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local"}
+	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record"}
 
 // String is a stable word; codes of later versions print as numbers.
 func (c Code) String() string {

@@ -20,6 +20,7 @@ type link struct {
 	conn    *quic.Conn
 	control *quic.Stream
 	out     *outbox
+	theirs  uint64 // compatible features of the peer, known once greeted
 
 	mu     sync.Mutex // guards all below
 	offset offset
@@ -67,6 +68,7 @@ func (l *link) greet(dialled bool) error {
 		_ = l.write(&bye{code: code, text: text}) // best effort: the close says the same
 		return &RefusedError{Peer: l.peer.Name, Code: code, Text: text}
 	}
+	l.theirs = theirs.compatible
 	return l.control.SetDeadline(time.Time{})
 }
 
@@ -104,6 +106,7 @@ func (l *link) run(ctx context.Context, handle func(context.Context, message) er
 	g.Go(func() error { return l.out.run(ctx, l.control) })
 	g.Go(func() error { return l.readLoop(ctx, handle, measured) })
 	g.Go(func() error { return l.pingLoop(ctx) })
+	g.Go(func() error { return l.attend(ctx) })
 	return g.Wait()
 }
 

@@ -35,6 +35,7 @@ type Replicator struct {
 	inbound   map[inKey]*progress
 	receiving map[journal.Identity]*inbound // the session that appends
 	refreshed chan struct{}                 // closed by Refresh
+	links     []*link                       // that questions can be asked over, the newest last
 }
 
 // faults are mistakes that tests of this package plant, to see them caught.

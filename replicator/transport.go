@@ -19,7 +19,7 @@ const (
 	freeHandshakesPerSecond = 20
 )
 
-// quicConfig is used at both ends; only the listening one takes streams.
+// quicConfig is used at both ends; only the listening one takes data streams.
 //
 // The windows bound what waits for a slow journal: one group's data stream holds
 // at most WindowBytes. The connection's window has room for all of them and the
@@ -36,12 +36,12 @@ func quicConfig(o Options, listening bool) *quic.Config {
 		MaxStreamReceiveWindow:         uint64(o.WindowBytes),
 		InitialConnectionReceiveWindow: all,
 		MaxConnectionReceiveWindow:     all,
-		MaxIncomingStreams:             -1,
+		MaxIncomingStreams:             maxQuestions,
 		MaxIncomingUniStreams:          -1,
 		Allow0RTT:                      false,
 	}
 	if listening {
-		c.MaxIncomingStreams = 1 // the control stream
+		c.MaxIncomingStreams = 1 + maxQuestions // the control stream
 		c.MaxIncomingUniStreams = int64(o.MaxGroups)
 	}
 	return c

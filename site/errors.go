@@ -58,6 +58,7 @@ var codes = []struct {
 	{journal.ErrFailed, fault.JournalStopped},
 	{journal.ErrClosed, fault.JournalStopped},
 	{replicator.ErrHistoryLost, fault.HistoryLost},
+	{replicator.ErrNotConnected, fault.PeerUnreachable},
 	{replicator.ErrNotReplica, fault.NotReplica},
 	{replicator.ErrUnknownGroup, fault.GroupUnknown},
 	{replicator.ErrNotDurable, fault.PeerProtocol},
