@@ -126,13 +126,31 @@ func (l *life) reachOf(peer string, lag *replicator.Lag, head journal.Head, now 
 	if err != nil {
 		return was, fmt.Errorf("recall the reach of peer %s: %w", peer, err)
 	}
+	stored := was
+	if !known {
+		was, known = l.reachOfSource(peer, head)
+	}
 	r := reachFrom(was, known, lag, head, now)
-	if r != was || !known {
+	if r != stored || !known {
 		if err := l.j.Remember(reachKey(peer), r); err != nil {
 			return r, fmt.Errorf("remember the reach of peer %s: %w", peer, err)
 		}
 	}
 	return r, nil
+}
+
+// reachOfSource is what is known of a peer that sent us this history before we were
+// promoted: it has what we have up to the fork.
+func (l *life) reachOfSource(peer string, head journal.Head) (reach, bool) {
+	h := l.recalled(peer)
+	if h == nil {
+		return reach{}, false
+	}
+	at, lineage := h.Head, l.j.Lineage()
+	if !lineage.Holds(at) { // it had more, which never arrived
+		at = l.roleNow().From
+	}
+	return reach{At: at, Level: h.Heard, Total: head.Bytes}, lineage.Holds(at)
 }
 
 // reachFrom is what is known now, given what was remembered. It is pure.
