@@ -122,6 +122,25 @@ func TestReadmeNamesCommandsThatExist(t *testing.T) {
 	t.Logf("%d commands", n)
 }
 
+// The configuration that README.md shows means what it says.
+func TestReadmeConfigurationIsUnderstood(t *testing.T) {
+	_, rest, _ := strings.Cut(readme(t), "\n## How long a moment lasts\n")
+	body, _, _ := strings.Cut(rest, "\n## ")
+	text := "site: a\ndata: d\n"
+	for _, l := range strings.Split(body, "\n") {
+		if code, ok := strings.CutPrefix(l, "    "); ok {
+			text += code + "\n"
+		}
+	}
+	c, err := config.Parse("/x/README.yml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Groups) != 1 || len(c.Groups[0].History) < 3 || c.Groups[0].Lock == 0 || c.Groups[0].Quota == 0 || len(c.Peers) != 1 || c.Peers[0].Hold.Bytes == 0 {
+		t.Errorf("README.md shows %+v", c)
+	}
+}
+
 // screen is an output that can be waited on.
 type screen struct {
 	mu   sync.Mutex // guards text

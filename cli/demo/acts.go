@@ -59,7 +59,7 @@ groups:
   - name: demo
     role: replica
     peers: [a]
-%s`, s.b.dir, listen, pinA, extraB)); err != nil {
+%s%s`, s.b.dir, listen, pinA, ladder, extraB)); err != nil {
 		return err
 	}
 	if err := s.a.start(ctx, fmt.Sprintf(`site: a
@@ -102,7 +102,7 @@ func (s *story) attack(ctx context.Context) error {
 		return err
 	}
 	s.marked = written
-	if s.mark, err = s.a.api.Mark(ctx, control.MarkRequest{Group: "demo", Name: markName}); err != nil {
+	if s.mark, err = s.a.api.Mark(ctx, control.MarkRequest{Group: "demo", Name: markName, Pin: true}); err != nil {
 		return fmt.Errorf("set the mark: %w", err)
 	}
 	s.say("\nMarked %s at #%d.%d, after stamp %d. Now ransomware overwrites all %d slots.", markName, s.mark.Epoch, s.mark.Seq, written, slots)
@@ -237,7 +237,7 @@ func (s *story) disaster(ctx context.Context) error {
 	s.check(s.result.Lost > 0, "there was something to lose", "%d writes", s.result.Lost)
 	s.check(r.Torn == 0 && r.Foreign == 0 && r.Missing == 0 && r.Max == upto, "every stamp up to the reported point is there, none torn",
 		"max %d, torn %d, foreign %d, missing %d", r.Max, r.Torn, r.Foreign, r.Missing)
-	s.recheck(ctx)
+	s.recheck(ctx, "the marked moment is still there after the failover")
 	return nil
 }
 
@@ -260,12 +260,12 @@ func (s *story) survivors(ctx context.Context, done control.FailedOver) (survivo
 	return survivor{r.Max, r.Torn, r.Foreign, r.Missing(upto)}, err
 }
 
-// recheck proves that the marked moment is still there after the failover.
-func (s *story) recheck(ctx context.Context) {
+// recheck proves that the marked moment is still there.
+func (s *story) recheck(ctx context.Context, claim string) {
 	r, err := s.b.inspect(ctx, "name:"+markName)
 	if err != nil {
-		s.check(false, "the marked moment is still there after the failover", "%v", err)
+		s.check(false, claim, "%v", err)
 		return
 	}
-	s.check(r.Max == s.marked && r.Whole(s.marked), "the marked moment is still there after the failover", "%s", r.Report)
+	s.check(r.Max == s.marked && r.Whole(s.marked), claim, "%s", r.Report)
 }

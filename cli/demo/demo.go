@@ -127,7 +127,7 @@ func (s *story) tell(ctx context.Context) error {
 	if s.o.QEMU {
 		s.result.Mode = "qemu"
 	}
-	steps := []func(context.Context) error{s.setUp, s.load, s.attack, s.lookBack, s.fallBehind, s.disaster}
+	steps := []func(context.Context) error{s.setUp, s.load, s.attack, s.lookBack, s.fallBehind, s.disaster, s.thin}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err

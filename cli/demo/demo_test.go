@@ -46,7 +46,7 @@ func tell(t *testing.T, o Options) Result {
 			t.Errorf("%s: %v", f, err)
 		}
 	}
-	if !r.Verified || r.Lost != r.ReportedLoss || r.Lost == 0 || r.Writes < 1000 || len(r.Checks) != 9 {
+	if !r.Verified || r.Lost != r.ReportedLoss || r.Lost == 0 || r.Writes < 1000 || len(r.Checks) != 12 {
 		t.Errorf("%+v", r)
 	}
 	return r
