@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pierrec/lz4/v4"
 )
@@ -20,9 +21,10 @@ import (
 // Compression says when payloads are made smaller.
 type Compression uint8
 
-// Modes. CompressAuto packs while nothing waits to be written, on at most one core
-// less than there are, and leaves off for a while when it gains nothing; CompressOff
-// keeps zeros as they come, too.
+// Modes. CompressAuto packs while nothing waits to be written or to become durable,
+// on at most one core less than there are and a quarter of the time, and leaves off
+// for a while when it gains nothing: a lone writer's bytes shrink in the shadow of the
+// disk, a crowd's do not wait for LZ4. CompressOff keeps zeros as they come, too.
 const (
 	CompressAuto Compression = iota
 	CompressOff
@@ -39,6 +41,7 @@ const (
 	minPackedBytes = 2 * pageBytes // less cannot get a page smaller
 	packTries      = 4             // that gained nothing, one after the other, end in
 	packPause      = 256           // payloads that are not tried
+	packRest       = 3             // times as long as a try took, nothing is tried
 )
 
 var errNoGain = errors.New("packing gains nothing")
@@ -49,39 +52,48 @@ type packer struct {
 	room  atomic.Int32 // how many may pack at once still
 	vain  atomic.Int32 // tries since the last gain
 	pause atomic.Int32 // payloads to pass over
+	began time.Time
+	rests atomic.Int64 // until so long after began nothing is tried
 	pool  sync.Pool    // of *lz4.Compressor
 }
 
 func newPacker(mode Compression) *packer {
-	p := &packer{mode: mode, pool: sync.Pool{New: func() any { return new(lz4.Compressor) }}}
+	p := &packer{mode: mode, began: time.Now(), pool: sync.Pool{New: func() any { return new(lz4.Compressor) }}}
 	p.room.Store(int32(runtime.GOMAXPROCS(0) - 1))
 	return p
 }
 
-// begin reports that a payload of n bytes is to be tried; end follows then.
-func (p *packer) begin(n int, backlog func() bool) bool {
+// begin reports that a payload of n bytes is to be tried; end follows then, with the
+// time since p.began that it returns.
+func (p *packer) begin(n int, backlog func() bool) (time.Duration, bool) {
 	if p.mode == CompressOff || n < minPackedBytes || n > maxPackedBytes {
-		return false
+		return 0, false
 	}
 	if p.mode == CompressAlways {
-		return true
+		return 0, true
 	}
 	if p.pause.Load() > 0 {
 		p.pause.Add(-1)
-		return false
+		return 0, false
+	}
+	at := time.Since(p.began)
+	if at < time.Duration(p.rests.Load()) {
+		return 0, false
 	}
 	if p.room.Add(-1) < 0 || backlog() {
 		p.room.Add(1)
-		return false
+		return 0, false
 	}
-	return true
+	return at, true
 }
 
-func (p *packer) end(gained bool) {
+func (p *packer) end(at time.Duration, gained bool) {
 	if p.mode == CompressAlways {
 		return
 	}
 	p.room.Add(1)
+	now := time.Since(p.began)
+	p.rests.Store(int64(now + packRest*(now-at)))
 	if gained {
 		p.vain.Store(0)
 	} else if p.vain.Add(1) >= packTries {
@@ -114,11 +126,12 @@ func (j *Journal) shrink(r *record) {
 		r.kind, r.data, r.cells = KindZero, nil, nil
 		return
 	}
-	if !j.packer.begin(len(r.data), j.backlog) {
+	at, ok := j.packer.begin(len(r.data), j.backlog)
+	if !ok {
 		return
 	}
 	packed, err := j.packer.pack(r.data, len(r.data)-pageBytes)
-	j.packer.end(err == nil)
+	j.packer.end(at, err == nil)
 	if err != nil {
 		return
 	}
@@ -126,11 +139,11 @@ func (j *Journal) shrink(r *record) {
 	r.codec, r.data, r.cells = codecLZ4, packed, []uint32{crc32.Checksum(packed, castagnoli)}
 }
 
-// backlog reports that something waits to be written.
+// backlog reports that something waits to be written, or an answer for the disk.
 func (j *Journal) backlog() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.pending > 0
+	return j.pending > 0 || len(j.awaiting) > 0
 }
 
 // unpack fills dst, whose length is the payload's, from its packed bytes.
