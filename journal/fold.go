@@ -504,12 +504,13 @@ func (t *maintainer) copySurvivors(w *runWriter, volume uint32, ss []survivor) e
 					return err
 				}
 				var stored []byte
-				v.place, stored = packForRun(v.place, v.node, buf)
+				one := v.place.packed() || v.place.piece() // several versions have these bytes
+				v.place, stored = t.j.packForRun(v.place, v.node, buf)
 				var err error
 				if l, err = w.store(stored); err != nil {
 					return err
 				}
-				if v.place.packed() || v.place.piece() {
+				if one {
 					shared[from] = l
 				}
 			}
