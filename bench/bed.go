@@ -27,13 +27,13 @@ type bed struct {
 // newBed makes a journal below dir. Its pool holds free segments of poolBytes, which
 // were written before, and gets no others: as in a journal whose history is full, no
 // segment is written twice while it is measured.
-func newBed(ctx context.Context, dir string, volumeBytes, poolBytes int64, keys journal.KeyRing) (*bed, error) {
+func newBed(ctx context.Context, dir string, volumeBytes, segmentBytes, poolBytes int64, keys journal.KeyRing) (*bed, error) {
 	b := &bed{
 		dir: filepath.Join(dir, "journal"), groups: newGroups(),
 		volume: cbt.Volume{ID: cbt.VolumeID(cbt.NewID()), Name: "load", Size: volumeBytes},
 	}
 	b.o = journal.Options{
-		FS: b.groups, Sync: journal.SyncPower, Keys: keys, PoolBytes: poolBytes,
+		FS: b.groups, Sync: journal.SyncPower, Keys: keys, SegmentBytes: segmentBytes, PoolBytes: poolBytes,
 		Create: &journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID(), Stream: cbt.NewID()},
 	}
 	err := b.fillPool(ctx)

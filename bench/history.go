@@ -44,10 +44,11 @@ var crcTable = crc64.MakeTable(crc64.ECMA)
 func sumOf(p []byte) uint64 { return crc64.Checksum(p, crcTable) }
 
 // newHistory writes it. A write begins at a multiple of its size, or of 4 KiB if it
-// is larger; all sizes are equally frequent.
-func (r *journalRun) newHistory(ctx context.Context, l look) (_ *history, err error) {
+// is larger; all sizes are equally frequent. each, which may be nil, is called after
+// every moment.
+func (r *journalRun) newHistory(ctx context.Context, l look, each func(context.Context, *history) error) (_ *history, err error) {
 	size := r.o.ImageBytes
-	b, err := newBed(ctx, r.disk.dir, size, r.o.pool, l.keys)
+	b, err := newBed(ctx, r.disk.dir, size, min(size/16, 64<<20), r.o.pool, l.keys)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +73,9 @@ func (r *journalRun) newHistory(ctx context.Context, l look) (_ *history, err er
 		if h.payload >= size+int64(next-1)*(all-size)/(historyMoments-1) {
 			if err = w.mark(ctx, next); err == nil && next == historyMoments/2 {
 				err = w.keep(ctx)
+			}
+			if err == nil && each != nil {
+				err = each(ctx, h)
 			}
 			next++
 			continue

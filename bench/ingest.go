@@ -37,7 +37,6 @@ func (s shape) figures() []string {
 }
 
 const (
-	ingestRounds = 5
 	ingestVolume = int64(16) << 30
 	stockBytes   = 32 << 20 // what is written is cut out of it
 	maxPool      = int64(6) << 30
@@ -54,8 +53,8 @@ func newStock(rng *rand.ChaCha8) []byte {
 // before it. A first, short round says how large the pool must be, and counts for
 // nothing else.
 func (r *journalRun) ingest(ctx context.Context, s shape, l look) error {
-	r.progress("ingest "+s.name+l.suffix, 0, ingestRounds)
-	span := r.o.Span / ingestRounds
+	r.progress("ingest "+s.name+l.suffix, 0, r.o.rounds)
+	span := r.o.Span / time.Duration(r.o.rounds)
 	trial, err := r.ingestRound(ctx, s, l, span, r.o.pool)
 	if err != nil {
 		return fmt.Errorf("ingest %s: %w", s.name, err)
@@ -69,8 +68,8 @@ func (r *journalRun) ingest(ctx context.Context, s shape, l look) error {
 	var ours []ingested
 	var raw []round
 	var took time.Duration
-	for n := 0; err == nil && (n < ingestRounds || took < r.o.Span-span/4); n++ {
-		r.progress("ingest "+s.name+l.suffix, n, max(n+1, ingestRounds))
+	for n := 0; err == nil && (n < r.o.rounds || took < r.o.Span-span/4); n++ {
+		r.progress("ingest "+s.name+l.suffix, n, max(n+1, r.o.rounds))
 		var mine ingested
 		var theirs round
 		if mine, err = r.ingestRound(ctx, s, l, span, pool); err == nil {
@@ -136,7 +135,7 @@ func medianGroup(raw []round) int64 {
 // ingestRound loads a journal for span, or until its pool is used up, and waits
 // until it has caught up: that time counts.
 func (r *journalRun) ingestRound(ctx context.Context, s shape, l look, span time.Duration, pool int64) (out ingested, err error) {
-	b, err := newBed(ctx, r.disk.dir, ingestVolume, pool, l.keys)
+	b, err := newBed(ctx, r.disk.dir, ingestVolume, 0, pool, l.keys)
 	if err != nil {
 		return out, err
 	}

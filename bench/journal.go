@@ -28,6 +28,7 @@ type JournalOptions struct {
 	Versions   int           // how often the image is rewritten; default 10
 	Only       string        // a part of the names of the figures wanted; empty: all
 	Seed       uint64        // 0: drawn
+	rounds     int           // of each comparison; default 5
 	pool       int64         // bytes that a journal has written ahead at least; default 512 MiB
 	// Child begins this program once more with JournalChild as its whole work on
 	// dir: it is killed while it writes. Nil leaves the opening out.
@@ -72,6 +73,9 @@ func (o JournalOptions) withDefaults() JournalOptions {
 	if o.Records == 0 {
 		o.Records = 1_000_000
 	}
+	if o.rounds == 0 {
+		o.rounds = 5
+	}
 	if o.pool == 0 {
 		o.pool = 512 << 20
 	}
@@ -106,6 +110,7 @@ type journalRun struct {
 	random *rand.ChaCha8
 	rng    *rand.Rand
 	stock  []byte
+	firsts map[string][]time.Duration // to the first byte of views, by figure
 	res    JournalResult
 }
 
@@ -127,7 +132,7 @@ func Journal(ctx context.Context, o JournalOptions) (res JournalResult, err erro
 		return JournalResult{}, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r := &journalRun{o: o}
+	r := &journalRun{o: o, firsts: make(map[string][]time.Duration)}
 	if r.disk, err = diskOf(dir); err != nil {
 		return JournalResult{}, err
 	}
@@ -195,6 +200,9 @@ func (r *journalRun) all(ctx context.Context) error {
 	}
 	for _, l := range looks {
 		if err := r.past(ctx, l); err != nil {
+			return err
+		}
+		if err := r.foldedPast(ctx, l); err != nil {
 			return err
 		}
 	}

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 
 func tiny(t *testing.T) JournalOptions {
 	return JournalOptions{
-		Dir: t.TempDir(), Span: 250 * time.Millisecond, ImageBytes: 16 << 20, Versions: 3, Records: 2 * childReports, Seed: 11, pool: 64 << 20,
+		Dir: t.TempDir(), Span: 200 * time.Millisecond, rounds: 2, ImageBytes: 16 << 20, Versions: 3, Records: 2 * childReports, Seed: 11, pool: 64 << 20,
 		Child: func(ctx context.Context, dir string) *exec.Cmd {
 			c := exec.CommandContext(ctx, os.Args[0])
 			c.Env = append(os.Environ(), childDir+"="+dir)
@@ -54,9 +54,6 @@ func TestJournalPrintsEveryFigure(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, g := range goals {
-		if g.name == "materialize_folded_vs_copy" || g.name == "lifetime_write_amplification" {
-			continue // of a folded history
-		}
 		names := []string{g.name}
 		if g.name != openingFigure {
 			names = append(names, g.name+sealedSuffix)

@@ -18,7 +18,6 @@ import (
 
 const (
 	openingFigure = "open_seconds_per_million_records"
-	openingRounds = 3
 	childDepth    = 64
 	childReports  = 4096 // writes between two lines of the child
 	childPool     = 64 << 20
@@ -31,8 +30,8 @@ func (r *journalRun) opening(ctx context.Context) error {
 	}
 	var values []float64
 	var ours []round
-	for n := range openingRounds {
-		r.progress("open after kill -9", n, openingRounds)
+	for n := range min(3, r.o.rounds) {
+		r.progress("open after kill -9", n, min(3, r.o.rounds))
 		o, err := r.openOnce(ctx)
 		if err != nil {
 			return fmt.Errorf("open after kill -9: %w", err)
@@ -109,7 +108,7 @@ func ignoreExit(err error) error {
 // JournalChild writes 4 KiB blocks to a new journal below dir, and tells w every
 // now and then how many were answered. It ends only with ctx, or by being killed.
 func JournalChild(ctx context.Context, dir string, w io.Writer) error {
-	b, err := newBed(ctx, dir, ingestVolume, childPool, nil)
+	b, err := newBed(ctx, dir, ingestVolume, 0, childPool, nil)
 	if err != nil {
 		return err
 	}
