@@ -19,7 +19,7 @@ import (
 
 // restorable is a journal with one volume, what the volume reads as at "wanted", and
 // a write after that.
-func restorable(t *testing.T) (*journal.View, cbt.Volume, []byte) {
+func restorable(t testing.TB) (*journal.View, cbt.Volume, []byte) {
 	rng := seeded(t)
 	j := open(t, t.TempDir(), newIdentity())
 	t.Cleanup(func() { j.close(t) })

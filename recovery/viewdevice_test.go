@@ -15,7 +15,7 @@ import (
 )
 
 // serveOne serves a disk as "disk" and says where.
-func serveOne(t *testing.T, d nbd.Device, size int64, readOnly bool) string {
+func serveOne(t testing.TB, d nbd.Device, size int64, readOnly bool) string {
 	t.Helper()
 	socket := filepath.Join(shortDir(t), "s")
 	l, err := nbd.ListenUnix(socket, 0)
@@ -23,7 +23,7 @@ func serveOne(t *testing.T, d nbd.Device, size int64, readOnly bool) string {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	server := nbd.NewServer(nbd.ServerOptions{Lookup: func(context.Context, string) (*nbd.Export, error) {
-		return &nbd.Export{Name: "disk", Size: size, ReadOnly: readOnly, Device: d}, nil
+		return &nbd.Export{Name: "disk", Size: size, ReadOnly: readOnly, MultiConn: readOnly, Device: d}, nil
 	}})
 	go func() { ended <- server.Serve(ctx, l) }()
 	t.Cleanup(func() { stop(); must(t, <-ended) })
