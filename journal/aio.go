@@ -17,8 +17,11 @@ import (
 // two cores 32 of them reach 0.6 of what one that collects completions does, with
 // ten times the latency.
 //
-//	read alone ── nothing under way ──► pread on the caller's goroutine
-//	     └─ else, or several at once ──► queue ─► drive: io_submit ─► io_getevents ─► wake
+//	read alone ── none beside it of late ──► pread on the caller's goroutine
+//	     └─ else, or several at once ──────► queue ─► drive: io_submit ─► io_getevents ─► wake
+//
+// Of late matters: a pread holds its processor, so those who would read beside it do
+// not come to ask, and each of them would find itself alone in its turn.
 //
 // drive is one goroutine that lives while requests are queued or under way; at most
 // depth of them are with the kernel, the rest wait. Where the kernel has no
@@ -26,8 +29,9 @@ import (
 //
 // A buffer belongs to the kernel until its read is done: read never returns before.
 type deepReader struct {
-	depth int          // reads that the kernel holds at once
-	alone atomic.Int32 // preads under way
+	depth  int          // reads that the kernel holds at once
+	inside atomic.Int32 // callers of read
+	deeper atomic.Int32 // single reads to come that queue all the same
 
 	mu      sync.Mutex // guards all below
 	context uintptr    // of io_setup; 0: not yet, or refused
@@ -46,6 +50,9 @@ const (
 	bulkReads = 32
 )
 
+// staysDeep is how many single reads after the last that met another one still queue.
+const staysDeep = 256
+
 // diskRead is one read: of a file descriptor opened with O_DIRECT, into page-aligned
 // memory, at a multiple of pageBytes.
 type diskRead struct {
@@ -56,6 +63,8 @@ type diskRead struct {
 	err  error
 	wait *readGroup
 }
+
+func (r *diskRead) plain() { r.got, r.err = unix.Pread(r.fd, r.buf, r.off) }
 
 // readGroup wakes who waits for several reads when the last one is done.
 type readGroup struct {
@@ -70,14 +79,21 @@ func (d *deepReader) read(rs []*diskRead) {
 	if len(rs) == 0 {
 		return
 	}
+	if d.inside.Add(1) > 1 {
+		d.deeper.Store(staysDeep)
+	}
+	defer d.inside.Add(-1)
+	if len(rs) == 1 && d.deeper.Add(-1) < 0 {
+		d.deeper.Store(0)
+		rs[0].plain()
+		return
+	}
 	d.mu.Lock()
-	if d.refused || d.shut || (len(rs) == 1 && !d.driving && d.alone.Load() == 0) || !d.openLocked() {
+	if d.refused || d.shut || !d.openLocked() {
 		d.mu.Unlock()
-		d.alone.Add(1)
 		for _, r := range rs {
-			r.got, r.err = unix.Pread(r.fd, r.buf, r.off)
+			r.plain()
 		}
-		d.alone.Add(-1)
 		return
 	}
 	g := readGroups.Get().(*readGroup)
@@ -227,7 +243,7 @@ func (d *deepReader) submit(s *submission) bool {
 		case syscall.EINTR:
 		default: // the first of them is refused: it is read in the plain way
 			r := d.flying[s.slots[i]]
-			r.got, r.err = unix.Pread(r.fd, r.buf, r.off)
+			r.plain()
 			d.done(s.slots[i])
 			i++
 		}

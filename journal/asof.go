@@ -102,34 +102,38 @@ func (a *asOf) status(ctx context.Context, v volumeBody, e cbt.Extent) ([]Status
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+		n := min(chunkBytes-at%chunkBytes, whole.End()-at)
+		data, err := a.statusOf(v.Ordinal, cbt.Extent{Offset: at, Length: n}, add)
+		if err != nil {
+			return nil, err
+		}
+		if at += n; data || at >= whole.End() {
+			continue
+		}
 		next, err := a.nextPayload(v.Ordinal, at)
 		if err != nil {
 			return nil, err
 		}
-		if next = min(max(next, at), whole.End()); next > at {
+		if next = min(next, whole.End()); next > at {
 			add(cbt.Extent{Offset: at, Length: next - at}, false)
 			at = next
-			continue
 		}
-		n := min(chunkBytes-at%chunkBytes, whole.End()-at)
-		if err := a.statusOf(v.Ordinal, cbt.Extent{Offset: at, Length: n}, add); err != nil {
-			return nil, err
-		}
-		at += n
 	}
 	return clip(runs, e), nil
 }
 
-// statusOf adds what e, which lies in one chunk, is made of.
-func (a *asOf) statusOf(volume uint32, e cbt.Extent, add func(cbt.Extent, bool)) error {
+// statusOf adds what e, which lies in one chunk, is made of; data says that not all
+// of it is zeros.
+func (a *asOf) statusOf(volume uint32, e cbt.Extent, add func(cbt.Extent, bool)) (data bool, _ error) {
 	a.j.reading.RLock()
 	defer a.j.reading.RUnlock()
 	r, err := a.look(volume, e)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return r.each(e, func(x cbt.Extent, o *found) error {
+	return data, r.each(e, func(x cbt.Extent, o *found) error {
 		add(x, o != nil)
+		data = data || o != nil
 		return nil
 	})
 }

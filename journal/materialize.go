@@ -38,6 +38,7 @@ func (v *View) Materialize(ctx context.Context, vol cbt.VolumeID, each func(e cb
 		return fmt.Errorf("materialize view: volume %s: %w", vol, ErrUnknownVolume)
 	}
 	var next atomic.Int64
+	var empty atomic.Pointer[cbt.Extent]
 	g, ctx := errgroup.WithContext(ctx)
 	for range min(windowsAhead, (b.Size+windowBytes-1)/windowBytes) {
 		g.Go(func() error {
@@ -51,7 +52,7 @@ func (v *View) Materialize(ctx context.Context, vol cbt.VolumeID, each func(e cb
 					buf = alignedBytes(min(windowBytes, (b.Size+pageBytes-1)&^(pageBytes-1)))
 				}
 				e := cbt.Extent{Offset: off, Length: min(windowBytes, b.Size-off)}
-				if err := v.as.window(ctx, b, e, buf, each); err != nil {
+				if err := v.as.window(ctx, b, e, buf, &empty, each); err != nil {
 					return err
 				}
 			}
@@ -63,15 +64,26 @@ func (v *View) Materialize(ctx context.Context, vol cbt.VolumeID, each func(e cb
 	return nil
 }
 
-// window reads e into buf and hands it over.
-func (a *asOf) window(ctx context.Context, v volumeBody, e cbt.Extent, buf []byte, each func(cbt.Extent, []byte) error) error {
+// window reads e into buf and hands it over. empty is an extent, of this window or
+// another one, that was found to hold no payload: it may lie anywhere.
+func (a *asOf) window(ctx context.Context, v volumeBody, e cbt.Extent, buf []byte, empty *atomic.Pointer[cbt.Extent], each func(cbt.Extent, []byte) error) error {
 	var pieces []cbt.Extent
 	for at := e.Offset; at < e.End(); at += PieceBytes {
 		pieces = append(pieces, cbt.Extent{Offset: at, Length: min(PieceBytes, e.End()-at)})
 	}
-	data, err := a.readWindow(ctx, v, e, pieces, buf)
-	if err != nil {
-		return err
+	data := make([]bool, len(pieces))
+	if x := empty.Load(); x == nil || e.Offset < x.Offset || e.End() > x.End() {
+		next, err := a.nextPayload(v.Ordinal, e.Offset)
+		switch {
+		case err != nil:
+			return err
+		case next >= e.End():
+			empty.Store(&cbt.Extent{Offset: e.Offset, Length: next - e.Offset})
+		default:
+			if err := a.readWindow(ctx, v, e, pieces, buf, data); err != nil {
+				return err
+			}
+		}
 	}
 	g, handing := errgroup.WithContext(ctx)
 	g.SetLimit(eachAtOnce)
@@ -93,21 +105,20 @@ func (a *asOf) window(ctx context.Context, v volumeBody, e cbt.Extent, buf []byt
 	return context.Cause(ctx)
 }
 
-// readWindow fills buf with e and says which of its pieces hold any version's data.
-func (a *asOf) readWindow(ctx context.Context, v volumeBody, e cbt.Extent, pieces []cbt.Extent, buf []byte) ([]bool, error) {
+// readWindow fills buf with e and says in data which of its pieces hold any version's.
+func (a *asOf) readWindow(ctx context.Context, v volumeBody, e cbt.Extent, pieces []cbt.Extent, buf []byte, data []bool) error {
 	f := fetches.Get().(*fetch)
 	defer f.free()
 	f.bulk = true
-	data := make([]bool, len(pieces))
 	a.j.reading.RLock()
 	defer a.j.reading.RUnlock()
 	for i, x := range pieces {
 		if err := ctx.Err(); err != nil {
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		r, err := a.resolve(v.Ordinal, x.Round())
 		if err != nil {
-			return nil, err
+			return err
 		}
 		_ = r.each(x, func(x cbt.Extent, o *found) error {
 			dst := buf[x.Offset-e.Offset : x.End()-e.Offset]
@@ -120,5 +131,5 @@ func (a *asOf) readWindow(ctx context.Context, v volumeBody, e cbt.Extent, piece
 			return nil
 		})
 	}
-	return data, f.run(a, v, wideGap)
+	return f.run(a, v, wideGap)
 }

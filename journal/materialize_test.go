@@ -92,6 +92,28 @@ func TestMaterialize(t *testing.T) {
 	}
 }
 
+// Of a volume that is nearly all empty nothing is missed, whichever of the windows
+// under way is looked at first.
+func TestMaterializeSparse(t *testing.T) {
+	j := start(t, "j", Options{FS: vfs.NewMem(), Create: newIdentity()})
+	defer j.close()
+	v := volume("a", 8*windowBytes)
+	w := beginWith(t, j.Journal, v)
+	rng := newSeed(t)
+	want := make([]byte, v.Size)
+	var last Seq
+	for _, k := range []int64{2, 3, 7} {
+		data, off := noise(rng, 4096), k*windowBytes+rng.Int64N(windowBytes/4096)*4096
+		copy(want[off:], data)
+		last = put(t, w, v, off, data)
+	}
+	for range 5 {
+		if c := materialize(t, j.Journal, Position{w.Epoch().ID, last}, v); !bytes.Equal(c.image, want) {
+			t.Fatal("the image is another one")
+		}
+	}
+}
+
 // A damaged cell ends it by name, and an error of the receiver as it is.
 func TestMaterializeNamesDamage(t *testing.T) {
 	mem := vfs.NewMem()
