@@ -199,6 +199,12 @@ func (l *life) forecast(ctx context.Context) (control.Maintained, error) {
 	}
 	dense := denseReach(r)
 	for _, s := range o.stretches(spans) {
+		if s.Points > 1 && dense > 0 && now.Sub(s.First.Time) > dense && now.Sub(s.Last.Time) <= dense && !heldBy(refs, s, now) {
+			if old, ok := l.olderPart(ctx, s, now.Add(-dense)); ok {
+				out.Gone = append(out.Gone, old)
+				s.First, s.Points = control.Point{Epoch: s.Last.Epoch, Seq: old.Last.Seq + 1, Time: old.Last.Time}, s.Points-old.Points
+			}
+		}
 		switch {
 		case s.Points == 1 && (chosen[positionIn(o.keeps, s.First)] || len(own(s.Reasons)) > 0):
 			out.Kept = append(out.Kept, s)
@@ -209,6 +215,16 @@ func (l *life) forecast(ctx context.Context) (control.Maintained, error) {
 		}
 	}
 	return out, nil
+}
+
+// olderPart is the part of a range that is not younger than t.
+func (l *life) olderPart(ctx context.Context, s control.Stretch, t time.Time) (control.Stretch, bool) {
+	p, err := resolve(ctx, l.j, t.Format(time.RFC3339Nano))
+	if err != nil || uint64(p.Seq) < s.First.Seq || uint64(p.Seq) >= s.Last.Seq {
+		return s, false
+	}
+	s.Last, s.Points, s.Open = bare(p), uint64(p.Seq)-s.First.Seq+1, false
+	return s, true
 }
 
 func candidatesOf(keeps []journal.Keep) []journal.Candidate {

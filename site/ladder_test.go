@@ -198,6 +198,17 @@ func TestLadderThinsUnderLoadAndKeepsWhatIsInUse(t *testing.T) {
 	nobody := l.head() // kept by nothing but "every write"
 	l.writeOnce()
 
+	l.run(1500*time.Millisecond, 4*time.Millisecond)
+	dry, err := s.Maintain(ctx, control.MaintainRequest{Group: "web", DryRun: true}, func(control.Progress) {})
+	if err != nil || !dry.DryRun || len(dry.Kept) == 0 {
+		t.Errorf("dry run: %+v, %v", dry, err)
+	}
+	for _, p := range dry.Gone {
+		if dry.Time.Sub(p.Last.Time) < 2*time.Second || p.First.Seq <= pinned && p.Last.Seq <= pinned && p.Points == 1 {
+			t.Errorf("a dry run would thin %+v", p)
+		}
+	}
+
 	thinned := func() bool {
 		l.run(500*time.Millisecond, 4*time.Millisecond)
 		l.maintain()
@@ -240,7 +251,7 @@ func TestLadderThinsUnderLoadAndKeepsWhatIsInUse(t *testing.T) {
 	l.restores("latest", l.head())
 	if single(ps, nobody) == nil {
 		_, err := s.Points(ctx, control.PointsQuery{Group: "web", At: fmt.Sprintf("#%d", nobody)})
-		if f := fault.Of(err); err == nil || f.Exit() != fault.ExitNotFound || !strings.Contains(f.Why+f.Advice(), "#") {
+		if f := fault.Of(err); err == nil || f.Exit() != fault.ExitNotFound || !strings.Contains(f.Advice(), "before it #1.") || !strings.Contains(f.Advice(), "after it #1.") {
 			t.Errorf("a thinned point: %v; %v", err, f)
 		}
 	} else {

@@ -245,7 +245,7 @@ func (s *Site) Maintain(ctx context.Context, q control.MaintainRequest, progress
 		return l.forecast(ctx)
 	}
 	return l.maintain(ctx, pace{1, int64(l.cfg.Maintenance.Rate)}, func(stage string, done, total int64) {
-		progress(control.Progress{Step: stage, Done: done, Total: total})
+		progress(control.Progress{Step: stage, Done: done, Total: total, Unit: "steps"})
 	})
 }
 

@@ -159,7 +159,7 @@ func (f *fake) Maintain(_ context.Context, q control.MaintainRequest, progress f
 		return m, f.err
 	}
 	for _, done := range []int64{0, 1 << 30, 2 << 30} {
-		progress(control.Progress{Step: "fold", Done: done, Total: 2 << 30})
+		progress(control.Progress{Step: "fold", Done: done, Total: 2 << 30, Unit: "steps"})
 	}
 	return m, f.err
 }

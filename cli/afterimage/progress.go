@@ -79,7 +79,10 @@ func describe(pr control.Progress, bar bool) string {
 		amount = func(n int64) string { return seconds(float64(n) / 1000) }
 	}
 	pr.Done = min(pr.Done, pr.Total)
-	s := fmt.Sprintf("%s %3d%% %s of %s", pr.Step, pr.Done*100/pr.Total, amount(pr.Done), amount(pr.Total))
+	s := fmt.Sprintf("%s %3d%%", pr.Step, pr.Done*100/pr.Total)
+	if pr.Unit != "steps" { // only their part says something
+		s += fmt.Sprintf(" %s of %s", amount(pr.Done), amount(pr.Total))
+	}
 	if bar {
 		const width = 24
 		full := int(pr.Done * width / pr.Total)

@@ -76,7 +76,7 @@ type Progress struct {
 	Step  string `json:"step"`
 	Done  int64  `json:"bytes_done"`
 	Total int64  `json:"bytes_total"`
-	Unit  string `json:"unit,omitempty"` // of Done and Total where they are no bytes: ms
+	Unit  string `json:"unit,omitempty"` // of Done and Total where they are no bytes: ms, steps
 	// Remaining is an estimate; absent while unknown.
 	Remaining *float64 `json:"seconds_remaining,omitempty"`
 }
