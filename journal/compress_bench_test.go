@@ -70,3 +70,28 @@ func BenchmarkForms(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSeal is the cost of a seal alone.
+func BenchmarkSeal(b *testing.B) {
+	for _, size := range []int{4 << 10, 64 << 10} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			k, err := newDataKey(cbt.NewID(), 1, make([]byte, dataKeyBytes))
+			if err != nil {
+				b.Fatal(err)
+			}
+			data, frame := half(rand.New(rand.NewPCG(1, 2)), size), make([]byte, size)
+			r := &record{kind: KindWrite, extent: cbt.Extent{Length: int64(size)}, stored: uint32(size), data: data, cells: cellCRCs(0, data)}
+			r.willSeal()
+			var m sealing
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				r.seal(frame, k, &m)
+			}
+			tag := func(i int) []byte { return r.tags[i*sealedTagBytes:][:sealedTagBytes] }
+			if err := k.openCells(r, frame, 0, tag, m.bound); err != nil || string(frame) != string(data) {
+				b.Fatal(err)
+			}
+		})
+	}
+}

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"cmp"
-	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
@@ -307,14 +306,12 @@ func (j *Journal) epochSealer(e EpochID) (*sealer, *record, error) {
 }
 
 // prepare does for r what needs no place in the order yet.
-func (w *Writer) prepare(ctx context.Context, r *record) error {
+func (w *Writer) prepare(r *record) error {
 	if !r.kind.hasPayload() {
 		return nil
 	}
 	if w.j.packer.mode != CompressOff {
-		if r.plain = r.cells; w.provenSame(ctx, r) {
-			return nil
-		}
+		r.plain = r.cells
 	}
 	w.j.shrink(r)
 	if w.j.o.Keys == nil || !r.kind.hasPayload() {
@@ -333,6 +330,7 @@ func (w *Writer) prepare(ctx context.Context, r *record) error {
 // sealInto writes the payloads of c to their places in its frame and tells in the
 // frame's header what must be known to read it.
 func (j *Journal) sealInto(h *frameHeader, c *commit, frame []byte) {
+	var m sealing
 	for i, r := range c.recs {
 		if !r.kind.hasPayload() {
 			continue
@@ -340,7 +338,8 @@ func (j *Journal) sealInto(h *frameHeader, c *commit, frame []byte) {
 		h.Features.Incompat |= uint32(r.flags)
 		if r.sealed() {
 			h.KeyID = c.sealer.id
-			r.seal(frame, c.sealer.dataKey, r.bound(j.identity, r.volumeID, h.Epoch, h.First+Seq(i)))
+			m.bound = r.bound(j.identity, r.volumeID, h.Epoch, h.First+Seq(i))
+			r.seal(frame, c.sealer.dataKey, &m)
 		} else {
 			copy(frame[r.payload:], r.data)
 		}

@@ -54,6 +54,9 @@ const (
 	valueSealedPacked = 6
 )
 
+// sealedFormat is what a format is called where the cells are sealed.
+var sealedFormat = [...]byte{valueCells: valueSealedCells, valuePiece: valueSealedPiece, valuePacked: valueSealedPacked}
+
 // nodeBytes is the size of a node of level l.
 func nodeBytes(l int) int64 {
 	if l == levelSector {
@@ -337,7 +340,7 @@ func (r *record) placeOf(n node, segment uint64, frame int64, crcs []byte) (plac
 		cells = 1
 	}
 	if r.sealed() {
-		p.format = map[byte]byte{valueCells: valueSealedCells, valuePiece: valueSealedPiece, valuePacked: valueSealedPacked}[p.format]
+		p.format = sealedFormat[p.format]
 	}
 	if r.sealed() || r.packed() {
 		p.of = &origin{before: before, length: r.extent.Length, fill: r.kind == KindFill, codec: r.codec, key: r.key, nonce: r.nonce}

@@ -90,7 +90,6 @@ type record struct {
 	cells    []uint32 // CRC32C a stored cell, of records with payload
 	tags     []byte   // of a sealed record: sealedTagBytes a stored cell
 	plain    []uint32 // CRC32C a cell as the guest wrote it, until it is written
-	sameAt   Seq      // the volume held these bytes as of this seq; 0: not known
 	data     []byte   // to be stored, packed if it is to be; nil in a decoded record
 	volumeID cbt.VolumeID
 	undo     func() // takes back what recording it changed, when it is refused; under mu

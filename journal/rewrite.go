@@ -85,41 +85,27 @@ func (t *rewrites) repeats(r *record, s Seq) bool {
 	return len(r.plain) > 0
 }
 
-// provenSame reports that the volume holds r's bytes as of r.sameAt, and nothing was
-// recorded there since: stillSameLocked says whether that is so yet.
-func (w *Writer) provenSame(ctx context.Context, r *record) bool {
+// sameLocked is r, or what is recorded in its place where it repeats what the volume
+// holds. It lets go of the lock while it reads. r.data may be packed by now; data is
+// what the guest wrote.
+func (w *Writer) sameLocked(ctx context.Context, r *record, data []byte) *record {
 	j := w.j
-	j.mu.Lock()
 	v, ok := j.volumes[r.volumeID]
 	r.volume = v.Ordinal
 	if !ok || j.writer != w || !r.extent.Within(v.Size) || !j.rewrites.repeats(r, j.indexed) {
-		j.mu.Unlock()
-		return false
+		return r
 	}
 	s, l := j.indexed, append(Lineage(nil), j.lineage...)
-	j.mu.Unlock()
 	if l[len(l)-1].First > s {
-		return false
+		return r
 	}
 	l[len(l)-1].Last = s
-	there := make([]byte, len(r.data))
-	if err := j.reader(l).readAt(ctx, v, there, r.extent.Offset); err != nil || !bytes.Equal(there, r.data) {
-		return false // what does not read is written anew
+	j.mu.Unlock()
+	there := make([]byte, len(data))
+	err := j.reader(l).readAt(ctx, v, there, r.extent.Offset)
+	j.mu.Lock()
+	if err != nil || !bytes.Equal(there, data) || j.writer != w || !j.rewrites.repeats(r, s) {
+		return r // what does not read is written anew
 	}
-	r.sameAt = s
-	return true
-}
-
-// sameLocked makes r a record of kind same if it was proven one and still is, and
-// otherwise one that is written whole.
-func (j *Journal) sameLocked(r *record) {
-	switch {
-	case r.sameAt == 0:
-	case j.rewrites.repeats(r, r.sameAt):
-		*r = record{kind: KindSame, volume: r.volume, volumeID: r.volumeID, extent: r.extent}
-	default:
-		if r.sameAt = 0; j.o.Keys != nil {
-			r.willSeal()
-		}
-	}
+	return &record{kind: KindSame, volume: r.volume, volumeID: r.volumeID, extent: r.extent}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"sync"
 
 	"github.com/novacron/afterimage/cbt"
 )
@@ -42,6 +43,7 @@ type dataKey struct {
 	id     cbt.ID
 	number uint16 // within the epoch
 	aead   cipher.AEAD
+	memory sync.Pool // of *sealing, for readers
 }
 
 func newDataKey(id cbt.ID, number uint16, key []byte) (*dataKey, error) {
@@ -49,7 +51,7 @@ func newDataKey(id cbt.ID, number uint16, key []byte) (*dataKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &dataKey{id, number, a}, nil
+	return &dataKey{id: id, number: number, aead: a}, nil
 }
 
 func newAEAD(key []byte) (cipher.AEAD, error) {
@@ -101,17 +103,20 @@ func (r *record) layAt(at int64) int64 {
 	return r.payload + int64(len(r.data))
 }
 
+// sealing is the memory that sealing a cell takes, used again for the next.
+type sealing struct {
+	cell  []byte
+	nonce [12]byte
+	bound [boundBytes]byte
+}
+
 // seal writes r's payload, sealed, to its place in a frame and completes its table.
-func (r *record) seal(frame []byte, k *dataKey, bound [boundBytes]byte) {
-	var scratch [pageBytes + sealedTagBytes]byte
-	out := scratch[:0]
-	if r.packed() {
-		out = make([]byte, 0, int(r.stored)+sealedTagBytes)
-	}
+func (r *record) seal(frame []byte, k *dataKey, m *sealing) {
 	for i := range r.cells {
 		from, to := r.storedCell(i)
-		nonce := cellNonce(r.nonce, uint32(i))
-		cell := k.aead.Seal(out, nonce[:], r.data[from:to], bound[:])
+		m.nonce = cellNonce(r.nonce, uint32(i))
+		cell := k.aead.Seal(m.cell[:0], m.nonce[:], r.data[from:to], m.bound[:])
+		m.cell = cell
 		n := copy(frame[r.payload+from:r.payload+to], cell)
 		copy(r.tags[i*sealedTagBytes:], cell[n:])
 		r.cells[i] = crc32.Checksum(cell[:n], castagnoli)
@@ -121,14 +126,18 @@ func (r *record) seal(frame []byte, k *dataKey, bound [boundBytes]byte) {
 // openCells opens the stored cells of r in buf, in place. buf begins with the first
 // of them, whose entry in the record's table is first; tags are theirs, stride apart.
 func (k *dataKey) openCells(r *record, buf []byte, first int, tag func(i int) []byte, bound [boundBytes]byte) error {
-	var scratch [pageBytes + sealedTagBytes]byte
-	in := scratch[:0]
+	m, ok := k.memory.Get().(*sealing)
+	if !ok {
+		m = new(sealing)
+	}
+	defer k.memory.Put(m)
+	m.bound = bound
 	for i := first; len(buf) > 0; i++ {
 		from, to := r.storedCell(i)
 		n := min(to-from, int64(len(buf)))
-		nonce := cellNonce(r.nonce, uint32(i))
-		in = append(append(in[:0], buf[:n]...), tag(i-first)...)
-		if _, err := k.aead.Open(buf[:0], nonce[:], in, bound[:]); err != nil {
+		m.nonce = cellNonce(r.nonce, uint32(i))
+		m.cell = append(append(m.cell[:0], buf[:n]...), tag(i-first)...)
+		if _, err := k.aead.Open(buf[:0], m.nonce[:], m.cell, m.bound[:]); err != nil {
 			return errUnsealed
 		}
 		buf = buf[n:]

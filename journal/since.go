@@ -82,7 +82,7 @@ func (j *Journal) since(ctx context.Context, p Position) (Since, error) {
 				out.First = r.time
 			}
 			out.Last = r.time
-			if !r.kind.hasExtent() {
+			if !r.kind.hasExtent() && r.kind != KindSame {
 				return
 			}
 			c := by[ids[r.volume]]

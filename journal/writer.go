@@ -34,7 +34,7 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, err
 	}
 	j := w.j
-	if err := w.prepare(ctx, r); err != nil {
+	if err := w.prepare(r); err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
 	j.mu.Lock()
@@ -49,6 +49,7 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		j.mu.Lock()
 	}
 	defer j.mu.Unlock()
+	r = w.sameLocked(ctx, r, ev.Data)
 	if err := w.usableLocked(); err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
@@ -60,7 +61,6 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		return nil, fmt.Errorf("record %s: %v of volume %s of %d bytes: %w", r.kind, ev.Extent, v.Name, v.Size, ErrOutOfRange)
 	}
 	r.volume = v.Ordinal
-	j.sameLocked(r)
 	if err := j.sealLocked(r); err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
 	}
