@@ -32,6 +32,8 @@ type Repaired struct {
 	Frames int      // fetched
 	Bytes  int64    // of them
 	Left   []Damage // not mended
+	// Refused is why the first of the files that are left could not be mended.
+	Refused error
 }
 
 // FrameFor is the durable frame that holds the record at p, in any branch, read and
@@ -107,6 +109,9 @@ func (j *Journal) Repair(ctx context.Context, fetch Fetch) (Repaired, error) {
 		}
 		if err != nil {
 			j.o.Log.Warn("segment not repaired", "segment", d.File, "err", err)
+			if out.Refused == nil {
+				out.Refused = fmt.Errorf("repair %s: %w", d.File, err)
+			}
 			continue
 		}
 		out.Files, out.Frames, out.Bytes = out.Files+1, out.Frames+frames, out.Bytes+size

@@ -171,6 +171,10 @@ func (g *group) live(ctx context.Context) (err error) {
 		l.keepUp(ctx)
 		return nil
 	})
+	eg.Go(func() error {
+		l.scrub(ctx)
+		return nil
+	})
 	g.begin(l)
 	<-ctx.Done()
 	l.end()

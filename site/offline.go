@@ -123,6 +123,10 @@ func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Poin
 	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
 }
 
+func (r *reached) Verify(ctx context.Context, q control.VerifyRequest, progress func(control.Progress)) (control.Verified, error) {
+	return either(func() (control.Verified, error) { return r.site.Verify(ctx, q, progress) }, func() (control.Verified, error) { return r.daemon.Verify(ctx, q, progress) })
+}
+
 // Serve without a daemon lasts as long as this process: there is nobody to leave
 // a view without a lease to.
 func (r *reached) Serve(ctx context.Context, q control.ServeRequest, opened func(control.View)) error {

@@ -29,6 +29,7 @@ var commands = map[string][]string{
 	"group-key-rotate":       {"group", "key", "rotate", "web"},
 	"group-key-shred":        {"group", "key", "shred", "web", "--yes"},
 	"group-key-shred-dry":    {"group", "key", "shred", "web", "--dry-run"},
+	"verify-repair":          {"verify", "web", "--repair"},
 	"point-mark":             {"point", "mark", "web", "--name", "nightly"},
 	"view-serve":             {"view", "serve", "web"},
 	"view-list":              {"view", "list"},
@@ -242,5 +243,18 @@ func TestSizesAndSpans(t *testing.T) {
 	}
 	if got := describe(remainingOf(10*time.Second, 1<<30, 4<<30), true); got != "x  25% 1 GiB of 4 GiB [======                  ], 30s left" {
 		t.Errorf("bar %q", got)
+	}
+}
+
+// Damage that is left is shown, and is exit 16; so is a verb that lacks a flag refused.
+func TestVerifySaysWhatIsLeft(t *testing.T) {
+	r := stage{api: &fake{}}.run(t, "verify", "web")
+	if r.exit != fault.ExitVerification || !strings.Contains(r.stdout, "0000000000000007.seg") || !strings.Contains(r.stdout, "invalid: points #900 to #1100") || !strings.Contains(r.stderr, string(fault.DamageLeft)) {
+		t.Errorf("exit %d\n%s\n%s", r.exit, r.stdout, r.stderr)
+	}
+	for _, args := range [][]string{{"verify", "web", "--from", "b"}, {"verify", "web", "--rate", "much"}, {"group", "recover", "web"}} {
+		if r := (stage{api: &fake{}}).run(t, args...); r.exit != fault.ExitUsage {
+			t.Errorf("%v: exit %d, %s", args, r.exit, r.stderr)
+		}
 	}
 }

@@ -258,3 +258,15 @@ var errFake = fault.New(fault.JournalDamage, "look at default/web", "read: damag
 func remainingOf(spent time.Duration, done, total int64) control.Progress {
 	return control.Progress{Step: "x", Done: done, Total: total, Remaining: remaining(spent, done, total)}
 }
+
+func (f *fake) Verify(_ context.Context, q control.VerifyRequest, progress func(control.Progress)) (control.Verified, error) {
+	progress(control.Progress{Step: "verify", Done: 5 << 30, Total: 5 << 30})
+	d := control.Damage{Volume: "root", Epoch: strings.Repeat("ab", 16), First: 900, Last: 903, File: "0000000000000007.seg", Offset: 81920, What: "a payload differs from its checksums"}
+	r := control.Verified{Group: "default/web", Time: noon, Seconds: 12, Bytes: 5 << 30, Found: []control.Damage{d}, Left: []control.Damage{}, Invalid: []control.InvalidPoints{}}
+	if q.Repair {
+		r.Repairs = []control.Repair{{Peer: "b", Files: 1, Frames: 2, Bytes: 128 << 10}}
+		return r, f.err
+	}
+	r.Left, r.Invalid = r.Found, []control.InvalidPoints{{First: 900, Last: 1100, Why: d.What}}
+	return r, f.err
+}

@@ -65,6 +65,7 @@ type Group struct {
 	Quota       Bytes        `yaml:"quota,omitempty"`       // of the journal on disk; 0: none
 	Warn        []Percent    `yaml:"warn,omitempty"`        // parts of the quota at which status warns
 	Maintenance *Maintenance `yaml:"maintenance,omitempty"` // when and how fast history is thinned
+	Verify      *Verify      `yaml:"verify,omitempty"`      // when and how fast the journal is scrubbed; default Scrubs
 	StallBudget Duration     `yaml:"stall_budget,omitempty"`
 	RPO         Duration     `yaml:"rpo,omitempty"` // objective, shown by status
 	Peers       []string     `yaml:"peers,omitempty"`

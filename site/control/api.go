@@ -24,6 +24,8 @@ type API interface {
 	Key(ctx context.Context, q KeyRequest) (KeyState, error)
 	RotateKey(ctx context.Context, q KeyRequest) (KeyState, error)
 	ShredKey(ctx context.Context, q KeyRequest) (KeyState, error)
+	// Verify scrubs a group's journal, and repairs it from peers if asked.
+	Verify(ctx context.Context, q VerifyRequest, progress func(Progress)) (Verified, error)
 	// Mark labels the newest point of a group that is primary here.
 	Mark(ctx context.Context, q MarkRequest) (Point, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with

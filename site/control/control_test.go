@@ -42,6 +42,10 @@ func (e *echo) Maintain(_ context.Context, q MaintainRequest, progress func(Prog
 	progress(Progress{Step: "fold", Done: 1, Total: 2})
 	return Maintained{Group: q.Group, DryRun: q.DryRun}, e.err
 }
+func (e *echo) Verify(_ context.Context, q VerifyRequest, progress func(Progress)) (Verified, error) {
+	progress(Progress{Step: "verify", Done: 1, Total: 2})
+	return Verified{Group: q.Group, Left: []Damage{{File: q.From}}}, e.err
+}
 func (e *echo) Key(_ context.Context, q KeyRequest) (KeyState, error) {
 	return KeyState{Group: q.Group, Key: "acme-1", Keys: []string{"acme-1"}}, e.err
 }
@@ -128,6 +132,11 @@ func every(c API) map[string]func() (any, error) {
 		"Maintain": func() (any, error) {
 			var seen []Progress
 			r, err := c.Maintain(ctx, MaintainRequest{Group: "web", DryRun: true}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"Verify": func() (any, error) {
+			var seen []Progress
+			r, err := c.Verify(ctx, VerifyRequest{Group: "web", Repair: true, From: "b"}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
 		"Key":       func() (any, error) { return c.Key(ctx, KeyRequest{Group: "web"}) },

@@ -85,6 +85,9 @@ func (s *Server) routes() http.Handler {
 	m.HandleFunc("POST /v1/maintain", s.long(asked(func(ctx context.Context, q MaintainRequest) (any, error) {
 		return s.api.Maintain(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
+	m.HandleFunc("POST /v1/verify", s.long(asked(func(ctx context.Context, q VerifyRequest) (any, error) {
+		return s.api.Verify(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
 	post("/v1/failover/plan", asked(func(ctx context.Context, q FailoverRequest) (any, error) { return s.api.PlanFailover(ctx, q) }))
 	m.HandleFunc("POST /v1/views", s.long(asked(func(ctx context.Context, q ServeRequest) (any, error) {
 		return struct{}{}, s.api.Serve(ctx, q, func(v View) { tell(ctx, v) })
