@@ -43,16 +43,16 @@ func (r *journalRun) foldedPast(ctx context.Context, l look) (err error) {
 		return err
 	}
 	d1, p1 := r.disk.written()
-	if d0 < 0 {
-		d0, d1 = p0, p1
+	h.process += p1 - p0
+	if h.device += d1 - d0; d0 < 0 {
+		h.device = h.process
 	}
-	h.device += d1 - d0
 	if ages.written == 0 {
 		return errors.New("nothing was folded")
 	}
 	f := figure(lifetime+l.suffix, []float64{float64(h.device) / float64(h.payload)})
-	f.Note = fmt.Sprintf("counted at: %s; of each byte %.3f went into runs; %d runs and %d segments are left", r.res.Setting.WrittenBy,
-		float64(ages.written)/float64(h.payload), ages.left.Runs, ages.left.Segments)
+	f.Note = fmt.Sprintf("counted at: %s; the process alone caused %.3f; %.3f of it are runs; %d runs and %d segments are left", r.res.Setting.WrittenBy,
+		float64(h.process)/float64(h.payload), float64(ages.written)/float64(h.payload), ages.left.Runs, ages.left.Segments)
 	r.res.Figures[lifetime+l.suffix] = f
 	if err := h.b.open(); err != nil {
 		return err

@@ -23,7 +23,8 @@ type history struct {
 	plain   string   // file that holds the image at middle
 	sums    []uint64 // of its cells
 	moments []moment // oldest first; middle is one of them
-	device  int64    // bytes written to the device, or by the process, until the journal was settled
+	device  int64    // bytes written to the device until the journal was settled
+	process int64    // and by this process
 }
 
 // moment is a point, and what one cell of the volume holds there.
@@ -91,10 +92,10 @@ func (r *journalRun) newHistory(ctx context.Context, l look, each func(context.C
 		return nil, err
 	}
 	d1, p1 := r.disk.written()
-	if h.device = d1 - d0; d0 < 0 {
-		h.device = p1 - p0
+	h.process = p1 - p0 - size // without the plain file
+	if h.device = d1 - d0 - size; d0 < 0 {
+		h.device = h.process
 	}
-	h.device -= size // the plain file
 	return h, b.open()
 }
 

@@ -55,11 +55,11 @@ func newStock(rng *rand.ChaCha8) []byte {
 func (r *journalRun) ingest(ctx context.Context, s shape, l look) error {
 	r.progress("ingest "+s.name+l.suffix, 0, r.o.rounds)
 	span := r.o.Span / time.Duration(r.o.rounds)
-	trial, err := r.ingestRound(ctx, s, l, span, r.o.pool)
+	trial, err := r.ingestRound(ctx, s, l, span/4, r.o.pool)
 	if err != nil {
 		return fmt.Errorf("ingest %s: %w", s.name, err)
 	}
-	pool := int64(trial.perSecond()*span.Seconds()*2) + r.o.pool
+	pool := int64(trial.perSecond()*span.Seconds()*3/2) + r.o.pool
 	pool = min(pool, maxPool, r.disk.free()/4)
 	a, err := r.disk.newAppender(ctx, r.random, pool)
 	if err != nil {
@@ -180,7 +180,7 @@ func (r *journalRun) load(ctx context.Context, b *bed, s shape, span time.Durati
 	}
 	writers := make([]writer, s.depth)
 	part := ingestVolume / int64(s.depth)
-	var stored atomic.Int64 // about: what a record takes beside its payload is less than a page
+	var stored atomic.Int64 // at most, with what frames take beside the payload
 	limit := pool - r.o.pool/4
 	start := time.Now()
 	var wg sync.WaitGroup
@@ -188,7 +188,7 @@ func (r *journalRun) load(ctx context.Context, b *bed, s shape, span time.Durati
 		rng := rand.New(rand.NewPCG(r.o.Seed, uint64(i)))
 		wg.Go(func() {
 			w := &writers[i]
-			for time.Since(start) < span && stored.Add(s.bytes+cellBytes/int64(min(s.depth, 32))) < limit {
+			for time.Since(start) < span && stored.Add(s.bytes+cellBytes/int64(min(s.depth, 4))) < limit {
 				w.off = int64(i)*part + rng.Int64N(part/s.bytes)*s.bytes
 				w.data = r.stock[rng.IntN((len(r.stock)-int(s.bytes))/512)*512:][:s.bytes]
 				begun := time.Now()
@@ -231,7 +231,7 @@ func (r *journalRun) rawRound(ctx context.Context, a *appender, ours ingested, s
 	if err := r.disk.settle(); err != nil {
 		return round{}, err
 	}
-	out, err := a.run(ctx, ours.groups, span)
+	out, err := a.run(ctx, ours.groups, span/2)
 	if err == nil && out.bytes < ours.bytes {
 		err = fmt.Errorf("baseline wrote %d of %d bytes", out.bytes, ours.bytes)
 	}

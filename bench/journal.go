@@ -26,6 +26,7 @@ type JournalOptions struct {
 	ImageBytes int64         // of the volume that is read and materialised; default 1 GiB
 	Records    int           // of the journal whose opening is timed; default 1,000,000
 	Versions   int           // how often the image is rewritten; default 10
+	Quick      bool          // a few short rounds on small files: it shows that all works, and little else
 	Only       string        // a part of the names of the figures wanted; empty: all
 	Seed       uint64        // 0: drawn
 	rounds     int           // of each comparison; default 5
@@ -63,6 +64,9 @@ type Setting struct {
 func (o JournalOptions) withDefaults() JournalOptions {
 	if o.Dir == "" {
 		o.Dir = "."
+	}
+	if o.Quick {
+		o.Span, o.ImageBytes, o.Records, o.rounds, o.pool = 3*time.Second, 128<<20, 100_000, 3, 64<<20
 	}
 	if o.Span == 0 {
 		o.Span = 30 * time.Second

@@ -39,7 +39,7 @@ func (w *world) benchCommand() *cli.Command {
 				&cli.IntFlag{Name: "seconds", Value: 30, Usage: "`NUMBER` of seconds for each size of writes, and for each depth of reads"},
 				&cli.StringFlag{Name: "image", Value: "1GiB", Usage: "`SIZE` of the volume that is read and materialised; it is written ten times"},
 				&cli.StringFlag{Name: "only", Usage: "`PATTERN`: measure only figures with this in their name"},
-				&cli.BoolFlag{Name: "quick", Usage: "a small run that shows that the command works; its figures mean little"},
+				&cli.BoolFlag{Name: "quick", Usage: "a few short rounds on small files, whatever --seconds and --image say: it shows that all works, and little else"},
 				&cli.Uint64Flag{Name: "seed", Usage: "`NUMBER` that the load follows; 0: drawn and printed"},
 			}, w.benchJournal),
 		w.benchChild(),
@@ -73,13 +73,10 @@ func (w *world) benchJournal(c *cli.Context) error {
 		return err
 	}
 	o := bench.JournalOptions{
-		Dir: c.String("dir"), Span: time.Duration(c.Int("seconds")) * time.Second, ImageBytes: int64(image), Only: c.String("only"), Seed: c.Uint64("seed"),
+		Dir: c.String("dir"), Span: time.Duration(c.Int("seconds")) * time.Second, ImageBytes: int64(image), Only: c.String("only"), Seed: c.Uint64("seed"), Quick: c.Bool("quick"),
 		Child: func(ctx context.Context, dir string) *exec.Cmd {
 			return exec.CommandContext(ctx, self, "bench", "journal-child", "--dir", dir)
 		},
-	}
-	if c.Bool("quick") {
-		o.Span, o.ImageBytes, o.Records = min(o.Span, 3*time.Second), min(o.ImageBytes, 128<<20), 100_000
 	}
 	p := w.printer(c)
 	m := p.meter()

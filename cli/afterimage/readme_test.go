@@ -339,6 +339,8 @@ func TestReadmeCommandsOfDailyUseWork(t *testing.T) {
 			begin(c, "-c", "b.yml").wait(t)
 		case "bench rpo":
 			begin(c, "--for", "2s").wait(t)
+		case "bench journal":
+			begin(c, "--only", "qd1_latency_vs_raw_sealed").wait(t)
 		default:
 			begin(c).wait(t)
 		}
