@@ -27,6 +27,17 @@
 // and AppendFrame carry frames between sites (stream.go, receive.go); Verify reads
 // all segments and names what is damaged (verify.go).
 //
+// How a payload is stored is decided once, at the primary, and the bytes are the same
+// at every site: none where it is zeros or repeats what is there (rewrite.go), packed
+// where that holds up nobody (compress.go), sealed where the group has a key (seal.go).
+// Data keys live in one process; the stream carries them wrapped by a key of the
+// tenant (datakeys.go), which a KeyRing keeps (keyring.go). A site without it stores,
+// verifies, folds and relays all the same; a missing or wrong key is a *KeyError, never
+// damage. Rotation wraps the data keys anew (rewrap.go). A tenant is forgotten by
+// destroying its key: what every site and copy still holds is noise then (shred.go).
+// Sealed are the guests' bytes; extents, times, lengths, which blocks are zeros, names,
+// marks and machines' definitions are not.
+//
 // Opening (recover.go) loads how far the index has come and replays the segments
 // from the last place known durable: it costs what was written since the last
 // segment, not the history. The newest segment is synced first: what a dead process
@@ -37,7 +48,8 @@
 // Memory: records and frames under way (64 MiB), Pebble's memtable (16 MiB) and cache
 // (32 MiB), a frame's header and records. An open journal of 64 volumes holds 0.3 MiB
 // beside; per TiB of volume that grows by nothing, per million records by less than
-// 10 KiB (Pebble's list of files), per epoch by 250 bytes. The index on disk takes 17 to
+// 10 KiB (Pebble's list of files), per epoch by 250 bytes, where it is sealed by 1 KiB for its key; what is
+// written takes a MiB for the newest records of its cells. The index on disk takes 17 to
 // 30 bytes a record. What an opening after a kill reads again is what was
 // written since the last segment or two, whatever the history (slopes_test.go).
 //

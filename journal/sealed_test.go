@@ -179,6 +179,10 @@ func TestNoPlaintext(t *testing.T) {
 			put(t, w, v, int64(i)*512, bytes.Repeat(canary, size/len(canary)+1)[:size])
 		}
 		data := j.sealerKey(t)
+		m := Maintenance{Retention: Retention{Ladder: []Rung{{Every: time.Hour}}}, FoldBytes: 1, Now: time.Now().Add(48 * time.Hour)}
+		if got, err := j.Maintain(soon(t), m); err != nil || got.Runs == 0 {
+			t.Fatalf("nothing is folded: %+v, %v", got, err)
+		}
 		j.close()
 		files := 0
 		eachFile(t, o.FS, "j", func(path string, b []byte) {

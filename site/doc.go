@@ -12,8 +12,8 @@
 // The main path:
 //
 //  1. Open locks the data directory and reads the site's key; Run listens;
-//  2. group.live opens a journal and plays the role: a replica waits for frames
-//     (Site.inbound), a primary reigns;
+//  2. group.live reads the keys of a sealed group (keys.go), opens a journal and
+//     plays the role: a replica waits for frames (Site.inbound), a primary reigns;
 //  3. enthrone begins an epoch, crown opens the disks (openCaptured: images and a
 //     tracker; openJournaled: after a failover), rule blocks;
 //  4. a client's write reaches exported, the disk, journal.Writer; the replicator
