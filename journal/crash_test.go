@@ -45,6 +45,7 @@ type crasher struct {
 	checking sync.Mutex
 	ops      int
 	points   int
+	still    bool // nobody calls Maintain
 	nested   int
 	afters   int
 	every    int // check each so many operations
@@ -282,7 +283,7 @@ func (c *crasher) compareHead(j *Journal, k known, h Head) error {
 // compareMoment wants a moment that must be there, or allows one that may.
 func (c *crasher) compareMoment(j *Journal, k known, m moment) error {
 	err := c.read(j, m)
-	if !errors.Is(err, ErrNoPoint) && !errors.Is(err, ErrUnknownParent) {
+	if !gone(err) && !errors.Is(err, ErrUnknownParent) {
 		return err
 	}
 	for i := range k.must {
@@ -433,13 +434,14 @@ func (c *crasher) write(w *Writer, rng *rand.Rand) error {
 	}
 	op.Data = bytes.Clone(ev.Data)
 	c.mu.Lock()
+	at := c.now.Now() // others let the clock go on
 	p, err := w.Record(context.Background(), ev)
 	if err != nil {
 		c.mu.Unlock()
 		return err
 	}
 	c.state = c.state.Then(op)
-	c.moments = append(c.moments, moment{at: Position{w.epoch.ID, p.(pendingRecord).seq}, state: c.state, time: c.now.Now()})
+	c.moments = append(c.moments, moment{at: Position{w.epoch.ID, p.(pendingRecord).seq}, state: c.state, time: at})
 	mine := len(c.moments)
 	c.mu.Unlock()
 	if err := p.Wait(context.Background()); err != nil {
@@ -473,7 +475,7 @@ func (c *crasher) pin(j *running, w *Writer, site bool) error {
 		return nil // before the volumes were synced
 	}
 	_, err := j.Pin(soon(c.t), fmt.Sprint(m.at), Point{Position: m.at}, false)
-	if errors.Is(err, ErrNoPoint) {
+	if gone(err) {
 		return nil // thinned in time
 	}
 	if err == nil {
@@ -486,6 +488,9 @@ func (c *crasher) pin(j *running, w *Writer, site bool) error {
 
 // maintainOnce thins, unless somebody does.
 func (c *crasher) maintainOnce(j *running, ladder int) error {
+	if c.still {
+		return nil
+	}
 	r := ladders[ladder]
 	if len(r.Ladder) > 0 {
 		c.mu.Lock()

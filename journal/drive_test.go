@@ -23,16 +23,17 @@ type driver struct {
 	every int   // Maintain is called after each so many operations as well; 0: only when one says so
 	vols  []cbt.Volume
 
-	j       *running
-	w       *Writer
-	flight  []underWay
-	moments []moment           // records whose state is known, in order
-	maybe   []moment           // what was under way when the journal failed
-	own     bool               // operations may be refused: the states are the driver's own
-	state   *journaltest.State // of own
-	pins    map[string]moment  // by name
-	held    []heldView
-	horizon time.Time // points before it may be gone, but for pins and views
+	j        *running
+	w        *Writer
+	flight   []underWay
+	moments  []moment           // records whose state is known, in order
+	maybe    []moment           // what was under way when the journal failed
+	own      bool               // operations may be refused: the states are the driver's own
+	state    *journaltest.State // of own
+	unsynced bool               // there are no points now
+	pins     map[string]moment  // by name
+	held     []heldView
+	horizon  time.Time // points before it may be gone, but for pins and views
 }
 
 // underWay is a record that has its seq and no answer.
@@ -63,7 +64,9 @@ func newDriver(t testing.TB, o Options, sizes []int64) (*driver, error) {
 	for i, n := range sizes {
 		d.vols = append(d.vols, volume(fmt.Sprintf("v%d", i), n))
 	}
-	d.j = start(t, "j", d.o)
+	if err := d.open(); err != nil {
+		return nil, err
+	}
 	return d, d.begin(Position{}, journaltest.Empty(sizes...))
 }
 
@@ -73,7 +76,7 @@ func (d *driver) begin(parent Position, s *journaltest.State) error {
 	if err != nil {
 		return err
 	}
-	d.w = w
+	d.w, d.state, d.unsynced = w, s, true
 	for i, v := range d.vols {
 		v.Size = s.Sizes()[i]
 		if err := w.AddVolume(soon(d.t), v); err != nil {
@@ -85,8 +88,8 @@ func (d *driver) begin(parent Position, s *journaltest.State) error {
 			return err
 		}
 	}
-	err = d.land()
-	if err == nil {
+	if err = d.land(); err == nil {
+		d.unsynced = false
 		d.note(s)
 	}
 	return err
@@ -95,7 +98,7 @@ func (d *driver) begin(parent Position, s *journaltest.State) error {
 // note makes the head, which is settled, a moment of state s.
 func (d *driver) note(s *journaltest.State) {
 	d.state = s
-	d.moments = append(d.moments, moment{at: d.j.Head().Position, state: s, time: d.now.Now()})
+	d.moments = append(d.moments, moment{at: d.j.Head().Position, state: s, time: d.now.Now(), outside: d.unsynced})
 }
 
 func (d *driver) resize(v cbt.Volume, op journaltest.Op) error {
@@ -126,11 +129,13 @@ func (d *driver) settle() error {
 	d.flight = d.flight[1:]
 	err := u.Wait(soon(d.t))
 	switch {
+	case errors.Is(err, ErrFull):
+		d.unsynced = true
 	case u.op == nil:
 	case err == nil:
 		d.state = d.after(*u.op)
-		d.moments = append(d.moments, moment{at: u.at, state: d.state, time: d.now.Now()})
-	case !errors.Is(err, ErrFull):
+		d.moments = append(d.moments, moment{at: u.at, state: d.state, time: d.now.Now(), outside: d.unsynced})
+	default:
 		d.state = d.after(*u.op)
 		d.maybe = append(d.maybe, moment{at: u.at, state: d.state, time: d.now.Now()})
 	}
@@ -212,6 +217,9 @@ func (d *driver) do(op journaltest.Op) error {
 func (d *driver) mark(op journaltest.Op) error {
 	site := op.Kind == journaltest.Pin && len(d.pins)%2 == 0 // a pin of this site; else one of the group's
 	p, err := d.w.Mark(soon(d.t), Mark{Name: op.Name, Pin: op.Kind == journaltest.Pin && !site})
+	if d.own && errors.Is(err, ErrNoPoint) {
+		return nil
+	}
 	if err == nil && site {
 		_, err = d.j.Pin(soon(d.t), op.Name, p, false)
 	}
@@ -233,11 +241,24 @@ func (d *driver) reopen() error {
 		errs = append(errs, h.Close())
 	}
 	d.held = nil
-	d.j.stop()
-	if err := errors.Join(append(errs, <-d.j.done, d.j.Close())...); err != nil {
+	j := d.j
+	d.j, d.w = nil, nil
+	if err := errors.Join(append(errs, j.end())...); err != nil {
 		return err
 	}
-	d.j = start(d.t, "j", d.o)
+	return d.open()
+}
+
+// open opens the journal and lets it run.
+func (d *driver) open() error {
+	j, err := Open("j", d.o)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{Journal: j, t: d.t, stop: stop, done: make(chan error, 1)}
+	go func() { r.done <- j.Run(ctx) }()
+	d.j = r
 	return nil
 }
 
@@ -265,8 +286,8 @@ func (d *driver) maintain(ladder int) error {
 
 // must says that m has to be a point: it is young enough, pinned, or looked at.
 func (d *driver) must(m moment) bool {
-	if !m.time.Before(d.horizon) {
-		return true
+	if m.outside || !m.time.Before(d.horizon) {
+		return !m.outside
 	}
 	for _, p := range d.pins {
 		if p.at == m.at {
@@ -283,9 +304,9 @@ func (d *driver) must(m moment) bool {
 
 // check holds the journal to a moment; gone says that it is no point any more,
 // which must is asked about.
-func (d *driver) check(j *Journal, m moment) (gone bool, err error) {
+func (d *driver) check(j *Journal, m moment) (isGone bool, err error) {
 	v, err := j.View(soon(d.t), Point{Position: m.at})
-	if errors.Is(err, ErrNoPoint) && !d.must(m) {
+	if gone(err) && !d.must(m) {
 		return true, nil
 	}
 	if err != nil {
@@ -293,6 +314,9 @@ func (d *driver) check(j *Journal, m moment) (gone bool, err error) {
 	}
 	return false, errors.Join(d.compare(v, m), v.Close())
 }
+
+// gone reports that there is no such point, or not any more.
+func gone(err error) bool { return errors.Is(err, ErrNoPoint) || errors.Is(err, ErrReclaimed) }
 
 // compare holds a view to a state: sizes, bytes, and what is said to be zero.
 func (d *driver) compare(v *View, m moment) error {

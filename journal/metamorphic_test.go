@@ -80,11 +80,11 @@ func followScript(t *testing.T, c configuration, shape journaltest.Shape, ops []
 	}
 	kept := 0
 	for _, m := range d.moments {
-		gone, err := d.check(d.j.Journal, m)
+		isGone, err := d.check(d.j.Journal, m)
 		if err != nil {
 			return err
 		}
-		if !gone {
+		if !isGone {
 			kept++
 		}
 	}

@@ -86,7 +86,11 @@ func (j *Journal) pinReferences() ([]Reference, error) {
 			out = append(out, Reference{Kind: ReferencePin, Name: p.Name, At: p.At})
 		}
 	}
-	err = j.eachHappening(KindMark, j.Lineage(), func(i Interval, s Seq, h happening) error {
+	var all Lineage // marks on branches that were left keep their points too
+	for _, b := range j.Branches() {
+		all = append(all, Interval{b.ID, b.Number, b.First(), b.Last.Seq})
+	}
+	err = j.eachHappening(KindMark, all, func(i Interval, s Seq, h happening) error {
 		var m Mark
 		if err := decodeBody(h.Body, &m); err != nil {
 			return fmt.Errorf("read catalogue: mark record %d: %w", s, err)

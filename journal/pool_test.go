@@ -40,6 +40,7 @@ func TestCrashAnywhereRecycling(t *testing.T) {
 	points, recycled := 0, 0
 	for points < want {
 		c := newCrasher(t, rng)
+		c.still = true // what is recycled is laid there by us
 		c.w.onWrite(c.crash)
 		o := &c.o
 		o.PoolBytes = -1

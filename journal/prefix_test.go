@@ -64,11 +64,11 @@ func TestEveryPrefix(t *testing.T) {
 // checkAll holds the journal to every moment, none of which may be gone.
 func (d *driver) checkAll() error {
 	for _, m := range d.moments {
-		gone, err := d.check(d.j.Journal, m)
+		isGone, err := d.check(d.j.Journal, m)
 		if err != nil {
 			return err
 		}
-		if gone {
+		if isGone {
 			return fmt.Errorf("record %s is no point any more", m.at)
 		}
 	}

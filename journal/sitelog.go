@@ -218,7 +218,11 @@ func (l *siteLog) remember(key string, v any) error {
 	if len(b) > maxSiteEntry {
 		return fmt.Errorf("remember %s: value of %d bytes is too large", key, len(raw))
 	}
+	if err := l.wipeLocked(); err != nil {
+		return fmt.Errorf("remember %s: %w", key, err)
+	}
 	if _, err := l.file.WriteAt(b, l.end); err != nil {
+		l.torn = true
 		return fmt.Errorf("remember %s: %w", key, err)
 	}
 	if err := l.file.Sync(); err != nil {
@@ -230,6 +234,30 @@ func (l *siteLog) remember(key string, v any) error {
 	if l.end > siteLogRewrite && l.end > 4*l.size {
 		return l.rewriteLocked()
 	}
+	return nil
+}
+
+// wipeLocked puts zeros over what a write that failed has left behind the end, lest
+// a shorter entry is followed by the rest of a longer one, which nobody could tell
+// from damage.
+func (l *siteLog) wipeLocked() error {
+	if !l.torn {
+		return nil
+	}
+	st, err := l.file.Stat()
+	if err != nil {
+		return err
+	}
+	if n := st.Size() - l.end; n > 0 {
+		if _, err := l.file.WriteAt(make([]byte, n), l.end); err != nil {
+			return err
+		}
+		if err := l.file.Sync(); err != nil {
+			l.endLocked(err)
+			return l.err
+		}
+	}
+	l.torn = false
 	return nil
 }
 
@@ -269,7 +297,7 @@ func (l *siteLog) rewriteLocked() error {
 	}
 	_ = l.file.Close() // the old file is gone from the directory
 	l.file = f
-	l.last, l.end, l.size = chain, int64(len(out)), int64(len(out))
+	l.last, l.end, l.size, l.torn = chain, int64(len(out)), int64(len(out)), false
 	return nil
 }
 
