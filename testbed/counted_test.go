@@ -31,7 +31,9 @@ func countedIn(src []byte) (map[string]int, error) {
 			name, err = strconv.Unquote(l.Value)
 		}
 		if l, ok := call.Args[3].(*ast.BasicLit); ok && err == nil {
-			least, err = strconv.Atoi(l.Value)
+			var n int64
+			n, err = strconv.ParseInt(l.Value, 0, 0) // as Go reads it
+			least = int(n)
 		}
 		out[name] += least
 		return true
