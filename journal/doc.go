@@ -24,8 +24,9 @@
 //
 // The way of a read: Resolve finds a point (points.go, at.go), View follows its
 // lineage (lineage.go) and looks blocks up (asof.go), verifying every cell. Stream
-// and AppendFrame carry frames between sites (stream.go, receive.go); Verify reads
-// all segments and names what is damaged (verify.go).
+// and AppendFrame carry frames between sites (stream.go, receive.go). Scrub reads
+// everything and names what is damaged (verify.go); the points that it spoils say so
+// (invalid.go), until Repair brings the bytes back from a peer (repair.go).
 //
 // How a payload is stored is decided once, at the primary, and the bytes are the same
 // at every site: none where it is zeros or repeats what is there (rewrite.go), packed
@@ -43,7 +44,12 @@
 // segment, not the history. The newest segment is synced first: what a dead process
 // left in the page cache counts as durable only then. An invalid frame ends the log
 // unless a later segment, or a later frame of a reign of this site, proves that more
-// had been durable. Capture then goes on in a new epoch.
+// had been durable, or whole received frames stand further behind than such are ever
+// unsynced. That is a torn tail: cut off, and logged. What is a loss does not open: the
+// end lost (ErrTailLost), a file or the site log older than what the index or the clean
+// close remembers (ErrRolledBack), a segment missing before others (ErrMissingSegment).
+// Options.AcceptLoss opens those on a person's word (salvage.go). Files of another
+// group never open (ErrWrongJournal). Capture then goes on in a new epoch.
 //
 // Memory: records and frames under way (64 MiB), Pebble's memtable (16 MiB) and cache
 // (32 MiB), a frame's header and records. An open journal of 64 volumes holds 0.3 MiB

@@ -98,11 +98,17 @@ func (j *Journal) Repair(ctx context.Context, fetch Fetch) (Repaired, error) {
 	var out Repaired
 	done := make(map[string]bool)
 	for _, d := range j.Damages() {
-		n, ok := parseSegmentName(d.File)
-		if !ok || done[d.File] {
+		if done[d.File] {
 			continue
 		}
 		done[d.File] = true
+		n, ok := parseSegmentName(d.File)
+		if !ok {
+			if out.Refused == nil {
+				out.Refused = fmt.Errorf("repair %s: every site folds by itself, so no peer has the same file", d.File)
+			}
+			continue
+		}
 		frames, size, err := j.repairSegment(ctx, n, fetch)
 		if cerr := ctx.Err(); cerr != nil {
 			return out, cerr

@@ -22,6 +22,11 @@ func (v *verifier) runs(ctx context.Context, p *folds) error {
 		switch {
 		case errors.As(err, &d):
 			d.Hop = "verify"
+			if there, err := exists(v.j.o.FS, v.j.runs.path(m.Run)); err != nil {
+				return err
+			} else if !there { // else what a read needs of it is judged by the read
+				d.file, d.ranges = runID(m.Run), []fileRange{{runID(m.Run), 0, wholeFile}}
+			}
 			v.found = append(v.found, *d)
 		case errors.Is(err, os.ErrNotExist) && v.j.history() != p:
 			// merged since
