@@ -3,15 +3,18 @@
 // It promises that a write is answered only when its record survives the death of
 // the process (SyncProcess) or of the machine (SyncPower); that what survives a
 // crash is a prefix of the recorded order; that every point it lists restores to
-// what was written; that a damaged byte is found before use and named; and that
-// records leave for a peer only once they survive the loss of power. It does not
-// order what its callers issue at the same time, and it does not thin its history.
+// what was written; that a damaged byte is found before use and named; that
+// records leave for a peer only once they survive the loss of power; and that thinning
+// never takes a point that is kept or in use. It does not order what its callers
+// issue at the same time.
 //
-// Two logs hold the truth, Pebble an index that can be rebuilt from them:
+// Two logs and the runs hold the truth, Pebble an index that can be rebuilt from them:
 //
 //	segments/ frames of the stream, the same bytes at every site   format.go, segment.go
+//	runs/     folded history: what its kept points see             run.go, fold.go
 //	site.log  what this site alone knows                           sitelog.go
 //	index/    where blocks lie; epochs, marks, gaps, samples       index.go, catalog.go
+//	pool/     segment files to be used again                       pool.go
 //
 // The way of a write:
 //
@@ -38,6 +41,11 @@
 // destroying its key: what every site and copy still holds is noise then (shred.go).
 // Sealed are the guests' bytes; extents, times, lengths, which blocks are zeros, names,
 // marks and machines' definitions are not.
+//
+// The way of what is old: Maintain (maintain.go) lets Choose (retention.go) say which
+// points stay, folds whole segments into a run with what those see (fold.go, run.go),
+// makes it durable and lists it in the site log (manifest.go), swaps the index over
+// (swap.go), and gives the segments back. What was begun is finished or taken back.
 //
 // Opening (recover.go) loads how far the index has come and replays the segments
 // from the last place known durable: it costs what was written since the last
