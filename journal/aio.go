@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,30 +19,31 @@ import (
 // ten times the latency.
 //
 //	read alone ── none beside it of late ──► pread on the caller's goroutine
-//	     └─ else, or several at once ──────► queue ─► drive: io_submit ─► io_getevents ─► wake
+//	     └─ else, or several at once ──────► io_submit by the caller; what finds no slot
+//	                                         waits in queue
+//	collect: io_getevents ─► io_submit of what waited ─► wake the readers
 //
 // Of late matters: a pread holds its processor, so those who would read beside it do
 // not come to ask, and each of them would find itself alone in its turn.
 //
-// drive is one goroutine that lives while requests are queued or under way; at most
-// depth of them are with the kernel, the rest wait. Where the kernel has no
-// asynchronous I/O to give, every read is a pread.
+// collect is one goroutine that lives while reads are with the kernel, which are at
+// most depth. Where the kernel has no asynchronous I/O to give, every read is a pread.
 //
 // A buffer belongs to the kernel until its read is done: read never returns before.
 type deepReader struct {
-	depth  int          // reads that the kernel holds at once
+	depth int // reads that the kernel holds at once
+
 	inside atomic.Int32 // callers of read
 	deeper atomic.Int32 // single reads to come that queue all the same
 
-	mu      sync.Mutex // guards all below
-	context uintptr    // of io_setup; 0: not yet, or refused
-	refused bool
-	queue   []*diskRead
-	driving bool
-	shut    bool
-
-	flying []*diskRead // by slot; owned by drive
-	free   []int       // slots; owned by drive
+	mu         sync.Mutex // guards all below
+	context    uintptr    // of io_setup; 0: not yet, or refused
+	refused    bool
+	shut       bool
+	collecting bool
+	queue      []*diskRead
+	flying     []*diskRead // by slot
+	free       []int       // slots
 }
 
 // Reads that the kernel holds at once, for all views of a journal together.
@@ -62,6 +64,7 @@ type diskRead struct {
 	got  int
 	err  error
 	wait *readGroup
+	slot int
 }
 
 func (r *diskRead) plain() { r.got, r.err = unix.Pread(r.fd, r.buf, r.off) }
@@ -102,11 +105,13 @@ func (d *deepReader) read(rs []*diskRead) {
 		r.wait = g
 	}
 	d.queue = append(d.queue, rs...)
-	if !d.driving {
-		d.driving = true
-		go d.drive()
+	h := d.handLocked()
+	if !d.collecting {
+		d.collecting = true
+		go d.collect()
 	}
 	d.mu.Unlock()
+	d.submit(h)
 	<-g.wake
 	readGroups.Put(g)
 }
@@ -132,7 +137,7 @@ func (d *deepReader) openLocked() bool {
 func (d *deepReader) close() {
 	d.mu.Lock()
 	d.shut = true
-	if !d.driving {
+	if !d.collecting {
 		d.destroyLocked()
 	}
 	d.mu.Unlock()
@@ -162,36 +167,86 @@ type ioEvent struct {
 	res, res2 int64
 }
 
-// submission is what drive hands over at once.
-type submission struct {
+// handful is what is handed to the kernel at once.
+type handful struct {
+	n     int
 	cbs   [deepReads]iocb
 	ptrs  [deepReads]*iocb
-	slots [deepReads]int
+	reads [deepReads]*diskRead
 }
 
-// drive submits what is queued and collects what is done, until there is neither.
-// Before it blocks it lets those run whom it woke: their next reads go along.
-func (d *deepReader) drive() {
-	var s submission
-	var events [deepReads]ioEvent
-	for d.submit(&s) {
-		under := d.depth - len(d.free)
-		if under == 0 {
-			continue
+var handfuls = sync.Pool{New: func() any { return new(handful) }}
+
+// handLocked gives slots to what is queued; nil if there is nothing to submit.
+func (d *deepReader) handLocked() *handful {
+	n := min(len(d.queue), len(d.free))
+	if n == 0 {
+		return nil
+	}
+	h := handfuls.Get().(*handful)
+	h.n = n
+	for i, r := range d.queue[:n] {
+		slot := d.free[len(d.free)-1-i]
+		r.slot, d.flying[slot], h.reads[i] = slot, r, r
+		h.cbs[i] = iocb{data: uint64(slot), fd: uint32(r.fd), buf: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(r.buf)))), bytes: uint64(len(r.buf)), offset: r.off}
+		h.ptrs[i] = &h.cbs[i]
+	}
+	d.free = d.free[:len(d.free)-n]
+	d.queue = append(d.queue[:0], d.queue[n:]...)
+	return h
+}
+
+// submit hands h to the kernel. What it refuses is read in the plain way.
+func (d *deepReader) submit(h *handful) {
+	if h == nil {
+		return
+	}
+	for i := 0; i < h.n; {
+		got, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, d.context, uintptr(h.n-i), uintptr(unsafe.Pointer(&h.ptrs[i])))
+		switch errno {
+		case 0:
+			i += int(got)
+		case syscall.EINTR:
+		default:
+			h.reads[i].plain()
+			d.mu.Lock()
+			d.doneLocked(h.reads[i])
+			d.mu.Unlock()
+			i++
 		}
-		n, errno := d.collect(events[:], 0)
+	}
+	clear(h.reads[:h.n])
+	handfuls.Put(h)
+}
+
+// doneLocked frees r's slot and wakes its reader if it was the last of its group.
+func (d *deepReader) doneLocked(r *diskRead) {
+	d.flying[r.slot] = nil
+	d.free = append(d.free, r.slot)
+	if g := r.wait; g.left.Add(-1) == 0 {
+		g.wake <- struct{}{}
+	}
+}
+
+// collectPatience bounds how long collect waits for a completion that does not come,
+// because what it waited for was refused after all.
+const collectPatience = 50 * time.Millisecond
+
+// collect takes completions until nothing is with the kernel or queued. After it has
+// woken readers it lets them run before it blocks, and holds their processor.
+func (d *deepReader) collect() {
+	var events [deepReads]ioEvent
+	for {
+		n, errno := d.events(events[:], 0)
 		if n == 0 && errno == 0 {
-			runtime.Gosched()
-			if under < d.depth && d.waiting() {
-				continue
-			}
-			n, errno = d.collect(events[:], 1)
+			n, errno = d.events(events[:], collectPatience)
 		}
 		if errno != 0 && errno != syscall.EINTR {
 			// The context is ours and the arguments are right. The memory that the kernel
 			// may still write to must not be given back.
 			panic(fmt.Sprintf("journal: io_getevents: %v", errno))
 		}
+		d.mu.Lock()
 		for _, e := range events[:n] {
 			r := d.flying[e.data]
 			if e.res < 0 {
@@ -199,77 +254,35 @@ func (d *deepReader) drive() {
 			} else {
 				r.got = int(e.res)
 			}
-			d.done(int(e.data))
+			d.doneLocked(r)
 		}
+		h := d.handLocked()
+		if h == nil && len(d.free) == d.depth {
+			d.collecting = false
+			if d.shut {
+				d.destroyLocked()
+			}
+			d.mu.Unlock()
+			return
+		}
+		d.mu.Unlock()
+		d.submit(h)
 		if n > 0 {
 			runtime.Gosched()
 		}
 	}
 }
 
-func (d *deepReader) waiting() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.queue) > 0
-}
-
-// submit hands queued reads to the kernel; false, once none is queued or under way,
-// ends the driving.
-func (d *deepReader) submit(s *submission) bool {
-	d.mu.Lock()
-	n := min(len(d.queue), len(d.free))
-	if n == 0 && len(d.free) == d.depth {
-		d.driving = false
-		if d.shut {
-			d.destroyLocked()
-		}
-		d.mu.Unlock()
-		return false
+// events takes what is done, waiting for the first if patience is not 0.
+func (d *deepReader) events(events []ioEvent, patience time.Duration) (int, syscall.Errno) {
+	timeout := unix.NsecToTimespec(int64(patience))
+	least := uintptr(0)
+	if patience > 0 {
+		least = 1
 	}
-	for i, r := range d.queue[:n] {
-		slot := d.free[len(d.free)-1-i]
-		d.flying[slot], s.slots[i] = r, slot
-		s.cbs[i] = iocb{data: uint64(slot), fd: uint32(r.fd), buf: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(r.buf)))), bytes: uint64(len(r.buf)), offset: r.off}
-		s.ptrs[i] = &s.cbs[i]
-	}
-	d.free = d.free[:len(d.free)-n]
-	d.queue = append(d.queue[:0], d.queue[n:]...)
-	d.mu.Unlock()
-	for i := 0; i < n; {
-		got, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, d.context, uintptr(n-i), uintptr(unsafe.Pointer(&s.ptrs[i])))
-		switch errno {
-		case 0:
-			i += int(got)
-		case syscall.EINTR:
-		default: // the first of them is refused: it is read in the plain way
-			r := d.flying[s.slots[i]]
-			r.plain()
-			d.done(s.slots[i])
-			i++
-		}
-	}
-	return true
-}
-
-func (d *deepReader) collect(events []ioEvent, least int) (int, syscall.Errno) {
-	var none unix.Timespec
-	timeout := unsafe.Pointer(&none)
-	if least > 0 {
-		timeout = nil
-	}
-	n, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, d.context, uintptr(least), uintptr(len(events)), uintptr(unsafe.Pointer(&events[0])), uintptr(timeout), 0)
+	n, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, d.context, least, uintptr(len(events)), uintptr(unsafe.Pointer(&events[0])), uintptr(unsafe.Pointer(&timeout)), 0)
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), 0
-}
-
-// done frees a slot and wakes its reader if it was the last of its group.
-func (d *deepReader) done(slot int) {
-	r := d.flying[slot]
-	d.flying[slot] = nil
-	d.free = append(d.free, slot)
-	if g := r.wait; g.left.Add(-1) == 0 {
-		g.wake <- struct{}{}
-	}
 }

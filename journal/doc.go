@@ -26,7 +26,16 @@
 //  4. finishLoop computes the chain and indexes the frame, behind the replies.
 //
 // The way of a read: Resolve finds a point (points.go, at.go), View follows its
-// lineage (lineage.go) and looks blocks up (asof.go), verifying every cell. Stream
+// lineage (lineage.go); then, chunk by chunk (asof.go),
+//
+//  1. resolve.go asks the index what the sectors are made of, once a chunk where reads
+//     come back to it (cache.go): levels and forks bound the cost, never versions;
+//  2. fetch.go joins what lies together, fileread.go and aio.go read it past the page
+//     cache, all at once;
+//  3. every cell is verified, opened and unpacked (payload.go) before a byte is handed
+//     on.
+//
+// Materialize does the same for a whole image in the order of the files. Stream
 // and AppendFrame carry frames between sites (stream.go, receive.go). Scrub reads
 // everything and names what is damaged (verify.go); the points that it spoils say so
 // (invalid.go), until Repair brings the bytes back from a peer (repair.go).
@@ -60,7 +69,9 @@
 // group never open (ErrWrongJournal). Capture then goes on in a new epoch.
 //
 // Memory: records and frames under way (64 MiB), Pebble's memtable (16 MiB) and cache
-// (32 MiB), a frame's header and records. An open journal of 64 volumes holds 0.3 MiB
+// (32 MiB), resolved chunks of all views (32 MiB), 8 KiB a view, 1 MiB a read under
+// way and at most 24 MiB to gather it from, 192 MiB at most an image that is
+// materialised, a frame's header and records. An open journal of 64 volumes holds 0.3 MiB
 // beside; per TiB of volume that grows by nothing, per million records by less than
 // 10 KiB (Pebble's list of files), per epoch by 250 bytes, where it is sealed by 1 KiB for its key; what is
 // written takes a MiB for the newest records of its cells. The index on disk takes 17 to

@@ -49,8 +49,15 @@ const (
 
 var fetches = sync.Pool{New: func() any { return new(fetch) }}
 
-// free forgets all parts and keeps the memory for the next fetch.
+// free gives f back for the next fetch.
 func (f *fetch) free() {
+	f.forget()
+	f.bulk = false
+	fetches.Put(f)
+}
+
+// forget drops all parts and keeps the memory they were listed in.
+func (f *fetch) forget() {
 	for i := range f.reads {
 		f.reads[i].mem.free()
 	}
@@ -58,8 +65,7 @@ func (f *fetch) free() {
 	clear(f.reads)
 	clear(f.deep)
 	f.unpacked = part{}
-	f.parts, f.reads, f.first, f.deep, f.bulk = f.parts[:0], f.reads[:0], f.first[:0], f.deep[:0], false
-	fetches.Put(f)
+	f.parts, f.reads, f.first, f.deep = f.parts[:0], f.reads[:0], f.first[:0], f.deep[:0]
 }
 
 // add asks for dst, which begins at volume offset off, out of version v.
@@ -104,12 +110,13 @@ func (f *fetch) plan(gap int64) {
 		p := &f.parts[i]
 		from, end := p.at&^(pageBytes-1), p.at+p.n
 		direct := p.at == from && p.whole() && pageAligned(p.dst)
-		n := i + 1
+		n, useful := i+1, p.n
 		for ; n < len(f.parts); n++ {
 			q := &f.parts[n]
-			if q.file != p.file || q.at > end+gap || q.at+q.n > from+maxJoined {
+			if q.file != p.file || q.at > end+min(gap, max(useful, nearGap)) || q.at+q.n > from+maxJoined {
 				break
 			}
+			useful += q.n
 			direct = direct && q.at == end && q.whole() && p.reaches(q, end-from)
 			end = max(end, q.at+q.n)
 		}

@@ -20,6 +20,9 @@ const (
 	// windowsAhead is how many windows are under way: while one is written out, the
 	// disk is never without reads of another.
 	windowsAhead = 3
+	// partsAtOnce is how many parts of versions are collected before they are read: a
+	// window of single sectors from everywhere is read in several rounds.
+	partsAtOnce = 1024
 	// eachAtOnce is how many pieces of a window are handed over at the same time.
 	eachAtOnce = 4
 )
@@ -31,7 +34,8 @@ const (
 //
 // It is the way to copy a whole image: where single reads follow the volume, this
 // follows the files. Memory: windowsAhead windows, and as much again for reads that
-// join several versions; 96 MiB, whatever the volume's size.
+// join several versions: 96 MiB, and of single sectors from everywhere at most twice
+// that, whatever the volume's size.
 func (v *View) Materialize(ctx context.Context, vol cbt.VolumeID, each func(e cbt.Extent, p []byte) error) error {
 	b, ok := v.volumes[vol]
 	if !ok {
@@ -130,6 +134,13 @@ func (a *asOf) readWindow(ctx context.Context, v volumeBody, e cbt.Extent, piece
 			}
 			return nil
 		})
+		if len(f.parts) < partsAtOnce {
+			continue
+		}
+		if err := f.run(a, v, wideGap); err != nil {
+			return err
+		}
+		f.forget()
 	}
 	return f.run(a, v, wideGap)
 }

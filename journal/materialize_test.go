@@ -114,6 +114,31 @@ func TestMaterializeSparse(t *testing.T) {
 	}
 }
 
+// A window that is made of thousands of single sectors is read in rounds, none lost.
+func TestMaterializeSectors(t *testing.T) {
+	j := start(t, "j", Options{FS: vfs.NewMem(), Create: newIdentity()})
+	defer j.close()
+	v := volume("a", 2*PieceBytes)
+	w := beginWith(t, j.Journal, v)
+	rng := newSeed(t)
+	want := make([]byte, v.Size)
+	var last cbt.Pending
+	for _, s := range rng.Perm(int(v.Size / cbt.SectorBytes)) {
+		data, off := noise(rng, cbt.SectorBytes), int64(s)*cbt.SectorBytes
+		copy(want[off:], data)
+		var err error
+		if last, err = w.Record(soon(t), cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: cbt.Extent{Offset: off, Length: cbt.SectorBytes}, Data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := last.Wait(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	if c := materialize(t, j.Journal, Position{w.Epoch().ID, last.(pendingRecord).seq}, v); !bytes.Equal(c.image, want) {
+		t.Error("the image is another one")
+	}
+}
+
 // A damaged cell ends it by name, and an error of the receiver as it is.
 func TestMaterializeNamesDamage(t *testing.T) {
 	mem := vfs.NewMem()
