@@ -491,15 +491,15 @@ func (c *crasher) maintainOnce(j *running, ladder int) error {
 	if c.still {
 		return nil
 	}
-	r := ladders[ladder]
+	r, now := ladders[ladder], c.now.Now() // others let the clock go on
 	if len(r.Ladder) > 0 {
 		c.mu.Lock()
-		if h := c.now.Now().Add(-r.Ladder[0].For); h.After(c.horizon) {
+		if h := now.Add(-r.Ladder[0].For); h.After(c.horizon) {
 			c.horizon = h
 		}
 		c.mu.Unlock()
 	}
-	_, err := j.Maintain(soon(c.t), Maintenance{Retention: r, FoldBytes: 1})
+	_, err := j.Maintain(soon(c.t), Maintenance{Retention: r, FoldBytes: 1, Now: now})
 	if errors.Is(err, ErrBusy) {
 		return nil
 	}
