@@ -251,6 +251,8 @@ func (j *Journal) open() error {
 	if err := j.loadRewrapped(); err != nil {
 		return err
 	}
+	// A site log that cannot be written ends the journal: what it said is not known.
+	j.site.dead = func(err error) { _ = j.fail(err) }
 	if err := j.openIndex(); err != nil {
 		return err
 	}

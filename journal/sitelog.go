@@ -32,8 +32,9 @@ type siteLog struct {
 	live map[string]json.RawMessage
 	size int64 // bytes that the live values would take
 	last Chain
-	torn bool   // half an entry stood at the end
-	n    uint64 // entries ever written; a rewrite goes on from it
+	dead func(error) // told, on a goroutine of its own, when err is set
+	torn bool        // half an entry stood at the end
+	n    uint64      // entries ever written; a rewrite goes on from it
 }
 
 type siteEntry struct {
@@ -305,6 +306,9 @@ func (l *siteLog) rewriteLocked() error {
 func (l *siteLog) endLocked(cause error) {
 	_ = l.file.Close() // it is given up
 	l.file, l.err = nil, fmt.Errorf("%w: %w", ErrFailed, cause)
+	if l.dead != nil {
+		go l.dead(fmt.Errorf("write site log: %w", cause))
+	}
 }
 
 // recall reads the newest value of key into v and reports whether there is one.
