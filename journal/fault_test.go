@@ -29,6 +29,13 @@ var planted = []struct {
 	{"missing directory fsync", faults{skipDirSync: true}, segmentNamesAreDurable},
 	{"nonce from a counter reset at open", faults{resetNonces: true}, noncesAreUnique},
 	{"torn tail taken for end in mid-file", faults{tornMidFile: true}, midFileIsNoTail},
+	{"trim past a pin", faults{trimPastPin: true}, pinIsKept},
+	{"fold drops a version that an open view needs", faults{dropViewed: true}, viewIsKept},
+	{"run newer than its point", faults{runPastPoint: true}, runHoldsPoints},
+	{"chain not checked across a reclaimed segment", faults{skipReclaimedChain: true}, chainGoesOn},
+	{"index rebuilt without its lineage", faults{rebuildWithoutLineage: true}, rebuildKnowsEpochs},
+	{"quota counted before fsync", faults{quotaEarly: true}, quotaCountsWhatIsThere},
+	{"sector mask ignored", faults{ignoreSectors: true}, sectorsAreApart},
 }
 
 func TestPlantedFaults(t *testing.T) {
@@ -44,7 +51,7 @@ func TestPlantedFaults(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
-	scale.Counted(t, "journal-planted-faults", len(planted), 8)
+	scale.Counted(t, "journal-planted-faults", len(planted), 15)
 }
 
 // Promise 1: a reply comes after the record is written (process) and synced (power).

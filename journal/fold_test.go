@@ -31,11 +31,16 @@ type folding struct {
 }
 
 func newFolding(t *testing.T, fs vfs.FS, r Retention) *folding {
+	return newFoldingOf(t, fs, r, faults{}, 3<<20, 1<<20+512)
+}
+
+// newFoldingOf has two volumes of the sizes a and b.
+func newFoldingOf(t *testing.T, fs vfs.FS, r Retention, plant faults, a, b int64) *folding {
 	f := &folding{t: t, rng: newSeed(t), clock: &clock{now: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}, r: r,
 		times: make(map[Seq]time.Time), epoch: make(map[Seq]EpochID)}
-	f.vols = []cbt.Volume{volume("a", 3<<20), volume("b", 1<<20+512)}
+	f.vols = []cbt.Volume{volume("a", a), volume("b", b)}
 	f.model.sizes = map[cbt.VolumeID]int64{f.vols[0].ID: f.vols[0].Size, f.vols[1].ID: f.vols[1].Size}
-	f.o = Options{FS: fs, Create: newIdentity(), SegmentBytes: 128 << 10, Now: f.clock.Now}
+	f.o = Options{FS: fs, Create: newIdentity(), SegmentBytes: 128 << 10, Now: f.clock.Now, faults: plant}
 	f.open()
 	return f
 }
@@ -195,7 +200,7 @@ func (f *folding) reopen(withoutIndex bool) {
 // merged and however often the journal and its index are opened anew.
 func TestFoldKeepsImages(t *testing.T) {
 	r := Retention{Ladder: []Rung{{0, 2 * time.Minute}, {20 * time.Second, 20 * time.Minute}, {2 * time.Minute, time.Hour}}}
-	f := newFolding(t, vfs.NewMem(), r)
+	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, 768<<10, 256<<10+512)
 	var total Maintained
 	for round := range 14 {
 		f.write(40, 3*time.Second)
