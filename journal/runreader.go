@@ -43,10 +43,14 @@ func (j *Journal) openRunFile(n uint64, size int64) (*run, error) {
 	if err != nil {
 		return nil, r.damage(size-pageBytes, err)
 	}
-	tail := make([]byte, r.page.tailBytes())
+	tail := make([]byte, padPage(r.page.tailBytes()))
 	if err := j.runs.readAt(n, tail, r.page.Body); err != nil {
 		return nil, r.damage(r.page.Body, err)
 	}
+	if !allZero(tail[r.page.tailBytes():]) {
+		return nil, r.damage(r.page.Body, badFrame("bytes behind a run's tail are set"))
+	}
+	tail = tail[:r.page.tailBytes()]
 	if r.blocks, r.points, err = decodeRunTail(r.page, tail); err != nil {
 		return nil, r.damage(r.page.Body, err)
 	}
