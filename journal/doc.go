@@ -77,6 +77,9 @@
 // written takes a MiB for the newest records of its cells. The index on disk takes 17 to
 // 30 bytes a record. What an opening after a kill reads again is what was
 // written since the last segment or two, whatever the history (slopes_test.go).
+// Folded history takes 64 bytes a kept point. A fold or merge holds one MiB of a volume
+// with its versions, 32 bytes a separate stretch of volume that changed, and 32 bytes a
+// MiB of the run; its input stays on disk until the run has replaced it.
 //
 // Run owns three goroutines, one for each of steps 2 to 4. Lock order: fileMu
 // before mu. A failed write or fsync is terminal for the Journal, except for a lack
