@@ -39,8 +39,9 @@ type driver struct {
 // underWay is a record that has its seq and no answer.
 type underWay struct {
 	cbt.Pending
-	at Position
-	op *journaltest.Op // nil: it changes no state
+	at   Position
+	op   *journaltest.Op // nil: it changes no state
+	time time.Time       // no later than the record's
 }
 
 // moment is a record and what a read of it must show.
@@ -112,11 +113,12 @@ func (d *driver) resize(v cbt.Volume, op journaltest.Op) error {
 
 // record gives ev to the journal; op, if not nil, is what it does to the state.
 func (d *driver) record(ev cbt.Event, op *journaltest.Op) error {
+	began := d.now.Now()
 	p, err := d.w.Record(soon(d.t), ev)
 	if err != nil {
 		return err
 	}
-	d.flight = append(d.flight, underWay{p, Position{d.w.epoch.ID, p.(pendingRecord).seq}, op})
+	d.flight = append(d.flight, underWay{p, Position{d.w.epoch.ID, p.(pendingRecord).seq}, op, began})
 	if len(d.flight) > d.depth {
 		return d.settle()
 	}
@@ -134,10 +136,10 @@ func (d *driver) settle() error {
 	case u.op == nil:
 	case err == nil:
 		d.state = d.after(*u.op)
-		d.moments = append(d.moments, moment{at: u.at, state: d.state, time: d.now.Now(), outside: d.unsynced})
+		d.moments = append(d.moments, moment{at: u.at, state: d.state, time: u.time, outside: d.unsynced})
 	default:
 		d.state = d.after(*u.op)
-		d.maybe = append(d.maybe, moment{at: u.at, state: d.state, time: d.now.Now()})
+		d.maybe = append(d.maybe, moment{at: u.at, state: d.state, time: u.time})
 	}
 	return err
 }
