@@ -126,7 +126,8 @@ func (j *Journal) chain(w *written) {
 	j.mu.Unlock()
 	if w.image != nil {
 		w.chain = nextChain(before, w.image)
-		w.image = nil
+		w.mem.free()
+		w.image, w.mem = nil, nil
 	}
 	w.h.Chain = before // what precedes w; the header's own copy lags
 	j.mu.Lock()

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"syscall"
+	"runtime"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/novacron/afterimage/cbt"
 )
@@ -21,6 +19,7 @@ type commit struct {
 	bytes   int64 // of payloads, and room for each record
 	meta    int   // bytes of the encoded records
 	data    bool  // some record is refused when the disk is full
+	payload area
 	done    chan struct{}
 	err     error // set before done is closed
 }
@@ -51,22 +50,10 @@ type written struct {
 	segment uint64
 	offset  int64
 	image   []byte // the frame as stored; nil when chain is known
+	mem     *pages // that image lies in
 	held    int64  // bytes of image that count against maxPending
 	chain   Chain
 	end     time.Time // of the last record
-}
-
-// output is the segment being written.
-type output struct {
-	file    vfs.File // nil until the first frame of this life
-	number  uint64   // of the segment that the next frame goes to, unless it is full
-	at      int64    // where in it
-	fresh   bool     // segment number does not exist yet
-	free    int64    // bytes that may be written until disk space is looked at again
-	retired []vfs.File
-	tail    Position // of the last frame written
-
-	made, madeDurable uint64 // newest segment made, and the newest whose name is durable
 }
 
 // enqueueLocked gives r its seq and time and puts it in the open commit. Gaps that
@@ -118,27 +105,35 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 	}
 	size := int64(len(r.data)) + recordRoom
 	meta := r.encodedBytes()
-	if c == nil || c.ordinal != ordinal || c.sealer != j.sealer || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > targetFrame) || (c.meta > 0 && c.meta+meta > targetMeta) {
+	if c == nil || !c.payload.fits(r) || c.ordinal != ordinal || c.sealer != j.sealer || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > groupBytes) || (c.meta > 0 && c.meta+meta > targetMeta) {
 		c = &commit{ordinal: ordinal, sealer: j.sealer, first: j.next, done: make(chan struct{})}
+		c.payload.epoch = j.branches[ordinal-1].ID
 		j.queue = append(j.queue, c)
 	}
+	c.payload.placeLocked(r)
 	c.recs, c.bytes, c.meta = append(c.recs, r), c.bytes+size, c.meta+meta
 	c.data = c.data || r.kind.hasExtent()
 	p := pendingRecord{c, j.next}
 	j.rewrites.note(r, j.next)
 	j.next++
 	j.pending += size
+	if r.stored == 0 { // else when the payload is in its place
+		j.wakeCommitter()
+	}
+	return p
+}
+
+func (j *Journal) wakeCommitter() {
 	select {
 	case j.work <- struct{}{}:
 	default:
 	}
-	return p
 }
 
 // commitLoop writes queued commits in order until stop is closed and none is left.
 func (j *Journal) commitLoop(stop <-chan struct{}) error {
 	for {
-		c := j.take()
+		c := j.gather()
 		if c == nil {
 			select {
 			case <-j.work:
@@ -167,6 +162,32 @@ func (j *Journal) commitLoop(stop <-chan struct{}) error {
 			j.refuse(c, err)
 			return err
 		}
+	}
+}
+
+// gatherFor bounds how long the committer waits for records to come together.
+const gatherFor = 100 * time.Microsecond
+
+// gather takes the next commit, once no record came between two turns of everybody
+// else who can run: whoever was answered together then shares the next frame. With
+// one writer it takes the record that is there.
+func (j *Journal) gather() *commit {
+	var begun time.Time
+	for last := Seq(0); ; {
+		j.mu.Lock()
+		n, next := len(j.queue), j.next
+		full := n > 1 || n == 1 && j.queue[0].bytes >= groupBytes
+		j.mu.Unlock()
+		if n == 0 || full || next == last {
+			return j.take()
+		}
+		if begun.IsZero() {
+			begun = time.Now()
+		} else if time.Since(begun) > gatherFor {
+			return j.take()
+		}
+		last = next
+		runtime.Gosched()
 	}
 }
 
@@ -214,50 +235,83 @@ func (j *Journal) refuse(c *commit, err error) {
 			j.oweLocked(v)
 		}
 	}
-	for k, q := range all {
+	for _, q := range all {
 		q.err = err
-		if !j.o.faults.replyEarly || k > 0 {
+		if !j.o.faults.replyEarly || q != c {
 			close(q.done)
 		}
 	}
 	j.broadcastLocked()
 }
 
-// writeCommit puts c into a segment, answers it in SyncProcess and hands it on.
+// writeCommit puts c into a segment, answers it in SyncProcess and hands it on. In
+// SyncPower it is made durable at once if nobody waits to write meanwhile, which
+// saves a lone writer the way over the syncer.
 func (j *Journal) writeCommit(c *commit) error {
+	w, err := j.putCommit(c)
+	if err != nil {
+		return err
+	}
+	if j.o.Sync == SyncProcess || !j.idle() || !j.syncMu.TryLock() {
+		j.finish <- w
+		j.wakeSyncer()
+		return nil
+	}
+	f, err := j.flush()
+	j.finish <- w // before the answer: whoever is woken last runs first
+	if err != nil {
+		_ = j.fail(err) // that answers c; what is queued behind it is refused next
+	} else {
+		j.answer(f)
+	}
+	j.syncMu.Unlock()
+	return nil
+}
+
+// idle reports that no record waits to be written.
+func (j *Journal) idle() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.queue) == 0
+}
+
+// putCommit writes c's frame; the pool is given up before it is refused.
+func (j *Journal) putCommit(c *commit) (*written, error) {
 	j.fileMu.Lock()
 	defer j.fileMu.Unlock()
-	h, image := j.buildFrame(c)
+	h, image, mem := j.buildFrame(c)
 	put := func() error {
 		if err := j.makeRoom(h, c.data); err != nil {
 			return err
 		}
-		_, err := j.out.file.WriteAt(image, j.out.at)
-		return fullOr(err)
+		j.passCache(true)
+		return fullOr(writeDirect(j.out.file, image, j.out.at))
 	}
 	err := put()
 	if errors.Is(err, ErrFull) && j.pool.giveUp() {
 		err = put()
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if (j.out.at+h.Bytes)*2 >= j.o.SegmentBytes {
+	if !j.out.wanted && (j.out.at+h.Bytes)*2 >= j.o.SegmentBytes {
+		j.out.wanted = true
 		j.pool.want()
 	}
-	w := &written{ordinal: c.ordinal, h: h, recs: c.recs, segment: j.out.number, offset: j.out.at, image: image, held: h.Bytes, end: c.recs[len(c.recs)-1].time}
+	w := &written{ordinal: c.ordinal, h: h, recs: c.recs, segment: j.out.number, offset: j.out.at, image: image, mem: mem, held: h.Bytes, end: c.recs[len(c.recs)-1].time}
 	j.advance(w, c)
-	return nil
+	return w, nil
 }
 
 // advance makes w the newest frame. fileMu is held. c is nil for a received frame.
 func (j *Journal) advance(w *written, c *commit) {
-	j.segs.live.Store(w.segment)
 	j.out.at += w.h.Bytes
 	j.out.free -= w.h.Bytes
 	j.out.tail = Position{w.h.Epoch, w.h.Last}
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.written, j.headTime = w.h.Last, w.end
+	j.unsynced.file = j.out.file
 	j.bytes += w.h.Bytes
 	j.lineage[len(j.lineage)-1].Last = w.h.Last
 	j.held += w.held
@@ -275,160 +329,11 @@ func (j *Journal) advance(w *written, c *commit) {
 		}
 	}
 	j.broadcastLocked()
-	j.mu.Unlock()
-	j.finish <- w
+}
+
+func (j *Journal) wakeSyncer() {
 	select {
-	case j.unsynced <- struct{}{}:
+	case j.sync <- struct{}{}:
 	default:
 	}
-}
-
-// buildFrame lays c out. The image is a copy: the callers' buffers are theirs
-// again once they are answered, and the chain is computed after that.
-func (j *Journal) buildFrame(c *commit) (frameHeader, []byte) {
-	meta := frameHeaderBytes
-	for _, r := range c.recs {
-		meta += r.encodedBytes()
-	}
-	at := int64(meta)
-	for _, r := range c.recs {
-		if r.data == nil {
-			continue
-		}
-		at = r.layAt(at)
-	}
-	size := (at + pageBytes - 1) &^ (pageBytes - 1)
-	j.mu.Lock()
-	e := j.branches[c.ordinal-1].Epoch
-	known := j.chained[len(j.chained)-1].Cursor
-	durable := j.synced
-	j.mu.Unlock()
-	h := frameHeader{
-		MetaBytes: meta, Count: len(c.recs), Bytes: size, First: c.first, Last: c.last(), Time: c.recs[0].time,
-		Durable: durable, ChainSeq: known.Seq, Chain: known.Chain, Identity: j.identity, Epoch: e.ID, Number: e.Number, Incarnation: j.inc,
-	}
-	image := make([]byte, size)
-	j.sealInto(&h, c, image)
-	h.encode(image)
-	b := image[:frameHeaderBytes]
-	for _, r := range c.recs {
-		b = r.encode(b)
-		r.data = nil
-	}
-	sealMeta(image[:meta])
-	return h, image
-}
-
-// makeRoom opens the segment that a frame goes to, sealing the full one. fileMu is
-// held. data says that the frame may be refused for lack of space.
-func (j *Journal) makeRoom(h frameHeader, data bool) error {
-	if data && j.o.ReserveBytes > 0 && j.out.free < h.Bytes {
-		u, err := j.o.FS.GetDiskUsage(j.dir)
-		if err == nil && int64(u.AvailBytes) < j.o.ReserveBytes+h.Bytes {
-			return fmt.Errorf("%d bytes free: %w", u.AvailBytes, ErrFull)
-		}
-		j.out.free = min(int64(u.AvailBytes)-j.o.ReserveBytes, 16<<20)
-		if err != nil {
-			j.out.free = 16 << 20 // a file system that cannot tell answers with ENOSPC
-		}
-	}
-	if !j.out.fresh && j.out.at > pageBytes && j.out.at+h.Bytes+pageBytes > j.o.SegmentBytes {
-		if err := j.seal(); err != nil {
-			return err
-		}
-	}
-	if j.out.fresh {
-		return j.createSegment(h)
-	}
-	if j.out.file == nil {
-		f, err := j.o.FS.OpenReadWrite(j.segs.path(j.out.number), vfs.WriteCategoryUnspecified)
-		if err != nil {
-			return err
-		}
-		j.out.file = f
-	}
-	return nil
-}
-
-// seal writes the trailer and makes the whole segment durable; the next one does
-// not exist before that, so a missing trailer is never a torn one.
-func (j *Journal) seal() error {
-	if j.out.file == nil {
-		f, err := j.o.FS.OpenReadWrite(j.segs.path(j.out.number), vfs.WriteCategoryUnspecified)
-		if err != nil {
-			return err
-		}
-		j.out.file = f
-	}
-	t := segmentPage{Magic: trailerMagic, Number: j.out.number, Identity: j.identity, Epoch: j.out.tail.Epoch, Seq: j.out.tail.Seq, Time: j.o.Now()}
-	j.mu.Lock()
-	known := j.chained[len(j.chained)-1].Cursor
-	t.ChainSeq, t.Chain = known.Seq, known.Chain
-	if o := j.ordinalLocked(t.Epoch); o > 0 {
-		t.EpochNum = j.branches[o-1].Number
-	}
-	j.mu.Unlock()
-	if _, err := j.out.file.WriteAt(t.encode(), j.out.at); err != nil {
-		return fullOr(err)
-	}
-	if err := j.out.file.SyncData(); err != nil {
-		return fmt.Errorf("sync segment: %w", err)
-	}
-	j.out.retired = append(j.out.retired, j.out.file)
-	j.out.file, j.out.number, j.out.at, j.out.fresh = nil, j.out.number+1, pageBytes, true
-	return nil
-}
-
-func (j *Journal) createSegment(h frameHeader) error {
-	if j.out.made != j.out.madeDurable { // a segment's name is durable before the next one has any
-		if err := j.pool.syncDirs(); err != nil {
-			return fmt.Errorf("sync segments' directory: %w", err)
-		}
-		j.out.madeDurable = j.out.made
-	}
-	fs, path := j.o.FS, j.segs.path(j.out.number)
-	p := segmentPage{Magic: segmentMagic, Number: j.out.number, Identity: j.identity, Epoch: h.Epoch, EpochNum: h.Number, Seq: h.First, ChainSeq: h.ChainSeq, Chain: h.Chain, Time: j.o.Now()}
-	taken, err := exists(fs, path) // an empty one that a crash left gets its header again
-	if err == nil && !taken {
-		taken, err = j.pool.take(j.out.number, p.encode())
-	} else {
-		taken = false
-	}
-	if err != nil {
-		return fullOr(err)
-	}
-	f, err := fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return fullOr(err)
-	}
-	if !taken {
-		if err := j.beginFile(f, p, h); err != nil {
-			return errors.Join(err, f.Close())
-		}
-	}
-	j.out.file, j.out.at, j.out.fresh, j.out.made = f, pageBytes, false, j.out.number
-	return nil
-}
-
-// beginFile makes f, which is not from the pool, a segment with header p.
-func (j *Journal) beginFile(f vfs.File, p segmentPage, h frameHeader) error {
-	err := fullOr(f.Preallocate(0, max(j.o.SegmentBytes, h.Bytes+2*pageBytes)))
-	if errors.Is(err, ErrFull) { // a file system that cannot preallocate does without
-		return err
-	}
-	if _, err = f.WriteAt(p.encode(), 0); err != nil {
-		return fullOr(err)
-	}
-	if err = f.Sync(); err != nil {
-		return fmt.Errorf("sync new segment: %w", err)
-	}
-	return nil
-}
-
-// fullOr marks a lack of space as ErrFull.
-func fullOr(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrFull, err)
-	}
-	return err
 }

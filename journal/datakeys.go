@@ -327,25 +327,6 @@ func (w *Writer) prepare(r *record) error {
 	return w.renewKey()
 }
 
-// sealInto writes the payloads of c to their places in its frame and tells in the
-// frame's header what must be known to read it.
-func (j *Journal) sealInto(h *frameHeader, c *commit, frame []byte) {
-	var m sealing
-	for i, r := range c.recs {
-		if !r.kind.hasPayload() {
-			continue
-		}
-		h.Features.Incompat |= uint32(r.flags)
-		if r.sealed() {
-			h.KeyID = c.sealer.id
-			m.bound = r.bound(j.identity, r.volumeID, h.Epoch, h.First+Seq(i))
-			r.seal(frame, c.sealer.dataKey, &m)
-		} else {
-			copy(frame[r.payload:], r.data)
-		}
-	}
-}
-
 // learnKey takes note of r if it tells of a data key.
 func (j *Journal) learnKey(r *record) {
 	if r.kind != KindKey {

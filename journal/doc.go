@@ -14,15 +14,18 @@
 //	runs/     folded history: what its kept points see             run.go, fold.go
 //	site.log  what this site alone knows                           sitelog.go
 //	index/    where blocks lie; epochs, marks, gaps, samples       index.go, catalog.go
-//	pool/     segment files to be used again                       pool.go
+//	pool/     segment files written ahead or to be used again      pool.go
 //
 // The way of a write:
 //
-//  1. Writer.Record gives it a seq and puts it in the open commit (commit.go);
-//  2. commitLoop takes the commit, lays out a frame and writes it into the segment;
-//     in SyncProcess the writers are answered here: the page cache of the segment
-//     file is the log that outlives the process;
-//  3. syncLoop makes it durable; in SyncPower the writers are answered here;
+//  1. Writer.Record gives it a seq and a place in the open commit (commit.go), and
+//     copies, or seals, its payload there, beside other writers (layout.go);
+//  2. commitLoop takes the commit once nobody else adds to it, puts header and records
+//     before the payloads and writes the frame into the segment (output.go), past the
+//     page cache in SyncPower (direct.go); in SyncProcess the writers are answered
+//     here: the page cache of the segment file is the log that outlives the process;
+//  3. syncLoop makes it durable while the next one is written, or commitLoop itself
+//     when none waits; in SyncPower the writers are answered here (durable.go);
 //  4. finishLoop computes the chain and indexes the frame, behind the replies.
 //
 // The way of a read: Resolve finds a point (points.go, at.go), View follows its

@@ -28,11 +28,14 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 	for {
 		last := false
 		select {
-		case <-j.unsynced:
+		case <-j.sync:
 		case <-drained:
 			last = true
 		}
-		if err := j.syncOnce(); err != nil {
+		j.syncMu.Lock()
+		err := j.syncOnce()
+		j.syncMu.Unlock()
+		if err != nil {
 			return j.fail(err)
 		}
 		if last {
@@ -41,42 +44,51 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 	}
 }
 
+// syncOnce makes durable what is written, and answers it. syncMu is held.
 func (j *Journal) syncOnce() error {
-	j.fileMu.Lock()
-	f, retired, made := j.out.file, j.out.retired, j.out.made
-	dirs := made != j.out.madeDurable
-	j.out.retired = nil
+	f, err := j.flush()
+	if err == nil {
+		j.answer(f)
+	}
+	return err
+}
+
+// flushed is what a flush has made durable.
+type flushed struct {
+	target Seq // of the newest epoch; 0: nothing new
+	epochs int
+}
+
+// flush syncs the segment, as of the call. syncMu is held.
+func (j *Journal) flush() (flushed, error) {
 	j.mu.Lock()
-	target, epochs := j.written, len(j.branches)
+	u, f := j.unsynced, flushed{j.written, len(j.branches)}
+	j.unsynced.retired = nil
 	j.mu.Unlock()
-	j.fileMu.Unlock()
-	for _, r := range retired { // synced when they were sealed
+	for _, r := range u.retired { // synced when they were sealed
 		if err := r.Close(); err != nil {
-			return fmt.Errorf("close segment: %w", err)
+			return f, fmt.Errorf("close segment: %w", err)
 		}
 	}
-	if f == nil && len(retired) == 0 {
-		return nil
+	if u.file == nil && len(u.retired) == 0 {
+		return flushed{}, nil
 	}
-	if f != nil {
-		if err := f.SyncData(); err != nil {
-			return fmt.Errorf("sync segment: %w", err)
+	if u.file != nil {
+		if err := u.file.SyncData(); err != nil {
+			return f, fmt.Errorf("sync segment: %w", err)
 		}
 	}
-	if dirs {
-		if err := j.pool.syncDirs(); err != nil {
-			return fmt.Errorf("sync segments' directory: %w", err)
-		}
-		j.fileMu.Lock()
-		j.out.madeDurable = max(j.out.madeDurable, made)
-		j.fileMu.Unlock()
-	}
+	return f, j.nameDurable(u.made, u.madeDurable)
+}
+
+// answer tells whoever waits for what f made durable.
+func (j *Journal) answer(f flushed) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if epochs != len(j.branches) {
-		return nil // a fork came between; it was made durable itself
+	if f.epochs != len(j.branches) {
+		return // nothing new, or a fork came between: it was made durable itself
 	}
-	j.synced = max(j.synced, target)
+	j.synced = max(j.synced, f.target)
 	done := 0
 	for _, c := range j.awaiting {
 		if c.last() > j.synced {
@@ -88,7 +100,6 @@ func (j *Journal) syncOnce() error {
 	j.awaiting = j.awaiting[done:]
 	j.trimChainedLocked()
 	j.broadcastLocked()
-	return nil
 }
 
 // trimChainedLocked drops frame ends older than the durable one.

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // What a fork leaves behind stays readable, also when the process dies right after
@@ -24,15 +23,15 @@ func TestForkKeepsTheTailItLeaves(t *testing.T) {
 		left = Position{wr.epoch.ID, put(t, wr, v, 0, bytes.Repeat([]byte{2}, 4096))}
 	}
 	must(t, wr.WaitDurable(soon(t)))
-	w.onWrite(func(op errorfs.Op) error { // the index is on the disk before the new epoch is
-		if !inSegment(op) || !isSync(op) {
-			return nil
-		}
-		return errors.Join(j.waitFor(soon(t), func() bool { return len(j.branches) == 2 && j.indexed > fork.Seq }), j.db.Flush())
-	})
+	j.syncMu.Lock() // the index is on the disk before the new epoch is
+	flushed := make(chan error, 1)
+	go func() {
+		err := j.waitFor(soon(t), func() bool { return len(j.branches) == 2 && j.indexed > fork.Seq })
+		flushed <- errors.Join(err, j.db.Flush())
+		j.syncMu.Unlock()
+	}()
 	_, err := j.BeginEpoch(soon(t), "b", fork, 0)
-	must(t, err)
-	w.onWrite(nil)
+	must(t, errors.Join(err, <-flushed))
 	clone := w.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: crashRand()})
 	j.close()
 	for range 2 { // what an opening finds out is kept by the next

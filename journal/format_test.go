@@ -81,7 +81,19 @@ func fixedFrame() (frameHeader, []byte) {
 	for i, r := range c.recs {
 		r.time = fixedTime.Add(time.Duration(i) * time.Millisecond)
 	}
-	return j.buildFrame(c)
+	return frameOfCommit(j, c)
+}
+
+// frameOfCommit lays out records that no Writer recorded.
+func frameOfCommit(j *Journal, c *commit) (frameHeader, []byte) {
+	c.payload.epoch = j.branches[c.ordinal-1].ID
+	for i, r := range c.recs {
+		if c.payload.placeLocked(r); r.stored > 0 {
+			c.fillIn(r, c.first+Seq(i), j.identity)
+		}
+	}
+	h, image, _ := j.buildFrame(c)
+	return h, image
 }
 
 func TestGoldenLayout(t *testing.T) {

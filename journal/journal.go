@@ -132,6 +132,7 @@ type Journal struct {
 	maintaining sync.Mutex // held by the one Maintain at a time
 	pinning     sync.Mutex // held while pins change
 
+	syncMu sync.Mutex // held by whoever syncs a segment
 	fileMu sync.Mutex // held by whoever writes a frame; guards out
 	out    output
 
@@ -144,6 +145,7 @@ type Journal struct {
 	err      error // terminal: set once
 	running  bool
 	closing  bool
+	ends     bool // ending is closed
 	readOnly bool
 	branches []Branch // index + 1 is the epoch's ordinal in the index
 	lineage  Lineage  // of the newest epoch; its last interval ends at written
@@ -178,7 +180,9 @@ type Journal struct {
 	damages  []Damage  // that scrubs found and nothing mended
 	resync   Cursor    // the next chain value that is known behind damage; while opening
 
-	unsynced chan struct{} // wakes the syncer
+	ending   chan struct{} // closed when Run must end
+	unsynced unsynced
+	sync     chan struct{} // wakes the syncer
 	work     chan struct{} // wakes the committer
 	finish   chan *written // frames to chain and index, in order
 }
@@ -207,12 +211,13 @@ func Open(dir string, o Options) (*Journal, error) {
 		deep:   deepReader{depth: deepReads}, bulk: deepReader{depth: bulkReads},
 		retained: newRetained(),
 		changed:  make(chan struct{}),
+		ending:   make(chan struct{}),
 		volumes:  make(map[cbt.VolumeID]volumeBody),
 		owed:     make(map[cbt.VolumeID]cbt.Cause),
 		levels:   make(map[uint32]uint16),
 		live:     make(map[cbt.VolumeID]bool),
 		names:    make(map[uint32]cbt.VolumeID),
-		unsynced: make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64),
+		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64),
 	}
 	if err := j.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", dir, err), j.free())
@@ -339,7 +344,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
-		case <-j.failed():
+		case <-j.ending:
 		}
 		j.fileMu.Lock() // a frame that is being received or an epoch that begins is in before
 		j.mu.Lock()
@@ -368,6 +373,7 @@ func (j *Journal) Run(ctx context.Context) error {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	j.closing = true
+	j.endLocked()
 	j.broadcastLocked()
 	j.mu.Unlock()
 	return j.free()
@@ -392,10 +398,10 @@ func (j *Journal) free() error {
 		errs = append(errs, j.out.file.Close())
 		j.out.file = nil
 	}
-	for _, f := range j.out.retired {
+	for _, f := range j.unsynced.retired {
 		errs = append(errs, f.Close())
 	}
-	j.out.retired = nil
+	j.unsynced = unsynced{}
 	j.segs.close()
 	j.runs.close()
 	j.deep.close()
@@ -524,19 +530,19 @@ func (j *Journal) fail(err error) error {
 		}
 		j.awaiting = nil
 		j.o.Log.Error("journal failed", "dir", j.dir, "err", err)
+		j.endLocked()
 	}
 	j.broadcastLocked()
 	j.mu.Unlock()
 	return err
 }
 
-func (j *Journal) failed() <-chan struct{} {
-	ch := make(chan struct{})
-	go func() {
-		defer close(ch)
-		_ = j.waitFor(context.Background(), func() bool { return j.closing })
-	}()
-	return ch
+// endLocked has Run end.
+func (j *Journal) endLocked() {
+	if !j.ends {
+		j.ends = true
+		close(j.ending)
+	}
 }
 
 // Remember makes v the value of key in the site log, durably.

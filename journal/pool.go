@@ -42,9 +42,8 @@ type pool struct {
 	segments string // their directory
 	bytes    int64  // of a file
 	reserve  int64  // free disk below which none is written
-	target   int    // files that are kept ready
+	target   int    // files that are made ready when it is filled
 	keep     int    // files that are kept at most
-	eager    bool   // they are made ready at once
 	identity Identity
 	log      *slog.Logger
 	skipSync bool // planted fault: directories are not synced
@@ -55,6 +54,7 @@ type pool struct {
 	free    []uint64
 	last    uint64        // number given last
 	given   uint64        // times the pool was given up
+	filling bool          // to target, as fast as the disk takes it
 	changed chan struct{} // closed when a file comes
 }
 
@@ -81,7 +81,7 @@ func (j *Journal) openPool() error {
 		p.target, p.keep = 0, 0
 	case o.PoolBytes > 0:
 		p.target = int((o.PoolBytes + p.bytes - 1) / p.bytes)
-		p.keep, p.eager = max(p.target, poolKept), true
+		p.keep, p.filling = max(p.target, poolKept), true
 	}
 	if o.PoolReclaim {
 		p.target = 0
@@ -284,9 +284,11 @@ func (p *pool) giveUp() bool {
 
 // run writes files ahead until stop is closed.
 func (p *pool) run(stop <-chan struct{}) {
-	if p.eager {
+	p.mu.Lock()
+	if p.filling {
 		p.want()
 	}
+	p.mu.Unlock()
 	for {
 		select {
 		case <-stop:
@@ -309,7 +311,11 @@ var errGivenUp = errors.New("the pool was given up")
 // short reports that a file is missing and that there is space for it.
 func (p *pool) short() bool {
 	p.mu.Lock()
-	missing := len(p.free) < p.target
+	want := min(p.target, 1)
+	if p.filling = p.filling && len(p.free) < p.target; p.filling {
+		want = p.target
+	}
+	missing := len(p.free) < want
 	p.mu.Unlock()
 	if !missing {
 		return false
@@ -318,7 +324,8 @@ func (p *pool) short() bool {
 	return err != nil || int64(u.AvailBytes) >= p.reserve+poolSpareFactor*p.bytes
 }
 
-// writeAhead makes one file, no faster than preWriteBytes a second.
+// writeAhead makes one file, no faster than preWriteBytes a second unless the pool is
+// being filled.
 func (p *pool) writeAhead(stop <-chan struct{}) error {
 	p.mu.Lock()
 	p.last++
@@ -351,7 +358,7 @@ func (p *pool) fill(f vfs.File, given uint64, stop <-chan struct{}) error {
 	begun := time.Now()
 	for at := int64(0); at < p.bytes; {
 		p.mu.Lock()
-		ended := p.given != given
+		ended, fast := p.given != given, p.filling
 		p.mu.Unlock()
 		if ended {
 			return errGivenUp
@@ -362,7 +369,7 @@ func (p *pool) fill(f vfs.File, given uint64, stop <-chan struct{}) error {
 		}
 		at += int64(len(z))
 		ahead := time.Duration(at)*time.Second/preWriteBytes - time.Since(begun)
-		if p.eager || ahead < time.Millisecond {
+		if fast || ahead < time.Millisecond {
 			ahead = 0
 		}
 		pause := time.NewTimer(ahead)
@@ -403,13 +410,14 @@ func (j *Journal) retireSegment(n uint64) error {
 	return j.pool.retire(n)
 }
 
-// WaitPool returns when as many segments are written ahead as Options.PoolBytes asks
-// for, while Run runs.
+// WaitPool fills the pool to Options.PoolBytes, while Run runs, as Run does when it
+// begins. Between the two, one segment at a time is written ahead, and slowly.
 func (j *Journal) WaitPool(ctx context.Context) error {
 	p := j.pool
 	for {
 		p.mu.Lock()
 		ready, ch := len(p.free) >= p.target, p.changed
+		p.filling = !ready
 		p.mu.Unlock()
 		if ready {
 			return nil

@@ -58,7 +58,7 @@ func TestCrashAnywhereRecycling(t *testing.T) {
 				}
 			}
 			j := start(t, "j", *o)
-			free := len(j.pool.free)
+			free := j.pool.size()
 			w, err := c.begin(j, Position{}, c.state)
 			if err == nil {
 				err = c.load(j, w, 3, 12, rng.Uint64())
@@ -70,7 +70,7 @@ func TestCrashAnywhereRecycling(t *testing.T) {
 				t.Fatal(err)
 			}
 			if life > 0 {
-				recycled += free - len(j.pool.free)
+				recycled += int((free - j.pool.size()) / j.pool.bytes)
 			}
 			found, err := j.Verify(context.Background(), nil)
 			if err != nil || len(found) > 0 {

@@ -208,6 +208,7 @@ func (j *Journal) land(a *arrival) error {
 	if err := j.outcome(j.makeRoom(a.h, data)); err != nil {
 		return err
 	}
+	j.passCache(false)
 	a.segment, a.offset = j.out.number, j.out.at
 	return nil
 }
@@ -280,5 +281,7 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 	j.lastTime = later(j.lastTime, w.end)
 	j.mu.Unlock()
 	j.advance(w, nil)
+	j.finish <- w
+	j.wakeSyncer()
 	return nil
 }

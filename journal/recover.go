@@ -98,6 +98,7 @@ func (j *Journal) resetIndex() error {
 	j.branches, j.levels, j.through = nil, make(map[uint32]uint16), through{}
 	j.runLevels = make(map[uint32]uint16)
 	j.chained, j.recent, j.written, j.bytes, j.torn = []frameEnd{{}}, recent{}, 0, 0, false
+	j.resync = Cursor{} // a torn frame may have been met
 	return j.openIndex()
 }
 

@@ -183,6 +183,13 @@ func TestRewritesMatchOracle(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				if r.IntN(4) > 0 { // only what reads see is ever found the same
+					err = j.waitIndexed(soon(t), 1, p.(pendingRecord).seq)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
 				mu.Lock()
 				model.log = append(model.log, oracleWrite{p.(pendingRecord).seq, v.ID, ev.Extent.Offset, ev.Data, n})
 				mu.Unlock()

@@ -94,15 +94,6 @@ func (r *record) willSeal() {
 	r.tags = make([]byte, len(r.cells)*sealedTagBytes)
 }
 
-// layAt gives r's payload the first place in the frame from at on that its
-// alignment allows, and returns where it ends.
-func (r *record) layAt(at int64) int64 {
-	a := r.alignment()
-	r.payload = at + (r.extent.Offset%a-at%a+a)%a
-	r.stored = uint32(len(r.data))
-	return r.payload + int64(len(r.data))
-}
-
 // sealing is the memory that sealing a cell takes, used again for the next.
 type sealing struct {
 	cell  []byte

@@ -40,7 +40,7 @@ func sealedFrame(t testing.TB) []byte {
 	for _, r := range c.recs {
 		r.time = fixedTime
 	}
-	_, frame := j.buildFrame(c)
+	_, frame := frameOfCommit(j, c)
 	return bytes.Clone(frame)
 }
 

@@ -48,25 +48,39 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 		}
 		j.mu.Lock()
 	}
-	defer j.mu.Unlock()
 	r = w.sameLocked(ctx, r, ev.Data)
-	if err := w.usableLocked(); err != nil {
+	p, err := w.recordLocked(ev, r)
+	j.mu.Unlock()
+	if err != nil {
 		return nil, fmt.Errorf("record %s: %w", r.kind, err)
+	}
+	if r.stored > 0 {
+		p.c.fillIn(r, p.seq, j.identity)
+		j.wakeCommitter()
+	}
+	return p, nil
+}
+
+// recordLocked checks r, which is of ev, and gives it its place in the order.
+func (w *Writer) recordLocked(ev cbt.Event, r *record) (p pendingRecord, err error) {
+	j := w.j
+	if err := w.usableLocked(); err != nil {
+		return p, err
 	}
 	v, ok := j.volumes[ev.Volume]
 	if !ok {
-		return nil, fmt.Errorf("record %s: volume %s: %w", r.kind, ev.Volume, ErrUnknownVolume)
+		return p, fmt.Errorf("volume %s: %w", ev.Volume, ErrUnknownVolume)
 	}
 	if r.kind.hasExtent() && !ev.Extent.Within(v.Size) {
-		return nil, fmt.Errorf("record %s: %v of volume %s of %d bytes: %w", r.kind, ev.Extent, v.Name, v.Size, ErrOutOfRange)
+		return p, fmt.Errorf("%v of volume %s of %d bytes: %w", ev.Extent, v.Name, v.Size, ErrOutOfRange)
 	}
 	r.volume = v.Ordinal
 	if err := j.sealLocked(r); err != nil {
-		return nil, fmt.Errorf("record %s: %w", r.kind, err)
+		return p, err
 	}
 	if q := j.o.QuotaBytes; q > 0 && r.kind.hasExtent() && j.usedLocked()+j.pending+ev.Extent.Length > q && r.kind.hasPayload() {
 		j.oweLocked(ev.Volume)
-		return nil, fmt.Errorf("record %s: quota of %d bytes: %w", r.kind, q, ErrFull)
+		return p, fmt.Errorf("quota of %d bytes: %w", q, ErrFull)
 	}
 	return j.enqueueLocked(r), nil
 }
