@@ -21,35 +21,46 @@ func (j *Journal) Diff(ctx context.Context, p, q Position) (map[cbt.VolumeID][]c
 	return out, nil
 }
 
+// diff compares by one state of folded history: what the index lost to a fold that
+// was installed meanwhile may be missing from what it found, so it looks again.
 func (j *Journal) diff(ctx context.Context, p, q Position) (map[cbt.VolumeID][]cbt.Extent, error) {
-	var ls [2]Lineage
-	var vs [2]map[cbt.VolumeID]volumeBody
-	for k, at := range []Position{p, q} {
-		err := j.waitHeld(ctx, at)
-		if err == nil {
-			ls[k], err = j.lineageAt(at)
-		}
-		if err == nil {
-			vs[k], err = j.volumesIn(ls[k])
-		}
-		if err != nil {
+	for _, at := range []Position{p, q} {
+		if err := j.waitHeld(ctx, at); err != nil {
 			return nil, err
 		}
 	}
-	common := lastCommon(ls[0], ls[1]).Seq
-	ordinals := make(map[uint32]Interval) // what either holds beyond the common record
-	for _, l := range ls {
-		for _, i := range l {
-			if i.Last > common {
-				i.First = max(i.First, common+1)
-				o := j.ordinalOf(i.Epoch)
-				if was, ok := ordinals[o]; ok {
-					i.First, i.Last = min(i.First, was.First), max(i.Last, was.Last)
-				}
-				ordinals[o] = i
-			}
+	for {
+		past := j.history()
+		out, err := j.diffBy(ctx, past, p, q)
+		if err != nil || j.history() == past {
+			return out, err
 		}
 	}
+}
+
+func (j *Journal) diffBy(ctx context.Context, past *folds, p, q Position) (map[cbt.VolumeID][]cbt.Extent, error) {
+	var ls, wide [2]Lineage
+	var vs [2]map[cbt.VolumeID]volumeBody
+	for k, at := range []Position{p, q} {
+		var err error
+		if ls[k], err = j.lineageAt(at); err != nil {
+			return nil, err
+		}
+		if vs[k], err = j.volumesIn(ls[k]); err != nil {
+			return nil, err
+		}
+	}
+	common := lastCommon(ls[0], ls[1])
+	for k, at := range []Position{p, q} {
+		if at == common {
+			continue // of this history nothing is asked
+		}
+		var err error
+		if wide[k], err = j.toWhole(past, ls[k], at); err != nil {
+			return nil, err
+		}
+	}
+	ordinals := j.beyond(common.Seq, wide[:])
 	out := make(map[cbt.VolumeID][]cbt.Extent)
 	for id := range union(vs[0], vs[1]) {
 		a, b := vs[0][id], vs[1][id]
@@ -65,6 +76,63 @@ func (j *Journal) diff(ctx context.Context, p, q Position) (map[cbt.VolumeID][]c
 			return nil, err
 		}
 		out[id] = changed.merged()
+	}
+	return out, nil
+}
+
+// beyond is what lineages hold behind their common record, by epoch ordinal.
+func (j *Journal) beyond(common Seq, ls []Lineage) map[uint32]Interval {
+	out := make(map[uint32]Interval)
+	for _, l := range ls {
+		for _, i := range l {
+			if i.Last <= common {
+				continue
+			}
+			i.First = max(i.First, common+1)
+			o := j.ordinalOf(i.Epoch)
+			if was, ok := out[o]; ok {
+				i.First, i.Last = min(i.First, was.First), max(i.Last, was.Last)
+			}
+			out[o] = i
+		}
+	}
+	return out
+}
+
+// toWhole is l, the history that ends with at, gone on with to the next record of
+// which every sector's last version is there. In folded history that is a bound of
+// the run (lineagePart.through): a version that only the record at itself would see
+// is gone, but what replaced it before that bound is not.
+func (j *Journal) toWhole(past *folds, l Lineage, at Position) (Lineage, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	o := j.orderLocked(at)
+	if _, kept := past.keeps(o); kept || !past.folded(o) || j.o.faults.diffAtGone {
+		return l, nil
+	}
+	leaves, err := j.leavesLocked()
+	if err != nil {
+		return nil, err
+	}
+	var out Lineage
+	end := never
+	for _, m := range past.state.Runs {
+		if !o.after(m.After) || o.after(m.To) {
+			continue
+		}
+		for i := range leaves {
+			if !leaves[i].holds(o) {
+				continue
+			}
+			b, _ := leaves[i].through(m.After, m.To, past.kept)
+			if k := b.bound(at.Seq); k < len(b.bounds) && b.bounds[k].seq < end {
+				end = b.bounds[k].seq
+				out = leaves[i].lineage.Until(end)
+			}
+		}
+	}
+	if out == nil {
+		return nil, &ReclaimedError{At: at, From: j.framesFromLocked()}
 	}
 	return out, nil
 }

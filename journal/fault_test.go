@@ -36,6 +36,7 @@ var planted = []struct {
 	{"index rebuilt without its lineage", faults{rebuildWithoutLineage: true}, rebuildKnowsEpochs},
 	{"quota counted before fsync", faults{quotaEarly: true}, quotaCountsWhatIsThere},
 	{"sector mask ignored", faults{ignoreSectors: true}, sectorsAreApart},
+	{"comparison with a point that is gone", faults{diffAtGone: true}, diffListsAll},
 }
 
 func TestPlantedFaults(t *testing.T) {
@@ -51,7 +52,7 @@ func TestPlantedFaults(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
-	scale.Counted(t, "journal-planted-faults", len(planted), 15)
+	scale.Counted(t, "journal-planted-faults", len(planted), 16)
 }
 
 // Promise 1: a reply comes after the record is written (process) and synced (power).

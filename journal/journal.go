@@ -69,6 +69,7 @@ type faults struct {
 	rebuildWithoutLineage bool // an index built from runs does not know of their epochs
 	quotaEarly            bool // what a fold will free is free before it is
 	ignoreSectors         bool // a piece of a cell is taken for the whole cell
+	diffAtGone            bool // a comparison takes a point that is gone for one that is kept
 }
 
 func (o Options) withDefaults() Options {
