@@ -15,8 +15,9 @@ type Maintenance struct {
 	// BytesPerSecond bounds what is read and written for it; 0: no bound.
 	BytesPerSecond int64
 	// FoldBytes is how much history that may be folded must have gathered before it
-	// is: the larger, the fewer bytes are written in a journal's life. 0: 1 GiB, or
-	// a quarter of the quota where that is less.
+	// is: the larger, the fewer bytes are written in a journal's life. More than a
+	// segment grows to a quarter of what the runs take. 0: 1 GiB, or a quarter of
+	// the quota where that is less.
 	FoldBytes int64
 	// Progress, if not nil, is told what is being done and how far it is, in bytes.
 	Progress func(stage string, done, total int64)

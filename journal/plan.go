@@ -24,8 +24,8 @@ const retentionKey = "journal/retention"
 const (
 	defaultFoldBytes = 1 << 30
 	maxFoldBytes     = 4 << 30
-	mergeFan         = 8  // so many runs gather before they are merged
 	pressurePercent  = 90 // of the quota
+	foldShare        = 4  // a fold takes as much as this part of the runs
 )
 
 func (t *maintainer) run(ctx context.Context) error {
@@ -88,7 +88,8 @@ func (t *maintainer) pass(ctx context.Context, foldBytes int64) error {
 		return err
 	}
 	for {
-		i, k, ok := planMerge(t.j.history().state.Runs, t.pressed())
+		past := t.j.history()
+		i, k, ok := planMerge(past.state.Runs, past.keptPerRun(), t.pressed())
 		if !ok {
 			return nil
 		}
@@ -98,14 +99,21 @@ func (t *maintainer) pass(ctx context.Context, foldBytes int64) error {
 	}
 }
 
+// foldBytes is how much must have gathered. Where it is more than a segment it grows
+// with what the runs take: the end of a fold is one more image to be kept until runs
+// are merged, and what is given up before it is folded is never written again.
 func (t *maintainer) foldBytes() int64 {
-	switch {
-	case t.m.FoldBytes > 0:
-		return t.m.FoldBytes
-	case t.m.QuotaBytes > 0:
-		return min(defaultFoldBytes, t.m.QuotaBytes/4)
+	n := t.m.FoldBytes
+	if n == 0 {
+		n = defaultFoldBytes
 	}
-	return defaultFoldBytes
+	if n > t.j.o.SegmentBytes {
+		n = max(n, t.j.history().state.bytes()/foldShare)
+	}
+	if t.m.QuotaBytes > 0 && (t.m.FoldBytes == 0 || n > t.m.FoldBytes) {
+		n = min(n, max(t.m.FoldBytes, t.m.QuotaBytes/4))
+	}
+	return min(n, maxFoldBytes)
 }
 
 // pressed reports that the quota calls for less history than the ladder.
@@ -210,32 +218,6 @@ func (t *maintainer) thinNow(ctx context.Context) error {
 		keep[t.j.orderOf(k.Position)] = true
 	}
 	return t.thin(keep)
-}
-
-// planMerge chooses which of the runs, oldest first, to rewrite as one: where half of
-// one is garbage, that one; else, once mergeFan have gathered, those from the oldest
-// on that is no larger than all behind it. So a byte is rewritten as often as the
-// history grows by the factor of mergeFan, and what two old runs share goes with the
-// newer of them. Under pressure a tenth of garbage is enough, and any two are.
-func planMerge(runs []manifest, pressed bool) (from, to int, ok bool) {
-	part, fan := int64(2), mergeFan
-	if pressed {
-		part, fan = 10, 2
-	}
-	for i, m := range runs {
-		if m.Garbage > 0 && m.Garbage*part >= m.Bytes {
-			return i, i, true
-		}
-	}
-	var behind int64
-	from = -1
-	for i := len(runs) - 1; i >= 0; i-- {
-		if len(runs)-i >= fan && runs[i].Bytes <= behind {
-			from = i
-		}
-		behind += runs[i].Bytes
-	}
-	return from, len(runs) - 1, from >= 0
 }
 
 // squeezed is r with less reach: the last rung is halved, and goes when it reaches no
