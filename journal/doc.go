@@ -41,7 +41,7 @@
 // Materialize does the same for a whole image in the order of the files. Stream
 // and AppendFrame carry frames between sites (stream.go, receive.go). Scrub reads
 // everything and names what is damaged (verify.go); the points that it spoils say so
-// (invalid.go), until Repair brings the bytes back from a peer (repair.go).
+// (invalid.go), until Repair brings the bytes back from a peer (repair.go, runrepair.go).
 //
 // How a payload is stored is decided once, at the primary, and the bytes are the same
 // at every site: none where it is zeros or repeats what is there (rewrite.go), packed

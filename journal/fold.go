@@ -469,7 +469,12 @@ func (p place) intact(stored []byte) bool {
 
 // copyCatalogue adds the control records and epochs of a range of folded segments.
 func (t *maintainer) copyCatalogue(w *runWriter, c change, end frameEnd) error {
-	j := t.j
+	return t.j.eachCatalogued(c, end, w.control)
+}
+
+// eachCatalogued calls f for the catalogue's pairs of a range of history that ends
+// with end.
+func (j *Journal) eachCatalogued(c change, end frameEnd, f func(k, v []byte) error) error {
 	for o := max(c.After.Ordinal, 1); o <= c.To.Ordinal; o++ {
 		j.mu.Lock()
 		b := j.branches[o-1]
@@ -477,7 +482,7 @@ func (t *maintainer) copyCatalogue(w *runWriter, c change, end frameEnd) error {
 		if o == c.To.Ordinal {
 			b.Last = end.Cursor
 		}
-		if err := w.control(branchKey(o), encodeBody(b)); err != nil {
+		if err := f(branchKey(o), encodeBody(b)); err != nil {
 			return err
 		}
 	}
@@ -486,6 +491,6 @@ func (t *maintainer) copyCatalogue(w *runWriter, c change, end frameEnd) error {
 		if !o.after(c.After) || o.after(c.To) {
 			return nil
 		}
-		return w.control(k, v)
+		return f(k, v)
 	})
 }

@@ -21,6 +21,8 @@ import (
 // whole, equal what is left of the damaged one's header, and lead to the chain values
 // that the samples, the next segment and the branches' ends name: a peer can refuse,
 // but it cannot put other bytes in. What cannot be fetched leaves the segment as it was.
+// Where a peer has folded a frame it may still have what its records stored (cells.go);
+// runs are mended from that alone (runrepair.go).
 
 // Fetch gives the frame that holds a record as a peer has it stored. Nothing of what
 // it returns is trusted.
@@ -29,7 +31,7 @@ type Fetch func(ctx context.Context, p Position) ([]byte, error)
 // Repaired is what a repair did.
 type Repaired struct {
 	Files  int      // that are whole again
-	Frames int      // fetched
+	Frames int      // fetched, and stored bytes of single versions
 	Bytes  int64    // of them
 	Left   []Damage // not mended
 	// Refused is why the first of the files that are left could not be mended.
@@ -89,10 +91,12 @@ func checkImage(image []byte, id Identity, before Chain) (frameHeader, []*record
 	return h, recs, chain, err
 }
 
-// Repair mends what the last scrub found, file by file, with frames that fetch gives.
+// Repair mends what the last scrub found, file by file: segments with frames that fetch
+// gives, runs, and segments whose frames the peer has folded, with stored bytes that
+// cells gives (nil: nobody does).
 // It returns an error only when it could not go on; what a peer does not have, or has
 // damaged as well, is left and said in Repaired.Left. It does not disturb capture.
-func (j *Journal) Repair(ctx context.Context, fetch Fetch) (Repaired, error) {
+func (j *Journal) Repair(ctx context.Context, fetch Fetch, cells FetchCells) (Repaired, error) {
 	j.scrubbing.Lock()
 	defer j.scrubbing.Unlock()
 	var out Repaired
@@ -102,29 +106,31 @@ func (j *Journal) Repair(ctx context.Context, fetch Fetch) (Repaired, error) {
 			continue
 		}
 		done[d.File] = true
-		n, ok := parseSegmentName(d.File)
-		if !ok {
-			if out.Refused == nil {
-				out.Refused = fmt.Errorf("repair %s: every site folds by itself, so no peer has the same file", d.File)
-			}
-			continue
+		var pieces int
+		var size int64
+		var err error
+		if n, ok := parseSegmentName(d.File); ok {
+			pieces, size, err = j.repairSegment(ctx, n, fetch, cells)
+		} else if n, ok := parseRunName(d.File); ok {
+			pieces, size, err = j.repairRun(ctx, n, cells)
+		} else {
+			err = errors.New("it is no file of the history")
 		}
-		frames, size, err := j.repairSegment(ctx, n, fetch)
 		if cerr := ctx.Err(); cerr != nil {
 			return out, cerr
 		}
 		if err != nil {
-			j.o.Log.Warn("segment not repaired", "segment", d.File, "err", err)
+			j.o.Log.Warn("file not repaired", "file", d.File, "err", err)
 			if out.Refused == nil {
 				out.Refused = fmt.Errorf("repair %s: %w", d.File, err)
 			}
 			continue
 		}
-		out.Files, out.Frames, out.Bytes = out.Files+1, out.Frames+frames, out.Bytes+size
+		out.Files, out.Frames, out.Bytes = out.Files+1, out.Frames+pieces, out.Bytes+size
 		if err := j.forgetDamage(d.File); err != nil {
 			return out, err
 		}
-		j.o.Log.Info("segment repaired", "segment", d.File, "frames", frames, "bytes", size)
+		j.o.Log.Info("file repaired", "file", d.File, "fetched", pieces, "bytes", size)
 	}
 	out.Left = j.Damages()
 	return out, nil
@@ -146,6 +152,7 @@ type mending struct {
 	j     *Journal
 	n     uint64
 	fetch Fetch
+	cells FetchCells
 
 	next   Position // the record that the next frame begins with
 	before Chain    // the chain value before it
@@ -157,11 +164,11 @@ type mending struct {
 }
 
 // repairSegment writes segment n anew and swaps it in.
-func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch) (frames int, size int64, err error) {
+func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch, cells FetchCells) (frames int, size int64, err error) {
 	if err := j.sealed(n); err != nil {
 		return 0, 0, err
 	}
-	m := &mending{j: j, n: n, fetch: fetch, at: pageBytes}
+	m := &mending{j: j, n: n, fetch: fetch, cells: cells, at: pageBytes}
 	if err := m.begin(); err != nil {
 		return 0, 0, err
 	}
@@ -170,7 +177,7 @@ func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch) (fra
 	if err != nil && !notThere(err) {
 		return 0, 0, err
 	}
-	err = j.replaceSegment(n, func(w io.WriterAt) error {
+	err = j.replaceFile(j.segs, n, func(w io.WriterAt) error {
 		for !m.ended() {
 			if err := m.frame(ctx, w); err != nil {
 				return err
@@ -274,7 +281,14 @@ func (m *mending) frame(ctx context.Context, w io.WriterAt) error {
 	}
 	if !here || err != nil {
 		if image, err = m.fetch(ctx, m.next); err != nil {
-			return fmt.Errorf("fetch record %s: %w", m.next, err)
+			err = fmt.Errorf("fetch record %s: %w", m.next, err)
+			if !here || m.cells == nil {
+				return err
+			}
+			var cerr error
+			if image, cerr = m.cellsHere(ctx, h, meta); cerr != nil {
+				return errors.Join(err, cerr)
+			}
 		}
 		var got frameHeader
 		if got, _, chain, err = checkImage(image, j.identity, m.before); err != nil {

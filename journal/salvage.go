@@ -152,7 +152,7 @@ func (j *Journal) cutAt(at frameEnd) error {
 	if err := syncDir(fs, dir); err != nil {
 		return err
 	}
-	return j.replaceSegment(at.Segment, func(w io.WriterAt) error { return j.copySegment(w, at.Segment, at.Offset) })
+	return j.replaceFile(j.segs, at.Segment, func(w io.WriterAt) error { return j.copySegment(w, at.Segment, at.Offset) })
 }
 
 // copySegment copies the first n bytes of a segment; the rest of the copy is zeros,
@@ -180,10 +180,10 @@ func (j *Journal) copySegment(w io.WriterAt, number uint64, n int64) error {
 	return nil
 }
 
-// replaceSegment puts a new file in the place of segment n, durably, and swaps it
+// replaceFile puts a new file in the place of segment or run n, durably, and swaps it
 // under the readers: nothing is edited in place.
-func (j *Journal) replaceSegment(n uint64, write func(io.WriterAt) error) error {
-	fs, path := j.o.FS, j.segs.path(n)
+func (j *Journal) replaceFile(set *segments, n uint64, write func(io.WriterAt) error) error {
+	fs, path := j.o.FS, set.path(n)
 	tmp := path + ".new"
 	if err := fs.Remove(tmp); err != nil && !notThere(err) {
 		return err
@@ -197,11 +197,11 @@ func (j *Journal) replaceSegment(n uint64, write func(io.WriterAt) error) error 
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return fullOr(err)
+		return fullOr(errors.Join(err, fs.Remove(tmp)))
 	}
 	if err := fs.Rename(tmp, path); err != nil {
 		return err
 	}
-	j.segs.drop(n)
-	return syncDir(fs, j.segs.dir)
+	set.drop(n)
+	return syncDir(fs, set.dir)
 }

@@ -6,44 +6,60 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"slices"
 	"time"
 
 	"github.com/quic-go/quic-go"
 
+	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 )
 
-// A site that found damage asks a peer for the frame that holds a record. Either end
+// A site that found damage asks a peer for the frame that holds a record, or for the
+// stored bytes of a part of it (journal.Cells). Either end
 // of a connection asks, on a bidirectional stream of its own, one question a stream:
 //
 //	question                           answer
 //	 0  "AIQ1"                          0  "AIR1"
-//	 4  version u8 | reserved u24       4  version u8 | reserved u8 | code u16
+//	 4  version u8 | kind u8 | 0 u16    4  version u8 | reserved u8 | code u16
 //	 8  most bytes wanted u64           8  length of what follows u64
 //	16  tenant [16]                    16  reserved u32
 //	32  group  [16]                    20  CRC32C u32 over 0..20
-//	48  stream [16]                    24  the frame as stored; with a code, why not
+//	48  stream [16]                    24  the bytes as stored; with a code, why not
 //	64  epoch id [16]
 //	80  seq u64
 //	88  reserved u32
 //	92  CRC32C u32 over 0..92
+//	    of kind 1, for stored bytes:
+//	96  volume [16]
+//	112 offset u64
+//	120 length u32
+//	124 CRC32C u32 over 96..124
 //
 // A peer gets frames of the groups that it is sent or sends, and of no others: for
 // those it hears the same as for groups that do not exist. Who asks verifies all that
-// comes. Sites that answer say so in Hello (featureFetch); the others are not asked.
+// comes. Sites that answer say so in Hello (featureFetch, and featureCells for
+// kind 1); the others are not asked.
 const (
 	questionBytes = 96
+	cellsBytes    = 32
 	answerBytes   = 24
 	maxQuestions  = 2 // under way over one connection; a frame each is in memory
 
 	featureFetch = uint64(1) << 0
+	featureCells = uint64(1) << 1
+
+	kindFrame = 0
+	kindCells = 1
 )
 
-// holder is a Source or Replica that gives single frames; *journal.Journal is one.
+// holder is a Source or Replica that gives single frames and parts of records;
+// *journal.Journal is one.
 type holder interface {
 	FrameFor(ctx context.Context, p journal.Position) (journal.Frame, error)
+	StoredCells(ctx context.Context, c journal.Cells) ([]byte, error)
 }
 
 // FrameFor is the holder's, if the journal is one.
@@ -54,10 +70,19 @@ func (s journalSource[F, J]) FrameFor(ctx context.Context, p journal.Position) (
 	return journal.Frame{}, ErrUnknownGroup
 }
 
+// StoredCells is the holder's, if the journal is one.
+func (s journalSource[F, J]) StoredCells(ctx context.Context, c journal.Cells) ([]byte, error) {
+	if h, ok := any(s.j).(holder); ok {
+		return h.StoredCells(ctx, c)
+	}
+	return nil, ErrUnknownGroup
+}
+
 type question struct {
 	most  int64
 	group journal.Identity
 	at    journal.Position
+	part  *journal.Cells // nil: the frame is asked for
 }
 
 func (q question) encode() []byte {
@@ -68,7 +93,15 @@ func (q question) encode() []byte {
 	putIdentity(b[16:], q.group)
 	copy(b[64:], q.at.Epoch[:])
 	binary.LittleEndian.PutUint64(b[80:], uint64(q.at.Seq))
-	return seal(b)
+	if q.part == nil {
+		return seal(b)
+	}
+	b[5] = kindCells
+	c := make([]byte, cellsBytes)
+	copy(c, q.part.Volume[:])
+	binary.LittleEndian.PutUint64(c[16:], uint64(q.part.Extent.Offset))
+	binary.LittleEndian.PutUint32(c[24:], uint32(q.part.Extent.Length))
+	return append(seal(b), seal(c)...)
 }
 
 func readQuestion(r io.Reader) (question, error) {
@@ -82,12 +115,35 @@ func readQuestion(r io.Reader) (question, error) {
 	q := question{most: int64(binary.LittleEndian.Uint64(b[8:])), group: getIdentity(b[16:]),
 		at: journal.Position{Epoch: journal.EpochID(b[64:80]), Seq: journal.Seq(binary.LittleEndian.Uint64(b[80:]))}}
 	switch {
-	case b[5]|b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[88:]) != 0:
+	case b[5] > kindCells || b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[88:]) != 0:
 		return q, fmt.Errorf("read question: reserved bytes are set: %w", ErrProtocol)
 	case q.most <= 0 || q.at.Seq == 0 || q.at.Epoch.IsZero():
 		return q, fmt.Errorf("read question: record %s, at most %d bytes: %w", q.at, q.most, ErrProtocol)
 	}
+	if b[5] == kindCells {
+		var err error
+		q.part, err = readPart(r, q.at)
+		return q, err
+	}
 	return q, nil
+}
+
+// readPart reads what a question for stored bytes names beside the record.
+func readPart(r io.Reader, at journal.Position) (*journal.Cells, error) {
+	b := make([]byte, cellsBytes)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, fmt.Errorf("read question: %w", err)
+	}
+	n := cellsBytes - crcBytes
+	if crc32.Checksum(b[:n], castagnoli) != binary.LittleEndian.Uint32(b[n:]) {
+		return nil, fmt.Errorf("read question: checksum differs: %w", ErrProtocol)
+	}
+	c := &journal.Cells{Position: at, Volume: cbt.VolumeID(b[:16]),
+		Extent: cbt.Extent{Offset: int64(binary.LittleEndian.Uint64(b[16:])), Length: int64(binary.LittleEndian.Uint32(b[24:]))}}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("read question: %w: %w", err, ErrProtocol)
+	}
+	return c, nil
 }
 
 type answer struct {
@@ -137,6 +193,21 @@ func (r *Replicator) Fetch(ctx context.Context, peer string, id journal.Identity
 	b, err := l.ask(ctx, question{most: r.o.MaxFrameBytes, group: id, at: p})
 	if err != nil {
 		return nil, fmt.Errorf("fetch record %s from %s: %w", p, peer, err)
+	}
+	return b, nil
+}
+
+// FetchCells asks a connected peer for the stored bytes that c names. Nothing of them
+// is trusted: the caller verifies them. Errors: *RefusedError with the peer's reason,
+// ErrNotConnected, also where the peer is of a version that gives none.
+func (r *Replicator) FetchCells(ctx context.Context, peer string, id journal.Identity, c journal.Cells) ([]byte, error) {
+	l := r.linkTo(peer)
+	if l == nil || l.theirs&featureCells == 0 {
+		return nil, fmt.Errorf("fetch %s from %s: %w", c, peer, ErrNotConnected)
+	}
+	b, err := l.ask(ctx, question{most: journal.MaxCellsBytes, group: id, at: c.Position, part: &c})
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s from %s: %w", c, peer, err)
 	}
 	return b, nil
 }
@@ -220,7 +291,7 @@ func (l *link) reply(ctx context.Context, s *quic.Stream) error {
 	}
 	stop := context.AfterFunc(ctx, func() { s.CancelWrite(quic.StreamErrorCode(CodeShutdown)) })
 	defer stop()
-	f, err := l.r.frameFor(ctx, l.peer.Name, q)
+	f, n, err := l.r.find(ctx, l.peer.Name, q)
 	if err != nil {
 		text := clipText(err.Error(), maxTextBytes)
 		head := answer{code: reasonOf(err), bytes: int64(len(text))}.encode()
@@ -229,19 +300,42 @@ func (l *link) reply(ctx context.Context, s *quic.Stream) error {
 		}
 		return s.Close()
 	}
-	if _, err := s.Write(answer{bytes: f.Bytes}.encode()); err != nil {
+	if _, err := s.Write(answer{bytes: n}.encode()); err != nil {
 		return err
 	}
-	if err := l.peer.throttle.copyN(ctx, s, f.Reader, f.Bytes, make([]byte, chunkBytes), func(int) {}); err != nil {
+	if err := l.peer.throttle.copyN(ctx, s, f, n, make([]byte, chunkBytes), func(int) {}); err != nil {
 		return err
 	}
 	return s.Close()
 }
 
-// frameFor finds the frame, if the peer may see its group.
-func (r *Replicator) frameFor(ctx context.Context, peer string, q question) (journal.Frame, error) {
+// find finds what is asked for, if the peer may see its group.
+func (r *Replicator) find(ctx context.Context, peer string, q question) (io.Reader, int64, error) {
+	h, err := r.holderFor(peer, q.group)
+	if err != nil {
+		return nil, 0, err
+	}
+	var found io.Reader
+	var n int64
+	if q.part != nil {
+		var b []byte
+		b, err = h.StoredCells(ctx, *q.part)
+		found, n = bytes.NewReader(b), int64(len(b))
+	} else {
+		var f journal.Frame
+		f, err = h.FrameFor(ctx, q.at)
+		found, n = f.Reader, f.Bytes
+	}
+	if err == nil && n > q.most {
+		err = fmt.Errorf("%d bytes, wanted at most %d: %w", n, q.most, ErrProtocol)
+	}
+	return found, n, err
+}
+
+// holderFor is who gives a peer frames of a group.
+func (r *Replicator) holderFor(peer string, group journal.Identity) (holder, error) {
 	r.mu.Lock()
-	out, in := r.outbound[outKey{peer, q.group}], r.inbound[inKey{peer, q.group}]
+	out, in := r.outbound[outKey{peer, group}], r.inbound[inKey{peer, group}]
 	r.mu.Unlock()
 	var of any
 	switch {
@@ -249,24 +343,20 @@ func (r *Replicator) frameFor(ctx context.Context, peer string, q question) (jou
 		of = out.Source
 	case in != nil:
 		lag := in.snapshot()
-		replica, err := r.o.Receive(peer, q.group, lag.Tenant, lag.Group)
+		replica, err := r.o.Receive(peer, group, lag.Tenant, lag.Group)
 		if err != nil && (!errors.Is(err, ErrNotReplica) || replica == nil) {
-			return journal.Frame{}, ErrUnknownGroup
+			return nil, ErrUnknownGroup
 		}
 		of = replica
 	}
 	h, ok := of.(holder)
 	if !ok {
-		return journal.Frame{}, ErrUnknownGroup
+		return nil, ErrUnknownGroup
 	}
-	f, err := h.FrameFor(ctx, q.at)
-	if err == nil && f.Bytes > q.most {
-		err = fmt.Errorf("frame of %d bytes, wanted at most %d: %w", f.Bytes, q.most, ErrProtocol)
-	}
-	return f, err
+	return h, nil
 }
 
-// reasonOf is the code for why a frame is not given.
+// reasonOf is the code for why what is asked for is not given.
 func reasonOf(err error) Code {
 	var damage *journal.DamageError
 	switch {

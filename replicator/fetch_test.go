@@ -58,10 +58,21 @@ func TestFetchFrames(t *testing.T) {
 		if _, err := r.Fetch(t.Context(), peer, id, beyond); !errors.As(err, &refused) || refused.Code != CodeNoRecord {
 			t.Errorf("from %s, beyond the head: %v", peer, err)
 		}
+		cells := journal.Cells{Position: at, Volume: v.ID, Extent: cbt.Extent{Length: 4096}}
+		if got, err := r.FetchCells(t.Context(), peer, id, cells); err != nil || !bytes.Equal(got, bytes.Repeat([]byte("secret: "), 512)) {
+			t.Errorf("from %s: %d bytes of a cell, %v", peer, len(got), err)
+		}
+		cells.Extent.Offset = 8192
+		if _, err := r.FetchCells(t.Context(), peer, id, cells); !errors.As(err, &refused) || refused.Code != CodeNoRecord {
+			t.Errorf("from %s, a cell not written: %v", peer, err)
+		}
 		other := id
 		other.Group = cbt.NewID()
 		if _, err := r.Fetch(t.Context(), peer, other, at); !errors.As(err, &refused) || refused.Code != CodeUnknownGroup {
 			t.Errorf("from %s, of another group: %v", peer, err)
+		}
+		if _, err := r.FetchCells(t.Context(), peer, other, cells); !errors.As(err, &refused) || refused.Code != CodeUnknownGroup {
+			t.Errorf("from %s, cells of another group: %v", peer, err)
 		}
 		if _, err := r.Fetch(t.Context(), "nobody", id, at); !errors.Is(err, ErrNotConnected) {
 			t.Errorf("from nobody: %v", err)
@@ -70,16 +81,28 @@ func TestFetchFrames(t *testing.T) {
 }
 
 func FuzzQuestion(f *testing.F) {
-	f.Add(question{most: 1 << 20, group: journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID()}, at: journal.Position{Epoch: journal.EpochID{1}, Seq: 7}}.encode())
+	q := question{most: 1 << 20, group: journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID()}, at: journal.Position{Epoch: journal.EpochID{1}, Seq: 7}}
+	f.Add(q.encode())
+	q.part = &journal.Cells{Position: q.at, Volume: cbt.VolumeID{3}, Extent: cbt.Extent{Offset: 8192, Length: 65536}}
+	f.Add(q.encode())
 	f.Add(make([]byte, questionBytes))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) >= questionBytes { // past the checksum
-			b = bytes.Clone(b)
+		b = bytes.Clone(b) // past the checksums
+		if len(b) >= questionBytes {
 			seal(b[:questionBytes])
 		}
+		if len(b) >= questionBytes+cellsBytes {
+			seal(b[questionBytes:][:cellsBytes])
+		}
 		q, err := readQuestion(bytes.NewReader(b))
-		if err == nil && !bytes.Equal(q.encode(), b[:questionBytes]) {
-			t.Fatalf("%x became %x", b[:questionBytes], q.encode())
+		if err != nil {
+			return
+		}
+		if got := q.encode(); !bytes.Equal(got, b[:len(got)]) {
+			t.Fatalf("%x became %x", b, got)
+		}
+		if q.part != nil && q.part.Check() != nil {
+			t.Fatalf("%+v passed", q.part)
 		}
 	})
 }

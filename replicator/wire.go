@@ -56,7 +56,7 @@ const (
 	// Features are negotiated in Hello. Every incompatible bit that a peer sets
 	// must be known here; compatible ones are for information.
 	knownIncompatible = uint64(0)
-	ourCompatible     = featureFetch
+	ourCompatible     = featureFetch | featureCells
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

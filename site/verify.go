@@ -78,6 +78,8 @@ func (l *life) verify(ctx context.Context, q control.VerifyRequest, peers []stri
 		progress(control.Progress{Step: "repair from " + peer})
 		r, err := l.j.Repair(ctx, func(ctx context.Context, p journal.Position) ([]byte, error) {
 			return l.site.repl.Fetch(ctx, peer, l.j.Identity(), p)
+		}, func(ctx context.Context, c journal.Cells) ([]byte, error) {
+			return l.site.repl.FetchCells(ctx, peer, l.j.Identity(), c)
 		})
 		if err != nil {
 			return err
@@ -219,4 +221,14 @@ func (g guard) FrameFor(ctx context.Context, p journal.Position) (journal.Frame,
 	}
 	defer leave()
 	return g.l.j.FrameFor(ctx, p)
+}
+
+// StoredCells gives a peer the stored bytes of a part of a record.
+func (g guard) StoredCells(ctx context.Context, c journal.Cells) ([]byte, error) {
+	ctx, leave, err := g.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return g.l.j.StoredCells(ctx, c)
 }
