@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"slices"
 	"time"
 )
@@ -35,7 +36,7 @@ type maintainer struct {
 	pace   *pace
 	done   Maintained
 	leaves []lineagePart
-	epochs int // branches when leaves was taken
+	newest EpochID // branch when leaves was taken
 }
 
 func (t *maintainer) progress(stage string, done, total int64) {
@@ -48,7 +49,10 @@ func (t *maintainer) progress(stage string, done, total int64) {
 func (t *maintainer) takeLeaves() (err error) {
 	t.j.mu.Lock()
 	defer t.j.mu.Unlock()
-	t.epochs = len(t.j.branches)
+	t.newest = EpochID{}
+	if n := len(t.j.branches); n > 0 {
+		t.newest = t.j.branches[n-1].ID
+	}
 	t.leaves, err = t.j.leavesLocked()
 	return err
 }
@@ -274,12 +278,9 @@ func (t *maintainer) doomRest(ctx context.Context, after, to order, kept []runPo
 		for _, p := range kept {
 			d.keep[p.order] = true
 		}
-		missing, same := j.tryDoom(d, after, t.epochs)
-		if !same {
-			return kept, fmt.Errorf("an epoch began: %w", ErrBusy)
-		}
-		if len(missing) == 0 || j.o.faults.dropViewed {
-			return kept, nil
+		missing, err := j.tryDoom(d, after, t.newest)
+		if err != nil || len(missing) == 0 {
+			return kept, err
 		}
 		for _, p := range missing {
 			at, err := j.timeAt(ctx, p)
@@ -302,28 +303,51 @@ func (t *maintainer) doomRest(ctx context.Context, after, to order, kept []runPo
 	return kept, fmt.Errorf("points came into use faster than they are kept: %w", ErrBusy)
 }
 
-// tryDoom sets d unless points are in use that it does not keep, which it returns.
-// same is false when an epoch began since there were as many as epochs.
-func (j *Journal) tryDoom(d *doomed, after order, epochs int) (missing []Position, same bool) {
+// tryDoom sets d unless points are in use or pinned that it does not keep, which it
+// returns. It is ErrBusy when newest is not the newest epoch any more: by its id, for
+// one that was refused leaves its number to the next.
+func (j *Journal) tryDoom(d *doomed, after order, newest EpochID) (missing []Position, err error) {
+	j.pinning.Lock() // nobody has seen a point and not pinned it yet
+	defer j.pinning.Unlock()
+	pins, err := j.Pins()
+	if err != nil {
+		return nil, err
+	}
 	j.fileMu.Lock() // no epoch is about to begin at a point
 	defer j.fileMu.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.branches) != epochs {
-		return nil, false
+	if n := len(j.branches); n == 0 || j.branches[n-1].ID != newest {
+		return nil, fmt.Errorf("an epoch began: %w", ErrBusy)
 	}
-	for p := range j.users {
+	for _, p := range j.heldLocked(pins) {
 		if o := j.orderLocked(p); o.after(after) && !o.after(d.to) && !d.keep[o] {
+			d.keep[o] = true // once, though several hold it
 			missing = append(missing, p)
 		}
 	}
-	if len(missing) == 0 || j.o.faults.dropViewed {
+	if len(missing) == 0 {
 		for _, p := range j.past.kept {
 			d.keep[p.order] = true
 		}
 		j.doom = d
 	}
-	return missing, true
+	return missing, nil
+}
+
+// heldLocked is the points that are in use or have one of pins now: what came since
+// the references were asked for must not go either.
+func (j *Journal) heldLocked(pins []Pin) []Position {
+	var out []Position
+	if !j.o.faults.dropViewed {
+		out = slices.AppendSeq(out, maps.Keys(j.users))
+	}
+	for _, p := range pins {
+		if !p.Diff && !j.o.faults.trimPastPin {
+			out = append(out, p.At)
+		}
+	}
+	return out
 }
 
 func (j *Journal) undoom() {
@@ -341,7 +365,11 @@ func (t *maintainer) writeRun(ctx context.Context, c *change, in touched, nodes 
 	if err != nil {
 		return m, err
 	}
-	defer func() { err = errors.Join(err, w.abandon()) }()
+	defer func() {
+		if err = errors.Join(err, w.abandon()); err != nil { // space may be what was short
+			_ = j.o.FS.Remove(j.runs.path(c.Run)) // else the next opening does
+		}
+	}()
 	s := &sweep{only: make(map[order]int64), faults: j.o.faults}
 	for i := range t.leaves {
 		if b, ok := t.leaves[i].through(c.After, c.To, points); ok {

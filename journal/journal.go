@@ -390,6 +390,8 @@ func (j *Journal) free() error {
 		j.mu.Lock()
 	}
 	j.mu.Unlock()
+	j.maintaining.Lock() // a Maintain ends at its next look into the index
+	defer j.maintaining.Unlock()
 	var errs []error
 	if j.db != nil {
 		errs = append(errs, j.db.Close())

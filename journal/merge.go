@@ -76,7 +76,9 @@ func (j *Journal) install(s runState, kept []runPoint) error {
 func (t *maintainer) thin(keep map[order]bool) error {
 	j := t.j
 	p := j.history()
-	j.doomAllBut(p.to, keep)
+	if err := j.doomAllBut(p.to, keep); err != nil {
+		return err
+	}
 	defer j.undoom()
 	var kept []runPoint
 	drop := make(map[order]bool)
@@ -101,18 +103,23 @@ func (t *maintainer) thin(keep map[order]bool) error {
 }
 
 // doomAllBut has nobody begin to use a point up to a record that is not in keep,
-// into which it puts what is in use.
-func (j *Journal) doomAllBut(to order, keep map[order]bool) {
+// into which it puts what is in use or pinned.
+func (j *Journal) doomAllBut(to order, keep map[order]bool) error {
+	j.pinning.Lock() // nobody has seen a point and not pinned it yet
+	defer j.pinning.Unlock()
+	pins, err := j.Pins()
+	if err != nil {
+		return err
+	}
 	j.fileMu.Lock() // no epoch is about to begin at a point
 	defer j.fileMu.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for at := range j.users {
-		if !j.o.faults.dropViewed {
-			keep[j.orderLocked(at)] = true
-		}
+	for _, at := range j.heldLocked(pins) {
+		keep[j.orderLocked(at)] = true
 	}
 	j.doom = &doomed{to: to, keep: keep}
+	return nil
 }
 
 // dropPoints marks points of a run as kept no more.

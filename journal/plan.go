@@ -32,6 +32,9 @@ func (t *maintainer) run(ctx context.Context) error {
 	j := t.j
 	j.mu.Lock()
 	readOnly, failed := j.readOnly, j.err
+	if j.freed && failed == nil {
+		failed = ErrClosed
+	}
 	j.mu.Unlock()
 	if readOnly || failed != nil {
 		return errors.Join(failed, map[bool]error{true: ErrReadOnly}[readOnly])
