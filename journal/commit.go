@@ -305,6 +305,7 @@ func (j *Journal) putCommit(c *commit) (*written, error) {
 
 // advance makes w the newest frame. fileMu is held. c is nil for a received frame.
 func (j *Journal) advance(w *written, c *commit) {
+	j.segs.live.Store(w.segment) // before anybody can read w (fileread.go)
 	j.out.at += w.h.Bytes
 	j.out.free -= w.h.Bytes
 	j.out.tail = Position{w.h.Epoch, w.h.Last}
