@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // folding is a journal that writes under a clock of its own, and what it must hold.
@@ -201,6 +202,10 @@ func (f *folding) reopen(withoutIndex bool) {
 func TestFoldKeepsImages(t *testing.T) {
 	r := Retention{Ladder: []Rung{{0, 2 * time.Minute}, {20 * time.Second, 20 * time.Minute}, {2 * time.Minute, time.Hour}}}
 	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, 768<<10, 256<<10+512)
+	images := 20
+	if scale.Race {
+		images = 5
+	}
 	var total Maintained
 	for round := range 14 {
 		f.write(40, 3*time.Second)
@@ -209,7 +214,7 @@ func TestFoldKeepsImages(t *testing.T) {
 		if err := f.checkKept(); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
-		if err := f.checkImages(f.j.Journal, 20); err != nil {
+		if err := f.checkImages(f.j.Journal, images); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		if found, err := f.j.Verify(soon(t), nil); err != nil || len(found) > 0 {
@@ -221,7 +226,7 @@ func TestFoldKeepsImages(t *testing.T) {
 		case 1:
 			f.reopen(true)
 		}
-		if err := f.checkImages(f.j.Journal, 20); err != nil {
+		if err := f.checkImages(f.j.Journal, images); err != nil {
 			t.Fatalf("round %d, opened anew: %v", round, err)
 		}
 	}

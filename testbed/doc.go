@@ -19,7 +19,7 @@
 //  1. Debian packages that are missing are installed (root), or named;
 //  2. gofmt, go vet, staticcheck, go mod tidy -diff;
 //  3. race: all tests under the race detector; scale.Scale makes sweeps a
-//     twentieth of their size, scale.Guest skips guests;
+//     fiftieth of their size, scale.Guest skips guests;
 //  4. full: the packages whose tests import a package of testbed run once more
 //     without the detector, with AFTERIMAGE_SWEEPS=1 (not with -short);
 //  5. the counts of scale.Counted are held against counted.txt.

@@ -2,7 +2,7 @@
 // have its tools, and how its count is reported.
 //
 //	go test ./...                        sweeps at a twentieth, guests if the tools are there
-//	go test -race ./...                  sweeps at a twentieth, no guests
+//	go test -race ./...                  sweeps at a fiftieth, no guests
 //	AFTERIMAGE_SWEEPS=1 go test ./...    sweeps whole
 //	AFTERIMAGE_TESTBED=1 or CI set       a missing tool fails a test instead of skipping it
 //
@@ -17,19 +17,25 @@ import (
 	"testing"
 )
 
-// fraction is what a sweep is divided by when it is not run whole.
-const fraction = 20
+// fraction is what a sweep is divided by when it is not run whole: the race detector
+// makes it slow, and looks for races, which the first cases show as well as the rest.
+func fraction() int {
+	if Race {
+		return 50
+	}
+	return 20
+}
 
 // Sweeps reports whether sweeps run whole: AFTERIMAGE_SWEEPS=1 and no race detector.
 func Sweeps() bool { return !Race && os.Getenv("AFTERIMAGE_SWEEPS") == "1" }
 
 // Scale is the size of a sweep whose whole size is n: n itself when Sweeps, else
-// a twentieth of it, at least 1.
+// a fraction of it, at least 1.
 func Scale(n int) int {
 	if Sweeps() {
 		return n
 	}
-	return max(n/fraction, 1)
+	return max(n/fraction(), 1)
 }
 
 // Counted prints how many cases a test went through, in the form that

@@ -16,9 +16,9 @@ func (w *witness) Helper()               {}
 func (w *witness) Log(a ...any)          { w.logs = append(w.logs, fmt.Sprint(a...)) }
 func (w *witness) Errorf(string, ...any) { w.failed = true }
 
-func TestScaleIsATwentiethUnlessWhole(t *testing.T) {
+func TestScaleIsAFractionUnlessWhole(t *testing.T) {
 	t.Setenv("AFTERIMAGE_SWEEPS", "")
-	for _, c := range []struct{ n, want int }{{2000, 100}, {40, 2}, {19, 1}, {1, 1}} {
+	for _, c := range []struct{ n, want int }{{100 * fraction(), 100}, {2 * fraction(), 2}, {fraction() - 1, 1}, {1, 1}} {
 		if got := Scale(c.n); got != c.want {
 			t.Errorf("Scale(%d) = %d, want %d", c.n, got, c.want)
 		}
@@ -26,7 +26,7 @@ func TestScaleIsATwentiethUnlessWhole(t *testing.T) {
 	t.Setenv("AFTERIMAGE_SWEEPS", "1")
 	want := 2000
 	if Race {
-		want = 100
+		want = 40
 	}
 	if got := Scale(2000); got != want {
 		t.Errorf("whole sweep: Scale(2000) = %d, want %d (race %v)", got, want, Race)
@@ -36,8 +36,8 @@ func TestScaleIsATwentiethUnlessWhole(t *testing.T) {
 func TestCountedFailsBelowItsNumber(t *testing.T) {
 	t.Setenv("AFTERIMAGE_SWEEPS", "")
 	short, enough := &witness{}, &witness{}
-	Counted(short, "cases", 9, 200)
-	Counted(enough, "cases", 10, 200)
+	Counted(short, "cases", 9, 10*fraction())
+	Counted(enough, "cases", 10, 10*fraction())
 	if !short.failed || enough.failed {
 		t.Errorf("9 of 10 failed %v, 10 of 10 failed %v", short.failed, enough.failed)
 	}
