@@ -36,6 +36,18 @@ var (
 	ErrWrongKey       = errors.New("the key is not the one")
 )
 
+// errNotSynced: a sync failed, and what the disk holds is not known any more. Whoever
+// meets it ends the journal.
+var errNotSynced = errors.New("a sync failed")
+
+// synced marks the failure of a sync.
+func synced(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errNotSynced, err)
+}
+
 // IsLoss reports that a journal does not open because less is there than was
 // durable: Options.AcceptLoss opens it.
 func IsLoss(err error) bool {

@@ -548,6 +548,14 @@ func (j *Journal) endLocked() {
 	}
 }
 
+// endIfUnsynced makes err terminal if it is of a sync that failed.
+func (j *Journal) endIfUnsynced(err error) error {
+	if errors.Is(err, errNotSynced) && !errors.Is(err, ErrFailed) {
+		return j.fail(err)
+	}
+	return err
+}
+
 // Remember makes v the value of key in the site log, durably.
 func (j *Journal) Remember(key string, v any) error { return j.site.remember(key, v) }
 

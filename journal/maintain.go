@@ -120,7 +120,7 @@ func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, erro
 	if l := j.Lineage(); err == nil && len(l) > 0 {
 		t.done.Oldest = j.Usage().Oldest
 	}
-	if err != nil {
+	if err = j.endIfUnsynced(err); err != nil {
 		return t.done, fmt.Errorf("maintain journal: %w", err)
 	}
 	return t.done, nil

@@ -46,7 +46,8 @@ type pool struct {
 	keep     int    // files that are kept at most
 	identity Identity
 	log      *slog.Logger
-	skipSync bool // planted fault: directories are not synced
+	dead     func(error) // told of a sync that failed
+	skipSync bool        // planted fault: directories are not synced
 
 	wake chan struct{} // the pool may be short of files
 
@@ -74,6 +75,7 @@ func (j *Journal) openPool() error {
 	p := &pool{
 		fs: o.FS, dir: o.FS.PathJoin(j.dir, poolDirName), segments: j.segs.dir, bytes: (o.SegmentBytes + pageBytes - 1) &^ (pageBytes - 1), reserve: max(o.ReserveBytes, 0),
 		target: 1, keep: poolKept, identity: j.identity, log: o.Log, skipSync: o.faults.skipDirSync,
+		dead: func(err error) { _ = j.fail(err) },
 		wake: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	switch {
@@ -151,7 +153,7 @@ func (p *pool) stamp(f vfs.File) error {
 	if _, err := f.WriteAt(s.encode(), 0); err != nil {
 		return err
 	}
-	return f.SyncData()
+	return synced(f.SyncData())
 }
 
 func (p *pool) syncDirs() error {
@@ -177,7 +179,7 @@ func (p *pool) take(n uint64, header []byte) (bool, error) {
 		return false, fmt.Errorf("open pool file: %w", err)
 	}
 	if _, err = f.WriteAt(header, 0); err == nil {
-		err = f.SyncData()
+		err = synced(f.SyncData())
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = p.fs.Rename(p.path(k), p.segment(n))
@@ -237,7 +239,7 @@ func (p *pool) lengthen(f vfs.File, size int64) error {
 			return err
 		}
 	}
-	return f.Sync()
+	return synced(f.Sync())
 }
 
 func (p *pool) add(k uint64) {
@@ -297,7 +299,9 @@ func (p *pool) run(stop <-chan struct{}) {
 		}
 		for p.short() {
 			if err := p.writeAhead(stop); err != nil {
-				if !errors.Is(err, errGivenUp) { // a segment is then made without it
+				if errors.Is(err, errNotSynced) {
+					p.dead(fmt.Errorf("write segment ahead: %w", err))
+				} else if !errors.Is(err, errGivenUp) { // a segment is then made without it
 					p.log.Warn("write segment ahead", "dir", p.dir, "err", err)
 				}
 				break
@@ -337,7 +341,7 @@ func (p *pool) writeAhead(stop <-chan struct{}) error {
 	}
 	err = p.fill(f, given, stop)
 	if err == nil {
-		err = f.Sync()
+		err = synced(f.Sync())
 	}
 	if err == nil {
 		err = p.stamp(f)

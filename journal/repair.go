@@ -119,6 +119,9 @@ func (j *Journal) Repair(ctx context.Context, fetch Fetch, cells FetchCells) (Re
 		if cerr := ctx.Err(); cerr != nil {
 			return out, cerr
 		}
+		if err = j.endIfUnsynced(err); errors.Is(err, ErrFailed) {
+			return out, fmt.Errorf("repair %s: %w", d.File, err)
+		}
 		if err != nil {
 			j.o.Log.Warn("file not repaired", "file", d.File, "err", err)
 			if out.Refused == nil {

@@ -114,8 +114,8 @@ func (w *runWriter) flushBuf() error {
 	w.at += int64(len(w.buf))
 	if w.unsynced += int64(len(w.buf)); w.unsynced >= syncRunBytes {
 		w.unsynced = 0
-		if err := w.f.SyncData(); err != nil {
-			return fmt.Errorf("sync run: %w", fullOr(err))
+		if err := synced(w.f.SyncData()); err != nil {
+			return fmt.Errorf("sync run: %w", err)
 		}
 	}
 	w.buf = w.buf[:0]
@@ -240,8 +240,8 @@ func (w *runWriter) finish(points []runPoint) (runPage, error) {
 	if err := w.flushBuf(); err != nil {
 		return f, err
 	}
-	if err := w.f.Sync(); err != nil {
-		return f, fmt.Errorf("sync run: %w", fullOr(err))
+	if err := synced(w.f.Sync()); err != nil {
+		return f, fmt.Errorf("sync run: %w", err)
 	}
 	err := w.f.Close()
 	w.f = nil

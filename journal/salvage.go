@@ -194,7 +194,7 @@ func (j *Journal) replaceFile(set *segments, n uint64, write func(io.WriterAt) e
 	}
 	err = write(f)
 	if err == nil {
-		err = f.Sync()
+		err = synced(f.Sync())
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fullOr(errors.Join(err, fs.Remove(tmp)))

@@ -280,9 +280,12 @@ func (l *siteLog) rewriteLocked() error {
 	}
 	_, err = f.Write(out)
 	if err == nil {
-		err = f.Sync()
+		err = synced(f.Sync())
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, f.Close()); errors.Is(err, errNotSynced) {
+		l.endLocked(err)
+		return fmt.Errorf("rewrite site log: %w", l.err)
+	} else if err != nil {
 		return nil
 	}
 	err = l.fs.Rename(tmp, l.fs.PathJoin(l.dir, siteLogName))
@@ -364,7 +367,7 @@ func syncDir(fs vfs.FS, dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(synced(d.Sync()), d.Close())
 }
 
 func notThere(err error) bool { return errors.Is(err, os.ErrNotExist) }
