@@ -49,6 +49,11 @@ func (f *folding) settle() error {
 		}
 		f.putBytes(f.vols[0].Size-64<<10, data)
 	}
+	return f.rest()
+}
+
+// rest waits until all that was written is old, durable and indexed.
+func (f *folding) rest() error {
 	f.clock.step(2 * time.Minute)
 	return errors.Join(f.w.WaitDurable(soon(f.t)), f.j.waitFor(soon(f.t), func() bool { return f.j.indexed >= f.j.written }))
 }
