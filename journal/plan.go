@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -69,14 +70,21 @@ func (t *maintainer) run(ctx context.Context) error {
 	return nil
 }
 
-// pass folds, thins and merges once.
-func (t *maintainer) pass(ctx context.Context, foldBytes int64) error {
+// pass folds, thins and merges once. What the disk has no room to fold is said at the
+// end: thinning and merging may make some.
+func (t *maintainer) pass(ctx context.Context, foldBytes int64) (err error) {
+	var full error
+	defer func() { err = errors.Join(err, full) }()
 	for {
 		refs, err := t.j.references(t.m)
 		if err != nil {
 			return err
 		}
 		to, ok, err := t.foldable(refs, foldBytes)
+		if errors.Is(err, ErrFull) {
+			full = err
+			break
+		}
 		if err != nil {
 			return err
 		}
@@ -94,6 +102,10 @@ func (t *maintainer) pass(ctx context.Context, foldBytes int64) error {
 		past := t.j.history()
 		i, k, ok := planMerge(past.state.Runs, past.keptPerRun(), t.pressed())
 		if !ok {
+			return nil
+		}
+		if size, room := liveBytes(past.state.Runs[i:k+1]), t.j.roomForRun(); size > room {
+			t.j.o.Log.Warn("runs are not merged: the disk has no room", "bytes", size, "room", room)
 			return nil
 		}
 		if err := t.mergeRuns(ctx, i, k); err != nil {
@@ -151,8 +163,8 @@ func (t *maintainer) foldable(refs []Reference, atLeast int64) (to uint64, ok bo
 	if err := errors.Join(json.Unmarshal(raw, &known), closer.Close()); err != nil {
 		return 0, false, fmt.Errorf("read index: %w", err)
 	}
-	from := j.history().state.floor()
-	var bytes int64
+	from, room := j.history().state.floor(), j.roomForRun()
+	var bytes int64 // that may be folded; up to to they fit
 	for n := from; n < known.Durable.Segment && bytes < maxFoldBytes; n++ {
 		next, err := j.pageOf(n+1, 0, segmentMagic)
 		if err != nil || // it has no header yet
@@ -163,9 +175,24 @@ func (t *maintainer) foldable(refs []Reference, atLeast int64) (to uint64, ok bo
 		if err != nil {
 			return 0, false, err
 		}
-		to, bytes = n, bytes+size
+		if bytes += size; bytes <= room {
+			to = n
+		}
 	}
-	return to, to > 0 && bytes >= atLeast, nil
+	if enough := bytes > 0 && bytes >= atLeast; to > 0 || !enough {
+		return to, to > 0 && enough, nil
+	}
+	return 0, false, fmt.Errorf("no room to fold a segment, %d bytes free beside the reserve: %w", room, ErrFull)
+}
+
+// roomForRun is how large a run may become: what the disk has beside its reserve, for
+// what the run replaces goes only after it is written.
+func (j *Journal) roomForRun() int64 {
+	u, err := j.o.FS.GetDiskUsage(j.dir)
+	if err != nil { // a file system that cannot tell answers with ENOSPC
+		return math.MaxInt64
+	}
+	return int64(min(u.AvailBytes, math.MaxInt64)) - max(j.o.ReserveBytes, 0)
 }
 
 func closeIf(c interface{ Close() error }) error {

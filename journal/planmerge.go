@@ -67,6 +67,15 @@ func (w *window) add(m manifest, points int) {
 	w.largest = max(w.largest, live)
 }
 
+// liveBytes is what a run made of runs takes at most.
+func liveBytes(runs []manifest) int64 {
+	var w window
+	for _, m := range runs {
+		w.add(m, 0)
+	}
+	return w.live
+}
+
 // left is the part of the stretch that merging it would leave, by the estimate.
 func (w *window) left() float64 {
 	images := float64(w.points+1) / float64(w.points+w.runs)
