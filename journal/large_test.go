@@ -59,7 +59,7 @@ func heapAfterGC() int64 {
 // do not grow with the history, and reads find their sector under huge zeros.
 func TestLargeVolume(t *testing.T) {
 	rng := newSeed(t)
-	n := scale.Scale(100000)
+	n := max(scale.Scale(100000), 5000) // enough for several segments
 	o := Options{Create: newIdentity(), SegmentBytes: 256 << 10}
 	dir := t.TempDir()
 	v := volume("a", largeVolume)
