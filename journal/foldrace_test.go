@@ -104,7 +104,7 @@ func TestFullDiskLeavesNoRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.onWrite(func(op errorfs.Op) error {
-		if op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, runSuffix) {
+		if op.Kind == errorfs.OpFileWrite && strings.HasSuffix(op.Path, runSuffix) {
 			return syscall.ENOSPC
 		}
 		return nil
