@@ -65,7 +65,7 @@ func TestRewrapCrashes(t *testing.T) {
 		w.onWrite(func(errorfs.Op) error {
 			mu.Lock()
 			defer mu.Unlock()
-			if ops++; ops == k/2+1 {
+			if ops++; ops == k/4+1 {
 				left = w.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: crashRand()})
 			}
 			return nil
@@ -85,18 +85,18 @@ func TestRewrapCrashes(t *testing.T) {
 		mu.Unlock()
 		crashes++
 		if err := readsWith(t, left, "j", model, both); err != nil {
-			t.Fatalf("after a crash at operation %d: %v", k/2+1, err)
+			t.Fatalf("after a crash at operation %d: %v", k/4+1, err)
 		}
 		j = start(t, "j", Options{FS: left, Keys: both})
 		if r, err := j.Rewrap(soon(t)); err != nil || r.Left != 0 || r.Keys < 3 || r.Key != "acme-2" {
-			t.Fatalf("rotation after a crash at operation %d: %+v, %v", k/2+1, r, err)
+			t.Fatalf("rotation after a crash at operation %d: %+v, %v", k/4+1, r, err)
 		}
 		if r, err := j.Rewrap(soon(t)); err != nil || r.Done != 0 {
 			t.Fatalf("a rotation that is done does %d again, %v", r.Done, err)
 		}
 		j.close()
 		if err := readsWith(t, left, "j", model, next); err != nil {
-			t.Fatalf("with the new key alone, after operation %d: %v", k/2+1, err)
+			t.Fatalf("with the new key alone, after operation %d: %v", k/4+1, err)
 		}
 	}
 	scale.Counted(t, "journal-rewrap-crashes", crashes, 20)
