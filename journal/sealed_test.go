@@ -270,7 +270,7 @@ func noncesAreUnique(t *testing.T, f faults) error {
 	if err := live(mem, "the first life", 20); err != nil {
 		return err
 	}
-	for i := range 4 {
+	for i := range 7 {
 		one := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: crashRand()})
 		two := mem.CrashClone(vfs.CrashCloneCfg{})
 		for k, fs := range []*vfs.MemFS{one, two, mem} {
