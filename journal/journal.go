@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,92 +16,6 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 )
-
-// SyncMode says what a reply to a write means.
-type SyncMode uint8
-
-// Modes. SyncProcess answers when the record is in the page cache of the segment
-// file, which outlives this process; SyncPower after fdatasync.
-const (
-	SyncProcess SyncMode = iota
-	SyncPower
-)
-
-// Options of Open; the zero value opens what is there.
-type Options struct {
-	FS           vfs.FS           // every file goes through it; nil: the operating system's
-	Create       *Identity        // when the directory holds no journal: make one. nil: ErrNotFound
-	Sync         SyncMode         // what a reply means
-	SegmentBytes int64            // when a segment is sealed; default 64 MiB
-	QuotaBytes   int64            // segments together; 0: no quota
-	ReserveBytes int64            // free disk below which records are refused; default 64 MiB; negative: none
-	Compress     Compression      // when payloads are packed; default CompressAuto
-	Keys         KeyRing          // seals what this site records and opens what is sealed; nil: neither
-	PoolBytes    int64            // segments written ahead, to this size; default one, when half of a segment is used; negative: none
-	PoolReclaim  bool             // the pool takes reclaimed segments only: nothing is written ahead
-	Now          func() time.Time // wall clock; default time.Now
-	Log          *slog.Logger     // default: discarded
-
-	// AcceptLoss opens a journal of which records are lost that were durable: it is
-	// cut where it last verifies, and what lies behind is kept in lost/ (salvage.go).
-	AcceptLoss bool
-
-	faults   faults
-	keyCells int64 // cells that a data key seals; default maxKeyCells
-}
-
-// faults are planted by tests of this package to see that a check catches them.
-type faults struct {
-	replyEarly      bool // reply before the record is written
-	sendUnsynced    bool // stream frames that were not synced
-	keyWithoutEpoch bool // index entries of all epochs under one ordinal
-	carrySynced     bool // intervals survive an opening
-	headerOnlyCRC   bool // cells are not checked
-	skipDirSync     bool // a new segment's directory entry is not synced
-	resetNonces     bool // nonces are counted from each opening on, under a key that outlives it
-	tornMidFile     bool // whatever stands behind an invalid frame is a torn tail
-
-	trimPastPin           bool // retention does not know of pins
-	dropViewed            bool // a fold does not ask which views are open
-	runPastPoint          bool // a run holds what came just after a point, not what the point saw
-	skipReclaimedChain    bool // the chain is not checked where folded history ends
-	rebuildWithoutLineage bool // an index built from runs does not know of their epochs
-	quotaEarly            bool // what a fold will free is free before it is
-	ignoreSectors         bool // a piece of a cell is taken for the whole cell
-	diffAtGone            bool // a comparison takes a point that is gone for one that is kept
-}
-
-func (o Options) withDefaults() Options {
-	if o.FS == nil {
-		o.FS = vfs.Default
-	}
-	if o.SegmentBytes == 0 {
-		o.SegmentBytes = 64 << 20
-	}
-	if o.ReserveBytes == 0 {
-		o.ReserveBytes = 64 << 20
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.keyCells == 0 {
-		o.keyCells = maxKeyCells
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	return o
-}
-
-func (o Options) validate() error {
-	if o.SegmentBytes < 4*pageBytes {
-		return fmt.Errorf("segments of %d bytes: want at least %d", o.SegmentBytes, 4*pageBytes)
-	}
-	if o.QuotaBytes < 0 {
-		return fmt.Errorf("quota of %d bytes", o.QuotaBytes)
-	}
-	return nil
-}
 
 // Journal is one group's history at one site. All methods are safe for concurrent
 // use. Reading works from Open to Close; writing only while Run runs.
@@ -417,69 +330,6 @@ func (j *Journal) free() error {
 		j.lock = nil
 	}
 	return errors.Join(errs...)
-}
-
-// iterator is one of the index that Close waits for. It remembers its first error:
-// Pebble's forgets a damaged block at the next seek, and what lies in it would be
-// taken for absent.
-type iterator struct {
-	*pebble.Iterator
-	j      *Journal
-	failed *error
-}
-
-func (i iterator) keep(ok bool) bool {
-	if !ok && *i.failed == nil {
-		*i.failed = i.Iterator.Error()
-	}
-	return ok
-}
-
-func (i iterator) First() bool                { return i.keep(i.Iterator.First()) }
-func (i iterator) Next() bool                 { return i.keep(i.Iterator.Next()) }
-func (i iterator) Prev() bool                 { return i.keep(i.Iterator.Prev()) }
-func (i iterator) SeekGE(k []byte) bool       { return i.keep(i.Iterator.SeekGE(k)) }
-func (i iterator) SeekPrefixGE(k []byte) bool { return i.keep(i.Iterator.SeekPrefixGE(k)) }
-func (i iterator) SeekLT(k []byte) bool       { return i.keep(i.Iterator.SeekLT(k)) }
-
-// Error is the first one since the iterator was made.
-func (i iterator) Error() error {
-	if *i.failed != nil {
-		return fmt.Errorf("read index: %w", *i.failed)
-	}
-	return i.Iterator.Error()
-}
-
-// iterate reads the index's keys from lower up to upper.
-func (j *Journal) iterate(lower, upper []byte) (iterator, error) {
-	j.mu.Lock()
-	if j.freed {
-		j.mu.Unlock()
-		return iterator{}, fmt.Errorf("read index: %w", ErrClosed)
-	}
-	j.readers++
-	j.mu.Unlock()
-	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-	if err != nil {
-		j.readEnded()
-		return iterator{}, fmt.Errorf("read index: %w", err)
-	}
-	return iterator{it, j, new(error)}, nil
-}
-
-func (i iterator) Close() error {
-	err := errors.Join(*i.failed, i.Iterator.Close())
-	i.j.readEnded()
-	return err
-}
-
-func (j *Journal) readEnded() {
-	j.mu.Lock()
-	j.readers--
-	if j.freed {
-		j.broadcastLocked()
-	}
-	j.mu.Unlock()
 }
 
 // broadcastLocked wakes everybody who waits for a change of state.
