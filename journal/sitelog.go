@@ -46,6 +46,7 @@ type siteEntry struct {
 const (
 	siteLogName     = "site.log"
 	siteEntryHead   = 40
+	sectorBytes     = 512 // what a disk writes whole or not at all
 	maxSiteEntry    = 4 << 20
 	siteLogRewrite  = 1 << 20 // a log is rewritten when it is this long and mostly old
 	siteRewriteName = "site.log.new"
@@ -100,16 +101,21 @@ func (l *siteLog) load() error {
 			}
 		}
 	}
-	if l.torn = l.end < int64(len(b)); l.torn && !tornEntry(b[l.end:]) {
+	if l.torn = l.end < int64(len(b)); l.torn && !tornEntry(b[l.end:], l.end) {
 		return &DamageError{Hop: "open", File: siteLogName, Offset: l.end, What: "what stands there is no entry"}
 	}
 	return nil
 }
 
-// tornEntry reports that b may be what a crash left of one entry: each is synced
-// before the next is written, and where nothing was written there are zeros.
-func tornEntry(b []byte) bool {
+// tornEntry reports that b, from at to the end of the file, may be what a crash left
+// of one entry: each is synced before the next is written, and where nothing was
+// written there are zeros. A disk keeps or loses whole sectors; where two of them
+// share the entry's length, losing either leaves no length to hold the rest to.
+func tornEntry(b []byte, at int64) bool {
 	if len(b) < 8 || binary.LittleEndian.Uint64(b) == 0 {
+		return true
+	}
+	if first := int(sectorBytes - at%sectorBytes); first < 8 && (allZero(b[:first]) || first < 4 && allZero(b[first:min(first+sectorBytes, len(b))])) {
 		return true
 	}
 	n := int64(binary.LittleEndian.Uint32(b))
