@@ -41,8 +41,9 @@ type disk interface {
 	written() uint64
 	// rates are the load's, and what the link carries.
 	rates() rates
-	// skew is how far the clock that dates the stamps lies behind this process's.
-	skew() time.Duration
+	// skew is how far the clock that dates the stamps lies behind this process's, at
+	// most seen, for no stamp is younger than nothing where it is seen.
+	skew(seen time.Duration) time.Duration
 	// attack overwrites every slot with noise.
 	attack(ctx context.Context) error
 	// die ends what runs at a beside the daemon, as abruptly.
@@ -114,7 +115,7 @@ func (e *embedded) pause(context.Context) (uint64, error) {
 }
 
 func (e *embedded) rates() rates        { return rates{100, 300, 800, "3MiB"} }
-func (e *embedded) skew() time.Duration { return 0 }
+func (e *embedded) skew(time.Duration) time.Duration { return 0 }
 
 func (e *embedded) written() uint64 { return e.last.Load() }
 

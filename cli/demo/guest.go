@@ -110,8 +110,9 @@ func (g *guestDisk) attack(ctx context.Context) error {
 func (g *guestDisk) rates() rates { return rates{60, 120, 0, "1MiB"} }
 
 // skew is the least age of a stamp that the guest has just called durable, read from
-// the disk's file: guests' clocks are off by parts of a second.
-func (g *guestDisk) skew() time.Duration {
+// the disk's file, or was seen elsewhere: guests' clocks are off by parts of a second.
+func (g *guestDisk) skew(seen time.Duration) time.Duration {
+	g.least(seen)
 	block := make([]byte, stamp.Size)
 	f, err := os.Open(filepath.Join(g.dir, "guest.raw"))
 	if err != nil {
@@ -123,11 +124,15 @@ func (g *guestDisk) skew() time.Duration {
 	}
 	now := time.Now()
 	if s, err := stamp.Decode(block); err == nil {
-		if age := now.Sub(s.Time); !g.known || age < g.offset {
-			g.offset, g.known = age, true
-		}
+		g.least(now.Sub(s.Time))
 	}
 	return g.offset
+}
+
+func (g *guestDisk) least(age time.Duration) {
+	if !g.known || age < g.offset {
+		g.offset, g.known = age, true
+	}
 }
 
 func (g *guestDisk) die() error {

@@ -101,7 +101,8 @@ func (s *story) watch(ctx context.Context) error {
 			return err
 		}
 		if r.Max > 0 {
-			rpo = r.opened.Sub(r.Last.Time) - s.disk.skew()
+			age := r.opened.Sub(r.Last.Time)
+			rpo = age - s.disk.skew(age)
 			s.samples = append(s.samples, Sample{r.opened.Sub(begun), rpo})
 		}
 		if n%10 == 0 {
