@@ -427,10 +427,7 @@ func TestCorruptionSweep(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 7))
-	cases := scale.Scale(5000)
-	if os.Getenv("AFTERIMAGE_LONG") == "1" {
-		cases *= 50
-	}
+	cases := scale.Long(5000)
 	var h *herbarium
 	opened, done := 0, 0
 	for i := range cases {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -155,7 +156,8 @@ func (f halfFile) Close() error { return errors.Join(f.plain.Close(), f.File.Clo
 // Countdown: the k-th operation fails, comes short or stalls, once or from then on,
 // for every k of a script. No byte read is wrong and no answer false; a failed sync
 // is the end of the journal; a lack of space refuses, and is told as a gap; nobody
-// waits for ever; and what stalls changes no order.
+// waits for ever; and what stalls changes no order. AFTERIMAGE_LONG=1 goes over all
+// fifty times.
 func TestCountdown(t *testing.T) {
 	rng := newSeed(t)
 	type task struct {
@@ -182,7 +184,8 @@ func TestCountdown(t *testing.T) {
 		})
 	}
 	stride := 500 / scale.Scale(500)
-	for _, b := range befallings {
+	rounds := scale.Long(1000) / scale.Scale(1000)
+	for _, b := range slices.Repeat(befallings, rounds) {
 		for _, sticky := range []bool{false, true} {
 			for k := 1 + int(rng.Uint64N(uint64(stride))); k <= 500; k += stride {
 				mu.Lock()

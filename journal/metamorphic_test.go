@@ -51,11 +51,11 @@ func configurations() []configuration {
 }
 
 // One script of operations gives the same images at all kept points, however the
-// journal is configured.
+// journal is configured. AFTERIMAGE_LONG=1 makes the script fifty times as long.
 func TestConfigurationsDoNotShow(t *testing.T) {
 	rng := newSeed(t)
 	shape := journaltest.Shape{Sizes: []int64{1<<20 + 96<<10 + 512, 96 << 10}, MaxWrite: 1 << 20, Ladders: len(ladders)}
-	ops := journaltest.NewAuthor(rng, shape).Script(scale.Scale(6000) / 20)
+	ops := journaltest.NewAuthor(rng, shape).Script(scale.Long(6000) / 20)
 	cs := configurations()
 	if !scale.Sweeps() {
 		rng.Shuffle(len(cs), func(i, k int) { cs[i], cs[k] = cs[k], cs[i] })

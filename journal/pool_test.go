@@ -33,9 +33,10 @@ func recycle(t testing.TB, fs vfs.FS, id Identity, n, k uint64) {
 }
 
 // Wherever the disk stops while segments are made of old ones, nothing of a former
-// life is taken for this one, nor for proof of a loss.
+// life is taken for this one, nor for proof of a loss. AFTERIMAGE_LONG=1 makes it fifty
+// times as long.
 func TestCrashAnywhereRecycling(t *testing.T) {
-	want := scale.Scale(3000)
+	want := scale.Long(3000)
 	rng := newSeed(t)
 	points, recycled := 0, 0
 	for points < want {

@@ -21,10 +21,10 @@ var prefixShapes = []journaltest.Shape{
 
 // Promise 4: after every prefix of what was written the group is byte for byte the
 // model's: as it was recorded, folded into runs with every write kept, and opened
-// again after that.
+// again after that. AFTERIMAGE_LONG=1 makes it fifty times as long.
 func TestEveryPrefix(t *testing.T) {
 	rng, total := newSeed(t), 0
-	for i, want := 0, scale.Scale(10000); total < want; i++ {
+	for i, want := 0, scale.Long(10000); total < want; i++ {
 		shape := prefixShapes[i%len(prefixShapes)]
 		n := min(400, want-total)
 		if shape.Sizes[0] > 1<<20 {

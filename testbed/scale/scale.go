@@ -4,6 +4,7 @@
 //	go test ./...                        sweeps at a twentieth, guests if the tools are there
 //	go test -race ./...                  sweeps at a fiftieth, no guests
 //	AFTERIMAGE_SWEEPS=1 go test ./...    sweeps whole
+//	AFTERIMAGE_LONG=1 as well            sweeps that can go on for ever, fifty times as long
 //	AFTERIMAGE_TESTBED=1 or CI set       a missing tool fails a test instead of skipping it
 //
 // testbed/check sets all of these. The package imports nothing of ours, so every
@@ -36,6 +37,15 @@ func Scale(n int) int {
 		return n
 	}
 	return max(n/fraction(), 1)
+}
+
+// Long is Scale for a sweep whose cases are new ones for as long as it runs: with
+// AFTERIMAGE_LONG=1 it is fifty times as large.
+func Long(n int) int {
+	if os.Getenv("AFTERIMAGE_LONG") == "1" {
+		return 50 * Scale(n)
+	}
+	return Scale(n)
 }
 
 // Counted prints how many cases a test went through, in the form that

@@ -33,6 +33,18 @@ func TestScaleIsAFractionUnlessWhole(t *testing.T) {
 	}
 }
 
+func TestLongIsFiftyTimes(t *testing.T) {
+	for _, c := range []struct {
+		env  string
+		want int
+	}{{"", Scale(2000)}, {"1", 50 * Scale(2000)}} {
+		t.Setenv("AFTERIMAGE_LONG", c.env)
+		if got := Long(2000); got != c.want {
+			t.Errorf("AFTERIMAGE_LONG=%q: Long(2000) = %d, want %d", c.env, got, c.want)
+		}
+	}
+}
+
 func TestCountedFailsBelowItsNumber(t *testing.T) {
 	t.Setenv("AFTERIMAGE_SWEEPS", "")
 	short, enough := &witness{}, &witness{}
