@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -65,6 +66,18 @@ var goals = []goal{
 	{"index_bytes_per_record", atMost, 30},
 }
 
+// FiguresWith lists the figures that have part in their name, or in that of the
+// sealed one beside it.
+func FiguresWith(part string) []string {
+	var names []string
+	for _, g := range goals {
+		if strings.Contains(g.name+sealedSuffix, part) {
+			names = append(names, g.name)
+		}
+	}
+	return names
+}
+
 // figure judges the rounds' values by name's goal; the value is their median.
 func figure(name string, rounds []float64) Figure {
 	f := Figure{Value: median(rounds), Rounds: len(rounds)}
@@ -87,8 +100,8 @@ func figure(name string, rounds []float64) Figure {
 // Missed reports that f has a target and is on the wrong side of it.
 func (f Figure) Missed() bool { return f.Met != nil && !*f.Met }
 
-// Names lists the figures that r holds, in the order of the table; sealed
-// ones follow their like.
+// Names lists the figures that r holds, in the order of goals; sealed ones follow
+// their like.
 func (r JournalResult) Names() []string {
 	var out []string
 	for _, g := range goals {

@@ -101,6 +101,8 @@ func (o JournalOptions) validate() error {
 		return fmt.Errorf("%v a size", o.Span)
 	case o.ImageBytes < 16<<20 || o.ImageBytes%(1<<20) != 0:
 		return fmt.Errorf("image of %d bytes: want a multiple of 1 MiB from 16 MiB", o.ImageBytes)
+	case len(FiguresWith(o.Only)) == 0:
+		return fmt.Errorf("no figure has %q in its name", o.Only)
 	case o.Records < 1 || o.Versions < 2:
 		return fmt.Errorf("%d records, %d versions: want at least 1 and 2", o.Records, o.Versions)
 	}

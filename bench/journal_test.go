@@ -125,6 +125,12 @@ func TestJournalRefusesWhatIsNotTheSame(t *testing.T) {
 	if f := figure("ingest_64k_qd32_vs_raw", []float64{0.95, 0.7, 0.8}); !f.Missed() || f.Value != 0.8 || f.Low != 0.7 {
 		t.Errorf("%+v is not missed", f)
 	}
+	if o := (JournalOptions{Only: "reads"}).withDefaults(); o.validate() == nil {
+		t.Error("a run that measures nothing is a run")
+	}
+	if got := FiguresWith("materialize_f"); !slices.Equal(got, []string{folded}) {
+		t.Errorf("figures %v", got)
+	}
 	if f := figure("write_amplification_64k", []float64{1.01}); f.Missed() {
 		t.Errorf("%+v is missed", f)
 	}

@@ -68,6 +68,9 @@ func (w *world) benchJournal(c *cli.Context) error {
 	if image < 16<<20 || image%(1<<20) != 0 {
 		return usage("--image %s is no multiple of 1MiB from 16MiB", c.String("image"))
 	}
+	if only := c.String("only"); len(bench.FiguresWith(only)) == 0 {
+		return usage("--only %q is in the name of no figure; they are %s, most of them also with _sealed behind", only, strings.Join(bench.FiguresWith(""), ", "))
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
