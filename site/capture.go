@@ -34,6 +34,9 @@ func (l *life) openCaptured(ctx context.Context, r *reign) error {
 		case c.QEMU != nil:
 			tapped = append(tapped, qemu.Disk{Volume: v, Node: c.QEMU.Node})
 			r.disks = append(r.disks, &disk{volume: v, kind: kindTapped})
+		case c.Libvirt != nil:
+			tapped = append(tapped, domainDisk(v, c.Libvirt.Target))
+			r.disks = append(r.disks, &disk{volume: v, kind: kindDomain})
 		}
 	}
 	if len(tapped) == 0 {
@@ -60,19 +63,26 @@ func (l *life) openJournaled(ctx context.Context, r *reign) error {
 }
 
 func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
-	dir := filepath.Join(l.site.tapDir(), cbt.ID(disks[0].Volume.ID).Short())
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	q := l.cfg.QEMU
 	log := l.site.o.Log.With("group", l.cfg.Ref())
-	o := qemu.Options{QMP: q.QMP, Disks: disks, Dir: dir, Sink: r.writer, Memory: l.j, Incarnation: l.site.incarnation,
-		ReadServer: q.NBD, StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), WatchdogQMP: q.Watchdog, Log: log,
+	o := qemu.Options{Disks: disks, Sink: r.writer, Memory: l.j, Incarnation: l.site.incarnation,
+		StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), Log: log,
 		Resize: r.writer.AddVolume,
 		Events: qemu.Events{
 			StateChanged: stateLogger(log),
 			BytesRead:    func(_ cbt.VolumeID, n int64) { l.site.meters.resynced(l.cfg, n) },
 		}}
+	var err error
+	if l.cfg.Libvirt != nil {
+		err = l.throughLibvirt(r, &o)
+	} else {
+		q := l.cfg.QEMU
+		o.QMP, o.ReadServer, o.WatchdogQMP = q.QMP, q.NBD, q.Watchdog
+		o.Dir = filepath.Join(l.site.tapDir(), cbt.ID(disks[0].Volume.ID).Short())
+		err = os.MkdirAll(o.Dir, 0o700)
+	}
+	if err != nil {
+		return err
+	}
 	t, err := qemu.New(o)
 	if err != nil {
 		return err

@@ -86,6 +86,8 @@ func kindOf(v config.Volume) string {
 		return kindEmbedded
 	case v.QEMU != nil:
 		return kindTapped
+	case v.Libvirt != nil:
+		return kindDomain
 	}
 	return kindReplica
 }
@@ -94,9 +96,34 @@ func kindOf(v config.Volume) string {
 const (
 	kindEmbedded = "embedded"  // served from an image file
 	kindTapped   = "tapped"    // of a machine whose QEMU mirrors it here
+	kindDomain   = "libvirt"   // of a domain that libvirt runs
 	kindReplica  = "replica"   // received
 	kindJournal  = "journaled" // served from the journal, after a failover
 )
+
+// captureByWrite and captureByCopy are the ways in which disks are tapped.
+const (
+	captureByWrite = "per write"
+	captureByCopy  = "per write, by block copy"
+)
+
+// tellCapture says how a tapped disk is followed, and what that cost.
+func (l *life) tellCapture(v *control.Volume, kind string, st cbt.VolumeStatus) {
+	v.Detail = st.Detail
+	if st.State == cbt.StateSynced { // cause and detail are those of the last break
+		v.Cause, v.Detail = "", ""
+	}
+	if kind != kindTapped && kind != kindDomain {
+		return
+	}
+	v.Capture, v.Since = captureByWrite, st.Since
+	if kind == kindDomain && l.cfg.Libvirt.Passthrough == config.PassthroughForbidden {
+		v.Capture = captureByCopy
+	}
+	if r := st.Resync; !r.Began.IsZero() {
+		v.Resync = &control.Resync{Full: r.Full, Why: r.Why, ToRead: r.BytesToRead, Read: r.BytesRead, Journaled: r.BytesJournaled, Running: r.Ended.IsZero()}
+	}
+}
 
 // volumes lists the disks: those that are captured, else those of the history.
 func (l *life) volumes(ctx context.Context, d *control.GroupDetail) error {
@@ -108,9 +135,7 @@ func (l *life) volumes(ctx context.Context, d *control.GroupDetail) error {
 		for _, k := range r.disks {
 			st := states[k.volume.ID]
 			v := control.Volume{Name: k.volume.Name, ID: k.volume.ID.String(), Size: k.volume.Size, Kind: k.kind, State: string(st.State), Cause: string(st.Cause)}
-			if st.State == cbt.StateSynced { // a cause is that of the last break
-				v.Cause = ""
-			}
+			l.tellCapture(&v, k.kind, st)
 			if k.device != nil {
 				v.Export = nbdURI("unix", l.site.cfg.NBD, l.exportName(k.volume.Name))
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/cbt/qemu"
+	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/fault"
 )
 
@@ -46,7 +47,8 @@ func (s *Site) newWatchdog() (*watchdog, error) {
 	w := &watchdog{}
 	wanted := false
 	for _, g := range s.cfg.Groups {
-		if g.QEMU != nil && g.QEMU.Watchdog != "" {
+		// Libvirt passes nothing out of band: there the watchdog kills us.
+		if g.QEMU != nil && g.QEMU.Watchdog != "" || g.Libvirt != nil && g.Role == config.Primary {
 			wanted = true
 			w.stall = max(w.stall, 2*time.Duration(g.StallBudget))
 		}

@@ -89,8 +89,14 @@ func (l *lockedBuffer) String() string {
 // run opens and runs a site; stop ends it as SIGTERM would, and is called at the end.
 func (w *world) run(c *config.Config) *running {
 	w.t.Helper()
+	return w.runWith(c, Options{})
+}
+
+func (w *world) runWith(c *config.Config, o Options) *running {
+	w.t.Helper()
 	log := &lockedBuffer{}
-	s, err := Open(c, Options{Log: slog.New(slog.NewTextHandler(log, nil)), Heartbeat: 20 * time.Millisecond})
+	o.Log, o.Heartbeat = slog.New(slog.NewTextHandler(log, nil)), 20*time.Millisecond
+	s, err := Open(c, o)
 	if err != nil {
 		w.t.Fatal(err)
 	}

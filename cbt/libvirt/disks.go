@@ -5,6 +5,8 @@ import (
 	"encoding/xml"
 	"fmt"
 	"strings"
+
+	"github.com/novacron/afterimage/cbt/qemu"
 )
 
 // Disk is one writable disk of a running domain.
@@ -84,6 +86,27 @@ func (d *Domain) Disks(ctx context.Context) ([]Disk, error) {
 		return nil, err
 	}
 	return join(def.Disks, drives)
+}
+
+// FindDisk tells the node of the disk whose target it is; it fits Disk.Find of
+// package qemu where the monitor is ours.
+func FindDisk(target string) func(context.Context, qemu.Monitor) (string, error) {
+	return func(ctx context.Context, m qemu.Monitor) (string, error) {
+		ours, ok := m.(*Monitor)
+		if !ok {
+			return "", fmt.Errorf("%w: the monitor is not libvirt's", ErrReply)
+		}
+		disks, err := ours.Disks(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, d := range disks {
+			if d.Target == target {
+				return d.Node, nil
+			}
+		}
+		return "", fmt.Errorf("%w: %s has no writable disk %s", ErrNoDisk, ours.Name, target)
+	}
 }
 
 // join pairs each disk with the drive that its device uses. A device's path in

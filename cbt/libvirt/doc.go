@@ -11,7 +11,10 @@
 //     definition has names and sources, QEMU the node that the guest's device uses;
 //  4. DialMonitor opens a connection of its own for Tracker options of package
 //     qemu: commands travel as libvirt's monitor passthrough, events come back by
-//     its monitor events.
+//     its monitor events;
+//  5. DialCopies is the other way: libvirt's own block copies with synchronous
+//     writes. Nothing is passed through; every attachment reads the disks whole,
+//     for without passthrough nothing can be attached by a bitmap's delta.
 //
 // Passthrough taints the domain ("custom-monitor"): libvirtd notes it in its log.
 // It has no out-of-band commands, so a QEMU whose main loop hangs cannot be

@@ -15,6 +15,7 @@ var (
 	ErrExists     = errors.New("libvirt: the domain is there already")
 	ErrURI        = errors.New("libvirt: unusable connection URI")
 	ErrConnection = errors.New("libvirt: connection lost")
+	ErrNoDisk     = errors.New("libvirt: no such disk")
 	ErrReply      = errors.New("libvirt: unexpected reply")
 )
 

@@ -111,11 +111,23 @@ func TestTapThroughLibvirtConforms(t *testing.T) {
 	n := 0
 	cbttest.TestTracker(t, func(t *testing.T) cbttest.World {
 		n++
-		return startWorld(t, d, fmt.Sprintf("m%d", n))
+		return startWorld(t, d, fmt.Sprintf("m%d", n), false)
 	})
 }
 
-func startWorld(t *testing.T, d *libvirtd.Daemon, name string) cbttest.World {
+// The same by libvirt's own block copies: no command reaches the monitor.
+func TestTapByBlockCopyConforms(t *testing.T) {
+	t.Parallel()
+	d := libvirtd.Start(t)
+	n := 0
+	cbttest.TestTracker(t, func(t *testing.T) cbttest.World {
+		n++
+		return startWorld(t, d, fmt.Sprintf("c%d", n), true)
+	})
+}
+
+// startWorld is a domain; copies taps it without the monitor.
+func startWorld(t *testing.T, d *libvirtd.Daemon, name string, copies bool) cbttest.World {
 	specs := []cbttest.DiskSpec{{Name: "vda", Bytes: 16 << 20}, {Name: "vdb", Bytes: 8 << 20}}
 	var devices strings.Builder
 	var vs []cbt.Volume
@@ -143,7 +155,11 @@ func startWorld(t *testing.T, d *libvirtd.Daemon, name string) cbttest.World {
 	var taps []qemu.Disk
 	for i, k := range disks {
 		do("block-export-add", map[string]any{"type": "nbd", "id": k.Target, "node-name": k.Node, "name": k.Target, "writable": true})
-		taps = append(taps, qemu.Disk{Volume: vs[i], Node: k.Node})
+		node := k.Node
+		if copies {
+			node = k.Target
+		}
+		taps = append(taps, qemu.Disk{Volume: vs[i], Node: node})
 	}
 	guest := func(i int) *nbd.Client {
 		c, err := nbd.Dial(cbttest.Context(t, patience), "unix", socket, nbd.DialOptions{Export: specs[i].Name})
@@ -154,15 +170,20 @@ func startWorld(t *testing.T, d *libvirtd.Daemon, name string) cbttest.World {
 		return c
 	}
 	return cbttest.World{
-		Volumes: vs, Guest: guest,
+		Volumes: vs, Guest: guest, Whole: copies,
 		Image: func(i int) []byte { return readAll(t, guest(i)) },
 		Tracker: func(sink cbt.Sink, memory cbt.Memory, life cbt.Incarnation, budget time.Duration) cbt.Tracker {
-			tr, err := qemu.New(qemu.Options{
-				Dial: func(ctx context.Context) (qemu.Monitor, error) { return DialMonitor(ctx, d.URI, name) },
-				Dir:  d.Dir, ReadServer: socket, SocketMode: 0o666, Sink: sink, Memory: memory, Incarnation: life,
+			o := qemu.Options{
+				Dir: d.Dir, ReadServer: socket, SocketMode: 0o666, Sink: sink, Memory: memory, Incarnation: life,
 				StallBudget: budget, Retry: 50 * time.Millisecond, Disks: taps,
 				Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-			})
+			}
+			if copies {
+				o.Copies = func(ctx context.Context) (qemu.Copier, error) { return DialCopies(ctx, d.URI, name) }
+			} else {
+				o.Dial = func(ctx context.Context) (qemu.Monitor, error) { return DialMonitor(ctx, d.URI, name) }
+			}
+			tr, err := qemu.New(o)
 			if err != nil {
 				t.Fatal(err)
 			}

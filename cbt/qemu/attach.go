@@ -13,34 +13,49 @@ import (
 
 // prepare clears what an earlier attachment left in the machine and checks that
 // the node is what the volume believes it to be.
-func (d *disk) prepare(ctx context.Context, m *machine) (nodeInfo, error) {
+func (m *machine) prepare(ctx context.Context, d *disk) (func(*tap) attached, error) {
 	if err := d.sweep(ctx, m); err != nil {
-		return nodeInfo{}, fmt.Errorf("clear an earlier tap: %w", err)
+		return nil, fmt.Errorf("clear an earlier tap: %w", err)
 	}
-	n, err := m.node(ctx, d.conf.Node)
+	node := d.conf.Node
+	if d.conf.Find != nil {
+		var err error
+		if node, err = d.conf.Find(ctx, m.Monitor); err != nil {
+			return nil, fmt.Errorf("find node: %w", err)
+		}
+	}
+	n, err := m.node(ctx, node)
 	if err != nil {
-		return n, err
+		return nil, err
 	}
 	if n.ReadOnly {
-		return n, fmt.Errorf("%w: node %q is read-only; after a snapshot the guest writes to another one", ErrNode, n.Name)
+		return nil, fmt.Errorf("%w: node %q is read-only; after a snapshot the guest writes to another one", ErrNode, n.Name)
 	}
+	if err := d.agree(ctx, n.Image.VirtualSize); err != nil {
+		return nil, err
+	}
+	return func(t *tap) attached { return &attachment{disk: d, machine: m, tap: t, node: n} }, nil
+}
+
+// agree makes size the volume's, if the owner has nothing against it.
+func (d *disk) agree(ctx context.Context, size int64) error {
 	d.mu.Lock()
 	v := d.volume
 	d.mu.Unlock()
-	if n.Image.VirtualSize == v.Size {
-		return n, nil
+	if size == v.Size {
+		return nil
 	}
-	v.Size = n.Image.VirtualSize
+	v.Size = size
 	if d.opts.Resize == nil || v.Size <= 0 || v.Size%cbt.SectorBytes != 0 {
-		return n, breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %d bytes", errSizeChanged, v.Size))
+		return breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %d bytes", errSizeChanged, v.Size))
 	}
 	if err := d.opts.Resize(ctx, v); err != nil {
-		return n, breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %d bytes: %w", errSizeChanged, v.Size, err))
+		return breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %d bytes: %w", errSizeChanged, v.Size, err))
 	}
 	d.mu.Lock()
 	d.volume = v
 	d.mu.Unlock()
-	return n, nil
+	return nil
 }
 
 // sweep removes jobs, exports and nodes of ours that outlived their attachment.
@@ -116,7 +131,7 @@ func (a *attachment) run(ctx context.Context) error {
 	}
 	woken, leave := m.listen(t.node)
 	defer leave()
-	if err := m.mirror(ctx, t.node, d.conf.Node, t.node); err != nil {
+	if err := m.mirror(ctx, t.node, a.node.Name, t.node); err != nil {
 		return fmt.Errorf("start mirror: %w", err)
 	}
 	if err := a.ready(ctx, woken); err != nil {
@@ -235,6 +250,8 @@ func (a *attachment) check(ctx context.Context) error {
 	}
 	return err
 }
+
+func (a *attachment) since() time.Time { return a.synced }
 
 // remove takes everything but the bitmaps out of the machine. The tap has let
 // go and drains, so that the job ends in order.

@@ -95,19 +95,19 @@ func (d *disk) broke(t *tap, b *breakError, gated bool) {
 }
 
 // follow attaches again and again until ctx or the connection ends.
-func (d *disk) follow(ctx context.Context, m *machine) {
+func (d *disk) follow(ctx context.Context, l link) {
 	const firstPause = 50 * time.Millisecond
 	pause := firstPause
 	for {
-		held, err := d.attempt(ctx, m)
-		if ctx.Err() != nil || m.Err() != nil {
+		held, err := d.attempt(ctx, l)
+		if ctx.Err() != nil || l.Err() != nil {
 			return
 		}
 		d.opts.Log.Info("tap ended", "volume", d.conf.Volume.Name, "reason", err)
 		if held > d.opts.Retry {
 			pause = firstPause
 		}
-		if !rest(ctx, m.Done(), pause) {
+		if !rest(ctx, l.Done(), pause) {
 			return
 		}
 		pause = min(2*pause, d.opts.Retry)
@@ -116,7 +116,7 @@ func (d *disk) follow(ctx context.Context, m *machine) {
 
 // attempt is one attachment from its beginning to its end. It returns for how
 // long the volume was synced, and why that ended.
-func (d *disk) attempt(ctx context.Context, m *machine) (held time.Duration, err error) {
+func (d *disk) attempt(ctx context.Context, l link) (held time.Duration, err error) {
 	// What the last tap recorded must be settled, or the head that this resync
 	// compares with could still change under it.
 	if err := errors.Join(d.gaps.settled(ctx), d.opts.Sink.WaitDurable(ctx)); err != nil {
@@ -126,7 +126,7 @@ func (d *disk) attempt(ctx context.Context, m *machine) (held time.Duration, err
 		return 0, err
 	}
 	d.advance(stepAttach)
-	n, err := d.prepare(ctx, m)
+	attach, err := l.prepare(ctx, d)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.broke(nil, asBreak(err), false)
@@ -137,18 +137,18 @@ func (d *disk) attempt(ctx context.Context, m *machine) (held time.Duration, err
 	v := d.volume
 	d.mu.Unlock()
 	t := d.tracker.newTap(d, v)
-	a := &attachment{disk: d, machine: m, tap: t, node: n}
+	a := attach(t)
 	stop := context.AfterFunc(ctx, func() {
 		d.leave()
 		t.letGo(breakage(cbt.CauseDetached, context.Cause(ctx)))
 	})
 	defer stop()
 	err = a.run(ctx)
-	if m.Err() != nil {
-		err = breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %w", ErrMonitor, m.Err()))
+	if l.Err() != nil {
+		err = breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %w", ErrMonitor, l.Err()))
 	}
-	if !a.synced.IsZero() {
-		held = time.Since(a.synced)
+	if since := a.since(); !since.IsZero() {
+		held = time.Since(since)
 	}
 	if ctx.Err() != nil {
 		d.leave()

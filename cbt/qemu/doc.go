@@ -34,6 +34,10 @@
 // cancel is for dead processes only: QEMU 7.2 uses freed memory then, when guest
 // writes are under way (tap says more). A yank, or our death, cannot avoid it.
 //
+// With Options.Copies there is no monitor (copy.go): a manager's copy sends the
+// disk whole and every write with it; until it is ready compare.go drops what the
+// head has already.
+//
 // Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
 // recorder of gaps per disk, and per session one for events and one per disk.
 // Tracker's methods, Gate and Heartbeat are safe for concurrent use.

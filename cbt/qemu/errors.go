@@ -19,6 +19,8 @@ var (
 	ErrOptions = errors.New("tracker options")
 
 	errJobEnded     = errors.New("the mirror job ended")
+	errNoYank       = errors.New("a manager's copy cannot be yanked")
+	errForeignJob   = errors.New("somebody else's block job runs")
 	errBitmapBusy   = errors.New("bitmap is busy")
 	errSizeChanged  = errors.New("disk has another size")
 	errDisconnected = errors.New("QEMU left the capture export")

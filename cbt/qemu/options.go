@@ -15,6 +15,9 @@ import (
 type Disk struct {
 	Volume cbt.Volume
 	Node   string // a root node: the one that the guest's device or export uses
+	// Find, if not nil, tells the node anew at each attachment, instead of Node:
+	// a manager of the machine names nodes as it pleases.
+	Find func(ctx context.Context, m Monitor) (node string, err error)
 	// Persistent keeps the bitmaps in a qcow2 image, so that a clean restart of
 	// the machine costs a delta. Reverting such an image while its machine is off
 	// leaves no trace in them: set it only where nobody does that.
@@ -28,6 +31,9 @@ type Options struct {
 	Dir   string // for two sockets; must exist, and QEMU must be able to connect there
 	// Dial replaces QMP by another way to the machine's monitor.
 	Dial func(ctx context.Context) (Monitor, error)
+	// Copies, if not nil, taps through a manager of the machine and not through its
+	// monitor. No bitmap is used: every attachment reads the disk whole.
+	Copies func(ctx context.Context) (Copier, error)
 	// ReadServer is the unix socket of the NBD server that this QEMU already
 	// runs, if it does. Resyncs read through it; else one is started meanwhile.
 	ReadServer string
@@ -44,6 +50,7 @@ type Options struct {
 	FillRate    int64         // bytes read from a live disk per second; 0: no limit
 	FillDepth   int           // reads of a live disk in flight, 1 MiB each; default 4
 	SocketMode  os.FileMode   // of the capture socket; default 0600
+	SocketOwner int           // user id that the capture socket is given to; 0: nobody else
 
 	// Heartbeat, if not nil, tells a watchdog process that the capture path is
 	// alive, and WatchdogQMP is a second QMP socket for it to act through.
@@ -108,8 +115,8 @@ const longestSocketPath = 107
 
 func (o Options) validate() error {
 	switch {
-	case o.QMP == "" && o.Dial == nil:
-		return fmt.Errorf("%w: neither QMP nor Dial", ErrOptions)
+	case o.QMP == "" && o.Dial == nil && o.Copies == nil:
+		return fmt.Errorf("%w: none of QMP, Dial and Copies", ErrOptions)
 	case len(o.Disks) == 0:
 		return fmt.Errorf("%w: no disks", ErrOptions)
 	case o.Sink == nil || o.Memory == nil:

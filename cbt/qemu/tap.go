@@ -45,18 +45,19 @@ type tap struct {
 	// follows it cannot come before it.
 	marking sync.Mutex
 
-	mu       sync.Mutex // guards what follows
-	letting  bool       // the tap has let go
-	open     bool       // EventSynced may have its place in the order: a gap is due
-	opened   bool       // QEMU has the export
-	complete bool       // every sector is known; changes owe no refill
-	owing    int        // unaligned changes under way that will owe one
-	owed     []cbt.Extent
-	settled  chan struct{} // signalled when owing falls
-	idle     chan struct{} // signalled when ops is empty
-	ops      map[uint64]time.Time
-	nextOp   uint64
-	onLetGo  func(*breakError, bool) // once, with the gate shut if a gap is due
+	mu        sync.Mutex  // guards what follows
+	letting   bool        // the tap has let go
+	open      bool        // EventSynced may have its place in the order: a gap is due
+	opened    bool        // QEMU has the export
+	complete  bool        // every sector is known; changes owe no refill
+	comparing *comparison // nil: all that arrives is recorded
+	owing     int         // unaligned changes under way that will owe one
+	owed      []cbt.Extent
+	settled   chan struct{} // signalled when owing falls
+	idle      chan struct{} // signalled when ops is empty
+	ops       map[uint64]time.Time
+	nextOp    uint64
+	onLetGo   func(*breakError, bool) // once, with the gate shut if a gap is due
 }
 
 var _ nbd.Device = (*tap)(nil)
@@ -198,6 +199,7 @@ func (t *tap) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := t.sink.ReadHead(ctx, t.volume.ID, whole.Offset, buf); err != nil {
 		return err
 	}
+	t.comparison().blank(whole.Offset, buf)
 	copy(p, buf[off-whole.Offset:])
 	return nil
 }
@@ -221,7 +223,8 @@ func (t *tap) answer(err error) error {
 func (t *tap) change(e cbt.Extent, make func(whole cbt.Extent, edges edges) []cbt.Event) error {
 	whole := e.Round()
 	partial := !e.Aligned()
-	s, err := t.seq.enter(t.live, whole, partial)
+	comparing := t.comparison()
+	s, err := t.seq.enter(t.live, whole, partial || comparing != nil)
 	if err != nil {
 		return err
 	}
@@ -232,13 +235,19 @@ func (t *tap) change(e cbt.Extent, make func(whole cbt.Extent, edges edges) []cb
 		if around, err = t.readEdges(e, whole); err != nil {
 			return err
 		}
+		comparing.blank(whole.Offset, around.first)
+		comparing.blank(whole.End()-cbt.SectorBytes, around.last)
+	}
+	events, err := comparing.reduce(t, make(whole, around))
+	if err != nil {
+		return err
 	}
 	if err := t.gate.pass(t.live); err != nil {
 		return err
 	}
 	var pending []cbt.Pending
 	record := func() {
-		for _, ev := range make(whole, around) {
+		for _, ev := range events {
 			var p cbt.Pending
 			if p, err = t.sink.Record(t.live, ev); err != nil {
 				return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,9 +23,9 @@ type Tracker struct {
 
 	attachments atomic.Uint64
 
-	mu      sync.Mutex      // guards what follows
-	taps    map[string]*tap // by export name; those that let go stay until they are drained
-	machine *machine        // of the session under way, nil between sessions
+	mu   sync.Mutex      // guards what follows
+	taps map[string]*tap // by export name; those that let go stay until they are drained
+	link link            // of the session under way, nil between sessions
 }
 
 var _ cbt.Tracker = (*Tracker)(nil)
@@ -59,6 +60,11 @@ func (t *Tracker) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("run tracker: %w", err)
 	}
+	if t.opts.SocketOwner != 0 {
+		if err := os.Chown(t.opts.captureSocket(), t.opts.SocketOwner, -1); err != nil {
+			return fmt.Errorf("run tracker: %w", errors.Join(err, l.Close()))
+		}
+	}
 	// What serves the taps outlives ctx by the time it takes to detach.
 	under, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -92,7 +98,7 @@ func (t *Tracker) follow(ctx context.Context) {
 	pause := firstPause
 	for ctx.Err() == nil {
 		dial, cancel := context.WithTimeout(ctx, patience)
-		mon, err := t.opts.Dial(dial)
+		l, err := t.dial(dial)
 		cancel()
 		if err != nil {
 			if ctx.Err() != nil {
@@ -109,34 +115,48 @@ func (t *Tracker) follow(ctx context.Context) {
 			continue
 		}
 		pause = firstPause
-		t.session(ctx, mon)
-		mon.Close()
+		t.session(ctx, l)
+		l.Close()
 		rest(ctx, nil, firstPause)
 	}
 }
 
+func (t *Tracker) dial(ctx context.Context) (link, error) {
+	if t.opts.Copies != nil {
+		c, err := t.opts.Copies(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return newCopies(c, &t.opts), nil
+	}
+	mon, err := t.opts.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newMachine(mon, &t.opts), nil
+}
+
 // session works with one connection until it or ctx ends.
-func (t *Tracker) session(ctx context.Context, mon Monitor) {
-	m := newMachine(mon, &t.opts)
-	t.setMachine(m)
-	defer t.setMachine(nil)
+func (t *Tracker) session(ctx context.Context, l link) {
+	t.setLink(l)
+	defer t.setLink(nil)
 	talking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
 	var wg sync.WaitGroup
-	wg.Go(func() { m.hear(talking) })
+	wg.Go(func() { l.hear(talking) })
 	var disks sync.WaitGroup
 	for _, d := range t.disks {
-		disks.Go(func() { d.follow(ctx, m) })
+		disks.Go(func() { d.follow(ctx, l) })
 	}
 	disks.Wait()
 	hangUp()
 	wg.Wait()
 }
 
-func (t *Tracker) setMachine(m *machine) {
+func (t *Tracker) setLink(l link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.machine = m
+	t.link = l
 }
 
 // lookup finds the tap behind an export name. A name of an earlier life, of an

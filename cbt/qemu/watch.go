@@ -23,7 +23,7 @@ func (t *Tracker) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		taps, m := t.current()
+		taps, l := t.current()
 		if late := t.pulse.late(); late > 0 && !t.opts.faults.ignorePause {
 			for _, tap := range taps {
 				tap.letGo(breakage(cbt.CauseStall, fmt.Errorf("this process stood still for %v", late.Round(time.Millisecond))))
@@ -45,9 +45,9 @@ func (t *Tracker) watch(ctx context.Context) {
 			// our reach, and only QEMU's end of the connection can be cut.
 			if age > t.opts.StallBudget+t.opts.StallBudget/2 {
 				healthy = false
-				if m != nil && !yanked[tap] {
+				if l != nil && !yanked[tap] {
 					yanked[tap] = true
-					go t.yank(ctx, m, tap)
+					go t.yank(ctx, l, tap)
 				}
 			}
 		}
@@ -68,20 +68,20 @@ func (t *Tracker) announce() {
 	t.opts.Heartbeat.Beat(t.opts.captureSocket(), t.opts.WatchdogQMP, nodes)
 }
 
-func (t *Tracker) yank(ctx context.Context, m *machine, tap *tap) {
+func (t *Tracker) yank(ctx context.Context, l link, tap *tap) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := m.yank(ctx, tap.node); err != nil {
+	if err := l.yank(ctx, tap.node); err != nil {
 		t.opts.Log.Warn("yank capture node", "volume", tap.volume.Name, "error", err)
 	}
 }
 
-func (t *Tracker) current() ([]*tap, *machine) {
+func (t *Tracker) current() ([]*tap, link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	taps := make([]*tap, 0, len(t.taps))
 	for _, tap := range t.taps {
 		taps = append(taps, tap)
 	}
-	return taps, t.machine
+	return taps, t.link
 }

@@ -75,6 +75,7 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			t.row(v.Name, size(v.Size), v.Kind, strings.TrimSpace(orDash(v.State)+" "+v.Cause), orDash(v.Export))
 		}
 		b.WriteString("\n" + t.String())
+		b.WriteString(p.captureLines(g.Volumes))
 	}
 	if len(g.Lags) > 0 {
 		t := p.newTable("PEER", "WAY", "STATE", "RPO", "BEHIND", "DURABLE", "MOVED", "ERROR")
@@ -128,6 +129,34 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			t.row(fmt.Sprint(e.Epoch), e.Site, p.when(e.Begun), records, in, e.ID)
 		}
 		b.WriteString("\n" + t.String())
+	}
+	return b.String()
+}
+
+// captureLines say of each tapped disk how it is followed, since when, why it is
+// not synced, and what the last resync cost.
+func (p *printer) captureLines(volumes []control.Volume) string {
+	var b strings.Builder
+	for _, v := range volumes {
+		if v.Capture == "" {
+			continue
+		}
+		fmt.Fprintf(&b, "%s: captured %s, %s since %s", v.Name, v.Capture, v.State, p.when(v.Since))
+		if v.Detail != "" {
+			b.WriteString(": " + v.Detail)
+		}
+		if r := v.Resync; r != nil {
+			what := "the bitmaps' delta"
+			if r.Full {
+				what = "the whole disk (" + r.Why + ")"
+			}
+			verb := "took"
+			if r.Running {
+				verb = "takes"
+			}
+			fmt.Fprintf(&b, "; resync %s %s, %s: read %s, journaled %s", verb, what, size(r.ToRead), size(r.Read), size(r.Journaled))
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }

@@ -124,6 +124,9 @@ func (s *shape) group(path string, c *Config, g Group) {
 		if v.QEMU != nil {
 			nodes.add(s, at+".qemu.node", "node", v.QEMU.Node)
 		}
+		if v.Libvirt != nil {
+			nodes.add(s, at+".libvirt.target", "disk", v.Libvirt.Target)
+		}
 		s.volume(at, g, v)
 	}
 	if g.QEMU != nil {
@@ -133,6 +136,9 @@ func (s *shape) group(path string, c *Config, g Group) {
 		s.socket(path+".qemu.qmp", g.QEMU.QMP)
 		s.socket(path+".qemu.watchdog_qmp", g.QEMU.Watchdog)
 		s.socket(path+".qemu.nbd", g.QEMU.NBD)
+	}
+	if g.Libvirt != nil {
+		s.domain(path+".libvirt", g)
 	}
 	if g.Machine != nil {
 		s.machine(path+".machine", g)
@@ -148,10 +154,14 @@ func (s *shape) volume(path string, g Group, v Volume) {
 		s.wrong(path+".size", fmt.Sprintf("size %d is not a multiple of %d bytes", int64(v.Size), cbt.SectorBytes), "disks consist of whole sectors")
 	}
 	switch {
-	case v.Embedded != nil && v.QEMU != nil:
-		s.wrong(path, fmt.Sprintf("volume %q is both embedded and tapped", v.Name), "keep either embedded: or qemu:")
+	case v.Embedded != nil && (v.QEMU != nil || v.Libvirt != nil):
+		s.wrong(path, fmt.Sprintf("volume %q is both embedded and tapped", v.Name), "keep one of embedded:, qemu: and libvirt:")
+	case v.QEMU != nil && v.Libvirt != nil:
+		s.wrong(path, fmt.Sprintf("volume %q is tapped through qemu: and through libvirt:", v.Name), "keep one of them")
+	case v.Libvirt != nil:
+		s.domainDisk(path, g, v)
 	case v.Embedded == nil && v.QEMU == nil && g.Role == Primary:
-		s.absent(path+".embedded", "a primary's volume is either embedded: {image: FILE} or qemu: {node: NAME}")
+		s.absent(path+".embedded", "a primary's volume is one of embedded: {image: FILE}, qemu: {node: NAME} and libvirt: {target: vda}")
 	case v.Embedded != nil && v.Embedded.Image == "":
 		s.absent(path+".embedded.image", "the file that holds the disk")
 	case v.QEMU != nil && v.QEMU.Node == "":

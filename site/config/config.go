@@ -71,6 +71,7 @@ type Group struct {
 	Peers       []string     `yaml:"peers,omitempty"`
 	Volumes     []Volume     `yaml:"volumes,omitempty"`
 	QEMU        *QEMU        `yaml:"qemu,omitempty"`
+	Libvirt     *Libvirt     `yaml:"libvirt,omitempty"`
 	Machine     *Machine     `yaml:"machine,omitempty"`
 }
 
@@ -79,10 +80,11 @@ func (g Group) Ref() string { return g.Tenant + "/" + g.Name }
 
 // Volume is one disk. At a replica it may be left out: the history brings it.
 type Volume struct {
-	Name     string    `yaml:"name"`
-	Size     Bytes     `yaml:"size"`
-	Embedded *Embedded `yaml:"embedded,omitempty"`
-	QEMU     *Disk     `yaml:"qemu,omitempty"`
+	Name     string      `yaml:"name"`
+	Size     Bytes       `yaml:"size"`
+	Embedded *Embedded   `yaml:"embedded,omitempty"`
+	QEMU     *Disk       `yaml:"qemu,omitempty"`
+	Libvirt  *DomainDisk `yaml:"libvirt,omitempty"`
 }
 
 // Embedded is a disk that this site serves from an image file.

@@ -73,6 +73,9 @@ func (c *Config) complete(file string) {
 			absolute(&g.QEMU.Watchdog)
 			absolute(&g.QEMU.NBD)
 		}
+		if g.Libvirt != nil {
+			g.Libvirt.complete(c, dir)
+		}
 		if m := g.Machine; m != nil {
 			orElse(&m.Name, g.Name)
 			orElse(&m.Binary, DefaultBinary)

@@ -177,6 +177,21 @@ type Volume struct {
 	State  string `json:"state,omitempty"`  // of its tracker
 	Export string `json:"export,omitempty"` // NBD URI while it is served
 	Cause  string `json:"cause,omitempty"`
+	// Capture is how a disk that is tapped is followed; Since and Detail are of the state.
+	Capture string    `json:"capture,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	Detail  string    `json:"detail,omitempty"`
+	Resync  *Resync   `json:"resync,omitempty"` // the newest one
+}
+
+// Resync is what it cost to bring a volume back to what its disk holds.
+type Resync struct {
+	Full      bool   `json:"full"`          // the whole disk was read, else a bitmap's delta
+	Why       string `json:"why,omitempty"` // full: why no bitmap could be trusted
+	ToRead    int64  `json:"bytes_to_read"`
+	Read      int64  `json:"bytes_read"`
+	Journaled int64  `json:"bytes_journaled"` // what differed from the journal's head
+	Running   bool   `json:"running,omitempty"`
 }
 
 // Interval of a lineage.

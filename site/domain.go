@@ -1,0 +1,125 @@
+package site
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/libvirt"
+	"github.com/novacron/afterimage/cbt/qemu"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// domainDisk is a disk of a domain. Its node is looked up at every attachment: a
+// snapshot, a restart or a disk that is plugged again gives it another one.
+func domainDisk(v cbt.Volume, target string) qemu.Disk {
+	return qemu.Disk{Volume: v, Node: target, Find: libvirt.FindDisk(target)}
+}
+
+// throughLibvirt makes o tap the group's domain.
+func (l *life) throughLibvirt(r *reign, o *qemu.Options) error {
+	d := l.cfg.Libvirt
+	owner, err := qemuUser(d)
+	if err != nil {
+		return err
+	}
+	if o.Dir, err = enterable(d.Sockets, cbt.ID(o.Disks[0].Volume.ID).Short(), owner); err != nil {
+		return err
+	}
+	o.SocketOwner = owner
+	defined := &definitions{life: l, reign: r}
+	if d.Passthrough == config.PassthroughForbidden {
+		o.Copies = func(ctx context.Context) (qemu.Copier, error) {
+			c, err := libvirt.DialCopies(ctx, d.URI, d.Domain)
+			if err != nil {
+				return nil, err
+			}
+			defined.note(ctx, c.Domain())
+			return c, nil
+		}
+		return nil
+	}
+	o.Dial = func(ctx context.Context) (qemu.Monitor, error) {
+		m, err := libvirt.DialMonitor(ctx, d.URI, d.Domain)
+		if err != nil {
+			return nil, err
+		}
+		defined.note(ctx, m.Domain)
+		return m, nil
+	}
+	return nil
+}
+
+// qemuUser is the user id that QEMU runs under; 0: ours.
+func qemuUser(d *config.Libvirt) (int, error) {
+	names := []string{d.User}
+	if d.User == "" {
+		if d.URI != config.SystemURI || os.Geteuid() != 0 {
+			return 0, nil
+		}
+		names = []string{"libvirt-qemu", "qemu"}
+	}
+	var failed error
+	for _, name := range names {
+		if id, err := strconv.Atoi(name); err == nil {
+			return id, nil
+		}
+		u, err := user.Lookup(name)
+		if err == nil {
+			return strconv.Atoi(u.Uid)
+		}
+		failed = err
+	}
+	if d.User == "" {
+		return 0, nil // a host of another kind; doctor tells whether QEMU gets in
+	}
+	return 0, fault.Wrap(fault.ConfigValue, "find the user "+d.User+" that QEMU runs as", failed)
+}
+
+// enterable makes a directory for sockets, below one that everybody may pass
+// through, that nobody but owner (0: we) may enter.
+func enterable(parent, name string, owner int) (string, error) {
+	dir := filepath.Join(parent, name)
+	err := os.MkdirAll(parent, 0o711)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil && owner != 0 {
+		err = os.Chown(dir, owner, -1)
+	}
+	if err != nil {
+		return "", fault.Wrap(fault.FileTrouble, "make "+dir, err)
+	}
+	return dir, nil
+}
+
+// definitions records what the domain is, whenever that is not what was recorded
+// last: so every point carries the definition that its disks belong to.
+type definitions struct {
+	life  *life
+	reign *reign
+
+	mu   sync.Mutex // guards last
+	last string
+}
+
+// note does not fail: without a definition there are still points.
+func (n *definitions) note(ctx context.Context, d *libvirt.Domain) {
+	text, err := d.Definition(ctx)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil && text != n.last {
+		if err = n.reign.writer.Machine(ctx, d.Name, []byte(text)); err == nil {
+			n.last = text
+		}
+	}
+	if err != nil {
+		n.life.site.o.Log.Warn("the domain's definition is not recorded", "group", n.life.cfg.Ref(), "domain", d.Name, "err", fmt.Errorf("record definition: %w", err))
+	}
+}
