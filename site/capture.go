@@ -64,7 +64,7 @@ func (l *life) openJournaled(ctx context.Context, r *reign) error {
 
 func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	log := l.site.o.Log.With("group", l.cfg.Ref())
-	o := qemu.Options{Disks: disks, Sink: r.writer, Memory: l.j, Incarnation: l.site.incarnation,
+	o := qemu.Options{Disks: disks, Sink: r.writer, Memory: l.j,
 		StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), Log: log,
 		Resize: r.writer.AddVolume,
 		Events: qemu.Events{
@@ -83,12 +83,15 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	if err != nil {
 		return err
 	}
-	t, err := qemu.New(o)
-	if err != nil {
-		return err
+	var p pause
+	if _, err := l.j.Recall(pauseKey, &p); err != nil {
+		return fmt.Errorf("recall pause: %w", err)
 	}
-	r.tracker = t
-	return nil
+	r.tracker, err = newTapping(p, l.site.o.Now, func(p pause) error { return l.j.Remember(pauseKey, p) }, func() (cbt.Tracker, error) {
+		o.Incarnation = cbt.Incarnation(cbt.NewID()) // a name of an earlier tracker's export is never answered
+		return qemu.New(o)
+	})
+	return err
 }
 
 // stateLogger logs a volume's state when it is another one than before: a tracker

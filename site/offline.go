@@ -123,6 +123,14 @@ func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Poin
 	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
 }
 
+func (r *reached) Pause(ctx context.Context, q control.PauseRequest) (control.Paused, error) {
+	return either(func() (control.Paused, error) { return r.site.Pause(ctx, q) }, func() (control.Paused, error) { return r.daemon.Pause(ctx, q) })
+}
+
+func (r *reached) Resume(ctx context.Context, q control.ResumeRequest) (control.Paused, error) {
+	return either(func() (control.Paused, error) { return r.site.Resume(ctx, q) }, func() (control.Paused, error) { return r.daemon.Resume(ctx, q) })
+}
+
 func (r *reached) Verify(ctx context.Context, q control.VerifyRequest, progress func(control.Progress)) (control.Verified, error) {
 	return either(func() (control.Verified, error) { return r.site.Verify(ctx, q, progress) }, func() (control.Verified, error) { return r.daemon.Verify(ctx, q, progress) })
 }

@@ -21,7 +21,7 @@ import (
 type reign struct {
 	writer  *journal.Writer
 	disks   []*disk
-	tracker cbt.Tracker // of the tapped ones; nil where there are none
+	tracker *tapping // of the tapped ones; nil where there are none
 }
 
 // disk is one captured volume.

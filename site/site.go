@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
@@ -45,17 +44,16 @@ func (o Options) withDefaults() Options {
 // Site is one end of the product: its groups, its peers and its face. It
 // implements control.API. All methods are safe for concurrent use.
 type Site struct {
-	cfg         *config.Config
-	o           Options
-	incarnation cbt.Incarnation
-	identity    *replicator.Identity
-	lock        *os.File // nil: this site only reads (offline)
-	groups      []*group // as configured
-	repl        *replicator.Replicator
-	disks       *nbd.Server // exports of volumes that this site serves
-	peers       *peerBook
-	meters      *meters
-	watchdog    *watchdog // nil: no group wants one
+	cfg      *config.Config
+	o        Options
+	identity *replicator.Identity
+	lock     *os.File // nil: this site only reads (offline)
+	groups   []*group // as configured
+	repl     *replicator.Replicator
+	disks    *nbd.Server // exports of volumes that this site serves
+	peers    *peerBook
+	meters   *meters
+	watchdog *watchdog // nil: no group wants one
 
 	mu    sync.Mutex // guards all below
 	since time.Time  // of Run
@@ -83,7 +81,7 @@ func Open(c *config.Config, o Options) (*Site, error) {
 }
 
 func newSite(c *config.Config, o Options) *Site {
-	s := &Site{cfg: c, o: o, incarnation: cbt.Incarnation(cbt.NewID()), peers: newPeerBook(c), views: map[string]*view{}, next: 1, reign: make(chan struct{})}
+	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, next: 1, reign: make(chan struct{})}
 	for _, g := range c.Groups {
 		s.groups = append(s.groups, newGroup(s, g))
 	}

@@ -101,6 +101,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		line.Lags[i].RPOSeconds = sinceLastPoint(x.RPOSeconds, growing, line.LastPoint, s.o.Now())
 	}
 	line.RPOSeconds = worstRPO(line.Lags)
+	l.tellPause(&line)
 	switch {
 	case !s.running():
 		line.State, line.Detail = control.StateStopped, ""

@@ -200,6 +200,14 @@ var plan = control.Plan{Group: "default/web", At: "latest", Point: control.Point
 	Peers: []control.PlanPeer{{Name: "a", Epoch: 3, Seq: 1203, Time: at(-12)}, {Name: "c", Reachable: true, Epoch: 3, Seq: 1100, Time: at(0)}},
 	Steps: []string{"promote: fork epoch 4 at #3.1200, durably", "start: start machine web1 and wait until it runs"}, Warnings: []string{"what a wrote in the last 12 s is not known, and lost"}}
 
+func (f *fake) Pause(_ context.Context, q control.PauseRequest) (control.Paused, error) {
+	return control.Paused{Since: noon, Until: noon.Add(time.Duration(q.Seconds * float64(time.Second))), Reason: q.Reason}, f.err
+}
+
+func (f *fake) Resume(context.Context, control.ResumeRequest) (control.Paused, error) {
+	return control.Paused{Since: at(-60), Until: at(3540), Reason: "move to host2"}, f.err
+}
+
 func (f *fake) PlanFailover(_ context.Context, q control.FailoverRequest) (control.Plan, error) {
 	p := plan
 	p.At, p.Refused = q.At, f.refused

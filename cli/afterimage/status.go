@@ -173,7 +173,7 @@ func stateColor(state string) string {
 	switch state {
 	case control.StateSynced, control.StateReceiving, "connected", "streaming":
 		return green
-	case control.StateFailed, control.StateHalted, control.StateGap:
+	case control.StateFailed, control.StateHalted, control.StateGap, control.StatePaused:
 		return red
 	}
 	return yellow

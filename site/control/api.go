@@ -28,6 +28,9 @@ type API interface {
 	Verify(ctx context.Context, q VerifyRequest, progress func(Progress)) (Verified, error)
 	// Mark labels the newest point of a group that is primary here.
 	Mark(ctx context.Context, q MarkRequest) (Point, error)
+	// Pause lets go of a group's machine for a while, Resume takes it again early.
+	Pause(ctx context.Context, q PauseRequest) (Paused, error)
+	Resume(ctx context.Context, q ResumeRequest) (Paused, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with
 	// Lease, it blocks until ctx ends and closes the view.
 	Serve(ctx context.Context, q ServeRequest, opened func(View)) error
@@ -90,6 +93,7 @@ type Group struct {
 	Error         any       `json:"error,omitempty"` // *fault.Error of a failed group
 	Lags          []Lag     `json:"lags,omitempty"`
 	Notices       []Notice  `json:"notices,omitempty"`
+	Paused        *Paused   `json:"paused,omitempty"`
 }
 
 // Words for Group.State.
@@ -97,6 +101,7 @@ const (
 	StateSynced    = "synced"    // primary: every write is a point
 	StateSyncing   = "syncing"   // primary: not every block is known yet
 	StateGap       = "gap"       // primary: no points are being made
+	StatePaused    = "paused"    // primary: somebody asked for its machine to be left alone
 	StateReceiving = "receiving" // replica: frames flow
 	StateWaiting   = "waiting"   // replica: no session with the primary
 	StateHalted    = "halted"    // histories exclude each other; a person must decide

@@ -38,6 +38,12 @@ func (e *echo) Pin(_ context.Context, q PinRequest) (Pin, error) {
 	return Pin{Name: q.Name + "@" + q.At, Diff: q.Diff, Note: q.Note}, e.err
 }
 func (e *echo) Unpin(_ context.Context, q UnpinRequest) (Pin, error) { return Pin{Name: q.Name}, e.err }
+func (e *echo) Pause(_ context.Context, q PauseRequest) (Paused, error) {
+	return Paused{Since: time.Unix(9, 0).UTC(), Until: time.Unix(9+int64(q.Seconds), 0).UTC(), Reason: q.Group + q.Reason}, e.err
+}
+func (e *echo) Resume(_ context.Context, q ResumeRequest) (Paused, error) {
+	return Paused{Reason: q.Group}, e.err
+}
 func (e *echo) Maintain(_ context.Context, q MaintainRequest, progress func(Progress)) (Maintained, error) {
 	progress(Progress{Step: "fold", Done: 1, Total: 2})
 	return Maintained{Group: q.Group, DryRun: q.DryRun}, e.err
@@ -127,8 +133,10 @@ func every(c API) map[string]func() (any, error) {
 		"Points": func() (any, error) {
 			return c.Points(ctx, PointsQuery{Group: "web", At: "#3", From: time.Unix(7, 0).UTC()})
 		},
-		"Pin":   func() (any, error) { return c.Pin(ctx, PinRequest{"web", "x", "#3", true, "n"}) },
-		"Unpin": func() (any, error) { return c.Unpin(ctx, UnpinRequest{"web", "x"}) },
+		"Pin":    func() (any, error) { return c.Pin(ctx, PinRequest{"web", "x", "#3", true, "n"}) },
+		"Unpin":  func() (any, error) { return c.Unpin(ctx, UnpinRequest{"web", "x"}) },
+		"Pause":  func() (any, error) { return c.Pause(ctx, PauseRequest{"web", 60, "x"}) },
+		"Resume": func() (any, error) { return c.Resume(ctx, ResumeRequest{"web"}) },
 		"Maintain": func() (any, error) {
 			var seen []Progress
 			r, err := c.Maintain(ctx, MaintainRequest{Group: "web", DryRun: true}, func(p Progress) { seen = append(seen, p) })

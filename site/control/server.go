@@ -80,6 +80,8 @@ func (s *Server) routes() http.Handler {
 	post("/v1/key/rotate", asked(func(ctx context.Context, q KeyRequest) (any, error) { return s.api.RotateKey(ctx, q) }))
 	post("/v1/key/shred", asked(func(ctx context.Context, q KeyRequest) (any, error) { return s.api.ShredKey(ctx, q) }))
 	post("/v1/mark", asked(func(ctx context.Context, q MarkRequest) (any, error) { return s.api.Mark(ctx, q) }))
+	post("/v1/pause", asked(func(ctx context.Context, q PauseRequest) (any, error) { return s.api.Pause(ctx, q) }))
+	post("/v1/resume", asked(func(ctx context.Context, q ResumeRequest) (any, error) { return s.api.Resume(ctx, q) }))
 	post("/v1/pin", asked(func(ctx context.Context, q PinRequest) (any, error) { return s.api.Pin(ctx, q) }))
 	post("/v1/unpin", asked(func(ctx context.Context, q UnpinRequest) (any, error) { return s.api.Unpin(ctx, q) }))
 	m.HandleFunc("POST /v1/maintain", s.long(asked(func(ctx context.Context, q MaintainRequest) (any, error) {

@@ -1,0 +1,241 @@
+package site
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// longestPause bounds how long a group may be left without protection by one order.
+const longestPause = 7 * 24 * time.Hour
+
+// pauseKey is where a group's journal remembers that it is paused, so that a
+// restart neither ends a pause early nor forgets to end it.
+const pauseKey = "site/pause"
+
+// pause is a time in which the machine of a group is left alone.
+type pause struct {
+	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until"` // zero: not paused
+	Reason string    `json:"reason"`
+}
+
+func (p pause) at(now time.Time) bool { return now.Before(p.Until) }
+
+func (p pause) Error() string {
+	return fmt.Sprintf("paused until %s: %s", p.Until.Format(time.RFC3339), p.Reason)
+}
+
+// tapping runs trackers of one machine, one after the other: none while the group
+// is paused. Each comes back by itself with what the bitmaps tell.
+type tapping struct {
+	make     func() (cbt.Tracker, error)
+	remember func(pause) error
+	now      func() time.Time
+
+	mu      sync.Mutex // guards what follows
+	tracker cbt.Tracker
+	pause   pause
+	turn    chan struct{} // closed when pause changes
+	idle    chan struct{} // closed while no tracker runs
+}
+
+// newTapping makes the first tracker, so that options that cannot work are told at once.
+func newTapping(p pause, now func() time.Time, remember func(pause) error, maker func() (cbt.Tracker, error)) (*tapping, error) {
+	t, err := maker()
+	if err != nil {
+		return nil, err
+	}
+	idle := make(chan struct{})
+	close(idle)
+	return &tapping{make: maker, remember: remember, now: now, tracker: t, pause: p, turn: make(chan struct{}), idle: idle}, nil
+}
+
+// Status is the tracker's; while paused it says so.
+func (t *tapping) Status() []cbt.VolumeStatus {
+	t.mu.Lock()
+	tracker, p := t.tracker, t.pause
+	t.mu.Unlock()
+	out := tracker.Status()
+	if p.at(t.now()) {
+		for i := range out {
+			out[i].Cause, out[i].Detail = cbt.CauseDetached, p.Error()
+		}
+	}
+	return out
+}
+
+// Run taps until ctx ends, but not during pauses. Its errors are such that no
+// retry of a tracker cures.
+func (t *tapping) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		t.mu.Lock()
+		p, turn, tracker := t.pause, t.turn, t.tracker
+		if !p.at(t.now()) {
+			t.idle = make(chan struct{})
+		}
+		t.mu.Unlock()
+		if left := p.Until.Sub(t.now()); left > 0 {
+			over := time.NewTimer(left)
+			select {
+			case <-over.C:
+			case <-turn:
+			case <-ctx.Done():
+			}
+			over.Stop()
+			continue
+		}
+		if err := t.tap(ctx, tracker, turn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tap runs tracker until the group is paused, and prepares the next one.
+func (t *tapping) tap(ctx context.Context, tracker cbt.Tracker, turn <-chan struct{}) error {
+	run, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		select {
+		case <-turn:
+			cancel(t.paused())
+		case <-ended:
+			cancel(nil)
+		}
+	}()
+	err := tracker.Run(run)
+	close(ended)
+	if err == nil && ctx.Err() == nil {
+		tracker, err = t.make()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.idle)
+	if err == nil && tracker != nil {
+		t.tracker = tracker
+	}
+	return err
+}
+
+func (t *tapping) paused() pause {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.pause
+}
+
+// set pauses, or resumes with the zero pause. It returns once no tracker runs,
+// or one may.
+func (t *tapping) set(ctx context.Context, p pause) error {
+	if err := t.remember(p); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.pause = p
+	close(t.turn)
+	t.turn = make(chan struct{})
+	idle := t.idle
+	t.mu.Unlock()
+	if !p.at(t.now()) {
+		return nil
+	}
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// tapped finds what taps the machine of a group that is primary here.
+func (s *Site) tapped(ctx context.Context, what, name string) (*life, *tapping, func(), error) {
+	g, err := s.group(name)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if !s.running() {
+		return nil, nil, nil, fault.New(fault.NeedsDaemon, what, "the daemon taps the machine")
+	}
+	l, release, err := g.await(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	r := l.reignOf(ctx)
+	switch {
+	case r != nil && r.tracker != nil:
+		return l, r.tracker, release, nil
+	case r != nil:
+		err = fault.New(fault.Usage, what, "no machine is tapped: this site serves the group's disks itself")
+	case l.roleNow().Role.Captures():
+		err = fault.New(fault.GroupFailed, what, "its disks are being opened").Advise("Try again in a moment.")
+	default:
+		err = fault.New(fault.NotPrimary, what, "the group is %s here", l.roleNow().Role)
+	}
+	release()
+	return nil, nil, nil, err
+}
+
+// Pause implements control.API.
+func (s *Site) Pause(ctx context.Context, q control.PauseRequest) (control.Paused, error) {
+	what := "pause " + q.Group
+	span := time.Duration(q.Seconds * float64(time.Second))
+	switch {
+	case span <= 0 || span > longestPause:
+		return control.Paused{}, fault.New(fault.Usage, what, "a pause lasts up to %s and ends by itself; this one would last %s", longestPause, span)
+	case q.Reason == "":
+		return control.Paused{}, fault.New(fault.Usage, what, "without a reason nobody can judge later why points are missing")
+	}
+	l, t, release, err := s.tapped(ctx, what, q.Group)
+	if err != nil {
+		return control.Paused{}, err
+	}
+	defer release()
+	now := s.o.Now()
+	p := pause{Since: now, Until: now.Add(span), Reason: q.Reason}
+	if old := t.paused(); old.at(now) { // prolonged or shortened
+		p.Since = old.Since
+	}
+	s.o.Log.Warn("group is paused", "group", l.cfg.Ref(), "until", p.Until, "reason", p.Reason)
+	return *pausedTold(p), explain(what, t.set(ctx, p))
+}
+
+// Resume implements control.API.
+func (s *Site) Resume(ctx context.Context, q control.ResumeRequest) (control.Paused, error) {
+	what := "resume " + q.Group
+	l, t, release, err := s.tapped(ctx, what, q.Group)
+	if err != nil {
+		return control.Paused{}, err
+	}
+	defer release()
+	was := t.paused()
+	if !was.at(s.o.Now()) {
+		return control.Paused{}, fault.New(fault.Usage, what, "it is not paused")
+	}
+	s.o.Log.Info("group is resumed", "group", l.cfg.Ref())
+	return *pausedTold(was), explain(what, t.set(ctx, pause{}))
+}
+
+func pausedTold(p pause) *control.Paused {
+	return &control.Paused{Since: p.Since, Until: p.Until, Reason: p.Reason}
+}
+
+// tellPause makes a line say loudly that its group is paused, if it is.
+func (l *life) tellPause(line *control.Group) {
+	r := l.reigning()
+	if r == nil || r.tracker == nil {
+		return
+	}
+	p := r.tracker.paused()
+	if !p.at(l.site.o.Now()) {
+		return
+	}
+	line.State, line.Detail, line.Paused = control.StatePaused, p.Error(), pausedTold(p)
+	line.Notices = append([]control.Notice{{Level: control.Alarm,
+		Text: fmt.Sprintf("not protected: paused since %s, until %s (%s); no points are made", p.Since.Format(time.RFC3339), p.Until.Format(time.RFC3339), p.Reason),
+		Hint: "group resume " + l.cfg.Ref() + " ends it early"}}, line.Notices...)
+}
