@@ -232,11 +232,11 @@ func countDown(t *testing.T, b befalls, sticky bool, k int, seed uint64) (int, e
 	}
 }
 
-// A script goes on for afterwards operations once it has befallen, and for mostOps
-// at most, which are far more than 500 of the disk.
+// A script goes on for afterwards operations once it has befallen, and until then for
+// mostOps at most: what that does to the disk is a hundred times the 500 operations.
 const (
 	afterwards = 30
-	mostOps    = 1000
+	mostOps    = 50_000
 )
 
 func (c *countdown) follow(t *testing.T, rng *rand.Rand) (int, error) {
