@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -73,17 +74,14 @@ func TestNothingRuns(t *testing.T) {
 		t.Errorf("a program that ends: %v", err)
 	}
 	// One that never answers is not left behind.
-	m.Ready, m.Binary = 200*time.Millisecond, script(t, "echo $$ > "+filepath.Join(dir, "mute")+"; exec tail -f /dev/null")
+	pipe := filepath.Join(dir, "mute")
+	must(t, syscall.Mkfifo(pipe, 0o600))
+	m.Ready, m.Binary = 200*time.Millisecond, script(t, "read never <> "+pipe)
 	_, err = m.Ensure(testContext(t), map[string]string{"root": "nbd+unix:///r?socket=/s", "data": "nbd+unix:///d?socket=/s"})
 	if err == nil || errors.Is(err, ErrExited) {
 		t.Errorf("a mute program: %v", err)
 	}
-	pid, err := os.ReadFile(filepath.Join(dir, "mute"))
-	must(t, err)
-	waitUntil(t, "the mute program to be gone", func() bool {
-		_, err := os.Stat("/proc/" + strings.TrimSpace(string(pid)))
-		return err != nil
-	})
+	waitUntil(t, "the mute program to be gone", func() bool { return len(processesOf(t, m)) == 0 })
 	// Another machine's directory is not taken over.
 	m.Name = "other"
 	if _, err := m.Ensure(testContext(t), map[string]string{"root": "nbd+unix:///r?socket=/s", "data": "nbd+unix:///d?socket=/s"}); !errors.Is(err, ErrWrongMachine) {

@@ -51,8 +51,15 @@ func newReplica(t *testing.T) *replica {
 // killed is the directory as kill -9 of its process leaves it: what was written is
 // there, what was to be done at the end is not.
 func (r *replica) killed(t *testing.T) {
-	dir := t.TempDir()
-	must(t, os.CopyFS(dir, os.DirFS(r.dir)))
+	var dir string
+	waitUntil(t, "a copy of one moment", func() bool { // files of the index may go while they are copied
+		dir = t.TempDir()
+		err := os.CopyFS(dir, os.DirFS(r.dir))
+		if !errors.Is(err, os.ErrNotExist) {
+			must(t, err)
+		}
+		return err == nil
+	})
 	r.dir = dir
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -295,10 +296,10 @@ func TestLimitHolds(t *testing.T) {
 
 func TestGroupsComeAndGo(t *testing.T) {
 	p := newPair(t)
-	var on bool
+	var on atomic.Bool
 	groups := p.source.o.Groups
 	p.source.o.Groups = func() []Group {
-		if !on {
+		if !on.Load() {
 			return nil
 		}
 		return groups()
@@ -307,13 +308,13 @@ func TestGroupsComeAndGo(t *testing.T) {
 	if n := len(p.source.rep.Lags()); n != 0 {
 		t.Fatalf("%d lags without a group", n)
 	}
-	on = true
+	on.Store(true)
 	p.source.rep.Refresh()
 	p.caughtUp()
-	on = false
+	on.Store(false)
 	p.source.rep.Refresh()
 	eventually(t, "group is gone", func() bool { return len(p.source.rep.Lags()) == 0 && !p.replica.lag().Connected })
-	on = true
+	on.Store(true)
 	p.load(3, 1, 100)
 	p.source.rep.Refresh()
 	p.caughtUp()

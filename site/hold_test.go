@@ -28,7 +28,6 @@ func TestPeerIsHeldForThenCutOff(t *testing.T) {
 	g.Maintenance = &config.Maintenance{Every: config.Duration(time.Hour), Rate: 1 << 30}
 	ca.Peers[0].Hold = &config.Hold{For: config.Duration(time.Hour)}
 	a, b := w.runPair(ca, cb)
-	cb.Listen = ca.Peers[0].Address
 	a.awaitState("web", control.StateSynced)
 	l := &load{running: a, rng: rand.New(rand.NewPCG(seed, 3)), size: 2 << 20}
 	l.run(200*time.Millisecond, 2*time.Millisecond)

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +159,7 @@ func TestMetricsOfAPairOverHTTP(t *testing.T) {
 	a.awaitState("web", control.StateSynced)
 	a.write("web/root", 1, 0, 4096)
 	awaitLevel(a, b, "web")
+	await(t, "the RPO is known", func() bool { return a.groupLine("web").RPOSeconds != nil })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +177,13 @@ func TestMetricsOfAPairOverHTTP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`afterimage_rpo_seconds{direction="out",group="web",peer="b",tenant="default"} 0.`, `afterimage_connected{peer="b"} 1`, `afterimage_synced{group="web",tenant="default"} 1`,
+	rpo := regexp.MustCompile(`(?m)^afterimage_rpo_seconds\{direction="out",group="web",peer="b",tenant="default"\} (\S+)$`).FindSubmatch(body)
+	if rpo == nil {
+		t.Error("no RPO")
+	} else if v, err := strconv.ParseFloat(string(rpo[1]), 64); err != nil || v <= 0 || v > 60 {
+		t.Errorf("an RPO of %s s", rpo[1])
+	}
+	for _, want := range []string{`afterimage_connected{peer="b"} 1`, `afterimage_synced{group="web",tenant="default"} 1`,
 		`afterimage_replicated_bytes_total{direction="out",group="web",kind="wire",peer="b",tenant="default"}`} {
 		if !strings.Contains(string(body), want) {
 			t.Errorf("no line %s", want)

@@ -15,6 +15,7 @@ import (
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/testbed/port"
 )
 
 // world is a directory for sites, with a path short enough for sockets.
@@ -55,9 +56,8 @@ func (w *world) pair(extraA, extraB string) (a, b *config.Config) {
 		return pin
 	}
 	pinA, pinB := plain("a"), plain("b")
-	// a only listens, b only dials: no port has to be known before.
-	a = w.configure("a", "listen: 127.0.0.1:0\npeers: [{name: b, pin: \""+pinB+"\"}]\ngroups:\n- name: web\n  role: primary\n  peers: [b]\n  volumes: [{name: root, size: 1MiB, embedded: {image: root.img}}, {name: data, size: 2MiB, embedded: {image: data.img}}]\n"+extraA)
-	b = w.configure("b", "listen: 127.0.0.1:0\npeers: [{name: a, pin: \""+pinA+"\"}]\ngroups:\n- name: web\n  peers: [a]\n"+extraB)
+	a = w.configure("a", "listen: "+port.Address(w.t)+"\npeers: [{name: b, pin: \""+pinB+"\"}]\ngroups:\n- name: web\n  role: primary\n  peers: [b]\n  volumes: [{name: root, size: 1MiB, embedded: {image: root.img}}, {name: data, size: 2MiB, embedded: {image: data.img}}]\n"+extraA)
+	b = w.configure("b", "listen: "+port.Address(w.t)+"\npeers: [{name: a, pin: \""+pinA+"\"}]\ngroups:\n- name: web\n  peers: [a]\n"+extraB)
 	return a, b
 }
 
@@ -119,17 +119,15 @@ func (w *world) runWith(c *config.Config, o Options) *running {
 	return &running{s, w.t, stop, log}
 }
 
-// connect makes b dial a, whose port was not known before.
+// runPair runs both ends of a pair, a for the second time.
 func (w *world) runPair(a, b *config.Config) (*running, *running) {
 	w.t.Helper()
-	a.Peers[0].Address = ""
 	ra := w.run(a)
 	b.Peers[0].Address = ra.address()
 	rb := w.run(b)
-	// Frames are sent over connections that their source dialled.
+	ra.awaitState(a.Groups[0].Ref(), control.StateSynced)
 	ra.stop()
-	a.Peers[0].Address = rb.address()
-	a.Listen = b.Peers[0].Address
+	a.Peers[0].Address = rb.address() // frames are sent over connections that their source dialled
 	return w.run(a), rb
 }
 

@@ -4,15 +4,16 @@
 //	check    the script that installs what tests need and runs them all
 //	tally    what check counts tests with
 //	scale    how large a test is, what it may expect of the machine, how it counts
+//	port     ports that nobody else binds between the test's choice and their use
 //	stamp    numbered, checksummed blocks: what a load writes and a check reads
 //	guest    a Linux guest that boots in seconds, and QEMU around it
 //	link     a network path between two loopback addresses, with its vices
 //	libvirtd a libvirtd that belongs to one test
 //
-// scale, stamp, guest, link and libvirtd are leaves: they import nothing of the product, so
-// the tests of every package may import them, and what they find shares no code
+// scale, port, stamp, guest, link and libvirtd are leaves: they import nothing of the
+// product, so the tests of every package may import them, and what they find shares no code
 // with what they check. The demo and the benches of cli use stamp, guest and
-// link too; scale is for tests alone.
+// link too; scale and port are for tests alone.
 //
 // The way of a run of check:
 //

@@ -12,7 +12,7 @@ import (
 	"github.com/novacron/afterimage/cbt/nbd"
 )
 
-const testPatience = 20 * time.Second
+const testPatience = time.Minute
 
 // served is a running server of some exports.
 type served struct {

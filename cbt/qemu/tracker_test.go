@@ -12,7 +12,7 @@ import (
 	"github.com/novacron/afterimage/cbt/cbttest"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // world is a machine, a recorder, and trackers that follow one another.
 type world struct {

@@ -15,7 +15,7 @@ import (
 	"github.com/novacron/afterimage/testbed/scale"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 const greeting = "afterimage runs\n"
 

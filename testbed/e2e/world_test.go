@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/novacron/afterimage/testbed/link"
+	"github.com/novacron/afterimage/testbed/port"
 )
 
 // volume of a group of embedded volumes.
@@ -44,7 +44,7 @@ type pair struct {
 func newPair(t *testing.T, vs []volume, seed uint64) *pair {
 	t.Helper()
 	p := &pair{a: newDaemon(t, "a"), b: newDaemon(t, "b")}
-	listen := freeUDP(t)
+	listen := netip.MustParseAddrPort(port.Address(t))
 	l, err := link.New(listen, link.Config{Seed: seed})
 	if err != nil {
 		t.Fatal(err)
@@ -74,17 +74,6 @@ func (p *pair) awaitArrival() {
 		g, err := p.b.api.Group(ctx, "g")
 		return err == nil && g.Durable >= seq
 	})
-}
-
-// freeUDP is a loopback address that nobody uses at the moment.
-func freeUDP(t *testing.T) netip.AddrPort {
-	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 // seeded is a source of chance whose seed is printed; AFTERIMAGE_SEED sets it.
