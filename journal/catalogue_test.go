@@ -23,6 +23,7 @@ func enqueue(j *Journal, rs ...*record) pendingRecord {
 // Over random histories with forks, joining disks, gaps and resizes the newest span
 // of every prefix of every epoch is the last of all its spans.
 func TestLastSpanIsTheLastOfSpans(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	checked, spanned := 0, 0
 	for range scale.Scale(100) {
@@ -94,6 +95,7 @@ func TestLastSpanIsTheLastOfSpans(t *testing.T) {
 // With many epochs, 64 disks and many marks a point is found by reading what is
 // near it, not the catalogue of years.
 func TestResolveReadsLittleOfALongCatalogue(t *testing.T) {
+	t.Parallel()
 	j := start(t, t.TempDir(), Options{Create: newIdentity()})
 	defer j.close()
 	var vs []cbt.Volume

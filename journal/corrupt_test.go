@@ -424,9 +424,8 @@ func (h *herbarium) invalidAreBad(t testing.TB, j *Journal) error {
 // written or names the damage, a point that is spoilt says so after a scrub, and a
 // peer's frames bring every byte back. AFTERIMAGE_LONG=1 makes it fifty times as long.
 func TestCorruptionSweep(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 7))
+	t.Parallel()
+	rng := newSeed(t)
 	cases := scale.Long(5000)
 	var h *herbarium
 	opened, done := 0, 0

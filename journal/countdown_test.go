@@ -159,6 +159,7 @@ func (f halfFile) Close() error { return errors.Join(f.plain.Close(), f.File.Clo
 // waits for ever; and what stalls changes no order. AFTERIMAGE_LONG=1 goes over all
 // fifty times.
 func TestCountdown(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	type task struct {
 		b      befalls

@@ -510,6 +510,7 @@ func (c *crasher) maintainOnce(j *running, ladder int) error {
 // there is a prefix, its images are right, and what retention has to keep is kept;
 // also when recovery is cut short. AFTERIMAGE_LONG=1 makes it fifty times as long.
 func TestCrashAnywhere(t *testing.T) {
+	t.Parallel()
 	want := scale.Long(20000)
 	rng := newSeed(t)
 	var mu sync.Mutex // guards all below

@@ -139,6 +139,7 @@ func (a *aged) readable(t testing.TB) int {
 // found and named; what lies elsewhere stays readable. The newest one gone, cut or
 // rolled back is a loss and said so at open.
 func TestDamagedSegments(t *testing.T) {
+	t.Parallel()
 	half := func(b []byte) []byte { return b[:len(b)/2&^(pageBytes-1)] }
 	for _, c := range []struct {
 		name string
@@ -221,6 +222,7 @@ func must(t testing.TB, err error) {
 // T11: any byte of any file of the segments, flipped: no read gives wrong bytes,
 // and Verify finds it.
 func TestFlippedByteAtRest(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	a := newAged(t)
 	flips := 0

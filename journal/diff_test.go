@@ -20,6 +20,7 @@ import (
 // records, and what was changed on the way from one to the other, is listed: with
 // points that are kept, points that are gone, and recent ones.
 func TestDiffLeavesNothingOut(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	n := scale.Scale(400)
 	kinds := map[string]int{}

@@ -41,8 +41,10 @@ var planted = []struct {
 }
 
 func TestPlantedFaults(t *testing.T) {
+	t.Parallel()
 	for _, p := range planted {
 		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
 			if err := p.check(t, faults{}); err != nil {
 				t.Fatalf("without the fault: %v", err)
 			}

@@ -20,6 +20,7 @@ import (
 // of several writers reads its own newest writes back at once, and older ones of
 // segments that are sealed, while the others write.
 func TestReadsSeeNewestWrites(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []SyncMode{SyncProcess, SyncPower} {
 		t.Run(fmt.Sprint(mode), func(t *testing.T) { newestUnderLoad(t, mode) })
 	}

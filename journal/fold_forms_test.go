@@ -13,6 +13,7 @@ import (
 // what it has no key for and is given the key later, and from an index built anew.
 // What is neither sealed nor packed is packed in the run.
 func TestFoldForms(t *testing.T) {
+	t.Parallel()
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
 			ladder := []Rung{{0, time.Minute}, {30 * time.Second, 10 * time.Minute}, {2 * time.Minute, 0}}

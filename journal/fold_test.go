@@ -200,6 +200,7 @@ func (f *folding) reopen(withoutIndex bool) {
 // What is folded reads as before at every point that the policy keeps, whatever is
 // merged and however often the journal and its index are opened anew.
 func TestFoldKeepsImages(t *testing.T) {
+	t.Parallel()
 	r := Retention{Ladder: []Rung{{0, 2 * time.Minute}, {20 * time.Second, 20 * time.Minute}, {2 * time.Minute, time.Hour}}}
 	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, 768<<10, 256<<10+512)
 	images := 20

@@ -192,6 +192,7 @@ func onlyWhatIsNeeded(j *Journal, fs vfs.FS) error {
 }
 
 func TestMaintainCrashesEverywhere(t *testing.T) {
+	t.Parallel()
 	total := 0
 	for _, f := range forms {
 		c, w := newFoldCrasher(t, f.name, f.compress, f.sealed)

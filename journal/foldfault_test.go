@@ -359,6 +359,7 @@ func TestReclaimUnderLoad(t *testing.T) {
 
 // A week under a ladder keeps exactly the points that the policy names.
 func TestWeekUnderALadder(t *testing.T) {
+	t.Parallel()
 	const day = 24 * time.Hour
 	r := Retention{Ladder: []Rung{{0, 3 * time.Hour}, {30 * time.Minute, day}, {4 * time.Hour, 3 * day}, {day, 0}}}
 	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, 256<<10, 64<<10)

@@ -164,6 +164,7 @@ func patch(t testing.TB, fs vfs.FS, path string, off int64, change func(meta []b
 // The three masks of a frame do what the layout says, whether the opening reads
 // the frame again or knows it from the index.
 func TestFeatureMasks(t *testing.T) {
+	t.Parallel()
 	for _, mask := range []struct {
 		name string
 		at   int

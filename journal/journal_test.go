@@ -216,6 +216,7 @@ func comparePoint(j *Journal, o *oracle, at string) error {
 // Promise 4: every point restores byte-identical to an independent model, before
 // and after restarts, over several segments and epochs.
 func TestPointsMatchOracle(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))

@@ -59,6 +59,7 @@ func materialize(t *testing.T, j *Journal, at Position, v cbt.Volume) *pieces {
 // The image of every kind of point is the oracle's, on the disk and in memory, of a
 // size that is no multiple of a page, a piece or a window.
 func TestMaterialize(t *testing.T) {
+	t.Parallel()
 	for _, o := range []struct {
 		name string
 		dir  string

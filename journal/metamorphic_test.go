@@ -53,6 +53,7 @@ func configurations() []configuration {
 // One script of operations gives the same images at all kept points, however the
 // journal is configured. AFTERIMAGE_LONG=1 makes the script fifty times as long.
 func TestConfigurationsDoNotShow(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	shape := journaltest.Shape{Sizes: []int64{1<<20 + 96<<10 + 512, 96 << 10}, MaxWrite: 1 << 20, Ladders: len(ladders)}
 	ops := journaltest.NewAuthor(rng, shape).Script(scale.Long(6000) / 20)

@@ -14,6 +14,7 @@ import (
 // but the middle are given up, is written less than once more by folding: the
 // versions once, the base at the end.
 func TestFoldingWritesLittle(t *testing.T) {
+	t.Parallel()
 	const size, versions = 8 << 20, 10
 	r := Retention{Ladder: []Rung{{Every: 24 * time.Hour}}}
 	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, size, 64<<10)

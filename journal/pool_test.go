@@ -36,6 +36,7 @@ func recycle(t testing.TB, fs vfs.FS, id Identity, n, k uint64) {
 // life is taken for this one, nor for proof of a loss. AFTERIMAGE_LONG=1 makes it fifty
 // times as long.
 func TestCrashAnywhereRecycling(t *testing.T) {
+	t.Parallel()
 	want := scale.Long(3000)
 	rng := newSeed(t)
 	points, recycled := 0, 0

@@ -23,6 +23,7 @@ var prefixShapes = []journaltest.Shape{
 // model's: as it was recorded, folded into runs with every write kept, and opened
 // again after that. AFTERIMAGE_LONG=1 makes it fifty times as long.
 func TestEveryPrefix(t *testing.T) {
+	t.Parallel()
 	rng, total := newSeed(t), 0
 	for i, want := 0, scale.Long(10000); total < want; i++ {
 		shape := prefixShapes[i%len(prefixShapes)]

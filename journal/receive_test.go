@@ -347,6 +347,7 @@ func TestFlippedByteOnArrival(t *testing.T) {
 // The receiver dies at each operation; what it said is durable is there, and it
 // goes on from where it stands to the same frames.
 func TestReceiverCrashesAnywhere(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	id := newIdentity()
 	src := start(t, "s", Options{FS: vfs.NewMem(), Create: id})

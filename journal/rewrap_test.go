@@ -42,6 +42,7 @@ func readsWith(t testing.TB, fs vfs.FS, dir string, model *oracle, keys KeyRing)
 // A rotation that is cut off at any operation loses nothing, and ends when it is
 // done again: then the new key alone reads, here and at a replica.
 func TestRewrapCrashes(t *testing.T) {
+	t.Parallel()
 	id, v := newIdentity(), volume("a", 128<<10)
 	base := vfs.NewCrashableMem()
 	model := sealedHistory(t, base, id, v, 3)

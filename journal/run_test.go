@@ -149,6 +149,7 @@ func FuzzRunFooter(f *testing.F) {
 
 // A flipped byte of a run is named, wherever it is: by Verify, and by what reads it.
 func TestFlippedRun(t *testing.T) {
+	t.Parallel()
 	f, w := faultFolding(t, faults{})
 	var pins []Position
 	for b := range byte(6) {

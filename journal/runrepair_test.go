@@ -67,6 +67,7 @@ func (j *running) fold(t testing.TB) Maintained {
 // it was, from what its own table says and a peer has stored, however the peer folded
 // and packed; and what a peer gives that is not the same bytes does not get in.
 func TestRunIsRepaired(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
@@ -150,6 +151,7 @@ func TestRunIsRepaired(t *testing.T) {
 // A frame that the peer has folded comes back from what its records stored, where
 // header and records here are whole.
 func TestFoldedFrameIsRepaired(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	o, v, files := twins(t, rand.New(rand.NewPCG(seed, 4)), nil)

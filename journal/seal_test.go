@@ -33,6 +33,7 @@ var forms = []struct {
 // Promise 4 for every form of payload: at the primary, after restarts, from an index
 // built anew, and at a site that got the frames without a key and was given one.
 func TestFormsMatchOracle(t *testing.T) {
+	t.Parallel()
 	for _, f := range forms {
 		t.Run(f.name, func(t *testing.T) {
 			rng := newSeed(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,29 +22,44 @@ import (
 // log, a directory, in the middle of a fold or of giving back what was folded. Once
 // is enough. What had been answered is there at the next opening.
 func TestFailedSyncEnds(t *testing.T) {
+	t.Parallel()
 	met := make(map[string]int)
-	for _, sticky := range []bool{false, true} {
-		for k := 1; ; k++ {
-			where, err := failSync(t, sticky, k)
-			if err != nil {
-				t.Fatalf("sync %d, sticky %v, %s: %v", k, sticky, where, err)
+	for _, of := range syncedThings {
+		for _, sticky := range []bool{false, true} {
+			for k := 1; ; k++ {
+				hit, err := failSync(t, of, sticky, k)
+				if err != nil {
+					t.Fatalf("sync %d of %s, sticky %v: %v", k, of, sticky, err)
+				}
+				if !hit {
+					break
+				}
+				met[of]++
 			}
-			if where == "" {
-				break
-			}
-			met[where]++
+		}
+		if met[of] < 2 {
+			t.Errorf("syncs of %s were met %d times", of, met[of])
 		}
 	}
 	t.Log(met)
-	for _, where := range []string{"segments", "pool", "runs", "run", "free", "site.log"} {
-		if met[where] == 0 {
-			t.Errorf("no sync of %s was met", where)
-		}
-	}
 }
 
-// failSync folds and writes on while the k-th sync fails; it tells of what.
-func failSync(t *testing.T, sticky bool, k int) (where string, err error) {
+// syncedThings are the kinds of files and the directories that are synced while
+// records are written and history is folded. In what order depends on who comes first.
+var syncedThings = []string{"seg", "segments", "pool", "free", "runs", "run", siteLogName}
+
+// syncedThing is what a sync is of.
+func syncedThing(op errorfs.Op) string {
+	base := path.Base(op.Path)
+	if ext := strings.TrimPrefix(path.Ext(base), "."); ext != "" && base != siteLogName {
+		return ext
+	}
+	return base
+}
+
+// failSync folds and writes on while the k-th sync of a kind fails, and if sticky
+// every one after it; it tells whether there was one.
+func failSync(t *testing.T, of string, sticky bool, k int) (hit bool, err error) {
 	t.Helper()
 	w := newWorld(vfs.NewCrashableMem())
 	o := Options{FS: w.fs, Create: newIdentity(), SegmentBytes: 64 << 10, Sync: SyncPower}
@@ -63,23 +79,26 @@ func failSync(t *testing.T, sticky bool, k int) (where string, err error) {
 	for ; answered < 60; answered++ {
 		must(t, write(answered))
 	}
-	var mu sync.Mutex // guards where and k
+	var mu sync.Mutex // guards failing and k
+	failing := false
 	w.onWrite(func(op errorfs.Op) error {
 		if !isSync(op) || inIndex(op) {
 			return nil
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if k--; k > 0 || (k < 0 && !sticky) {
-			return nil
+		thing := syncedThing(op)
+		if !slices.Contains(syncedThings, thing) {
+			t.Errorf("a sync of %s is never failed", op.Path)
 		}
-		if where == "" {
-			where = path.Base(op.Path)
-			if ext := strings.TrimPrefix(path.Ext(where), "."); ext != "" && where != siteLogName {
-				where = ext
-			}
+		if thing == of {
+			k--
 		}
-		return syscall.EIO
+		if thing == of && k == 0 || failing && sticky {
+			failing = true
+			return syscall.EIO
+		}
+		return nil
 	})
 	_, merr := j.Maintain(soon(t), Maintenance{Retention: Retention{Ladder: []Rung{{Every: time.Nanosecond}}}, FoldBytes: 1})
 	for ; err == nil && answered < 120; answered++ {
@@ -89,17 +108,17 @@ func failSync(t *testing.T, sticky bool, k int) (where string, err error) {
 		answered--
 	}
 	mu.Lock()
-	hit := where != ""
+	hit = failing
 	mu.Unlock()
 	if hit {
 		if ended := j.waitFor(soon(t), func() bool { return false }); !errors.Is(ended, ErrFailed) {
-			return where, fmt.Errorf("the journal goes on: %w; maintain said %w, a write %w", ended, merr, err)
+			return hit, fmt.Errorf("the journal goes on: %w; maintain said %w, a write %w", ended, merr, err)
 		}
 		if err := write(0); !errors.Is(err, ErrFailed) && !errors.Is(err, ErrClosed) {
-			return where, fmt.Errorf("a record is taken: %w", err)
+			return hit, fmt.Errorf("a record is taken: %w", err)
 		}
 	} else if err = errors.Join(merr, err); err != nil {
-		return where, err
+		return hit, err
 	}
 	j.stop()
 	<-j.done
@@ -109,26 +128,26 @@ func failSync(t *testing.T, sticky bool, k int) (where string, err error) {
 		o.FS = fs
 		again, err := Open("j", o)
 		if err != nil {
-			return where, err
+			return hit, err
 		}
 		view, err := again.View(soon(t), Point{Position: again.Head().Position})
 		if err != nil {
-			return where, err
+			return hit, err
 		}
 		for i := max(0, answered-32); i < answered; i++ {
 			off, want := block(i)
 			b := make([]byte, 4096)
 			if err := view.ReadAt(soon(t), v.ID, b, off); err != nil {
-				return where, err
+				return hit, err
 			}
 			later := b[0] == byte(i+33) // of one that was under way
 			if !bytes.Equal(b, want) && !later {
-				return where, fmt.Errorf("write %d of %d reads %d", i, answered, b[0])
+				return hit, fmt.Errorf("write %d of %d reads %d", i, answered, b[0])
 			}
 		}
 		if err := errors.Join(view.Close(), again.Close()); err != nil {
-			return where, err
+			return hit, err
 		}
 	}
-	return where, nil
+	return hit, nil
 }

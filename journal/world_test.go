@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -69,9 +71,16 @@ func (r *running) end() error {
 	return errors.Join(<-r.done, r.Journal.Close())
 }
 
+// newSeed is a source of chance whose seed is printed; AFTERIMAGE_SEED sets it.
 func newSeed(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("AFTERIMAGE_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Logf("seed %d", seed)
 	return rand.New(rand.NewPCG(seed, 7))
 }
