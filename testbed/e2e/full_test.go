@@ -123,6 +123,20 @@ func (l *loader) fill(most int) {
 	l.d.t.Fatalf("%d MiB went into a journal that has room for less", most)
 }
 
+// protectedAgain waits until all is recorded again, under load, but no longer than
+// there is room for it beside the whole disk, which is recorded anew.
+func (l *loader) protectedAgain() {
+	l.d.t.Helper()
+	room := 8
+	l.d.until("protection is back", func(ctx context.Context) bool {
+		if room--; room >= 0 {
+			l.blocks(1)
+		}
+		g, err := l.d.api.Group(ctx, "g")
+		return err == nil && g.State == control.StateSynced
+	})
+}
+
 // stalledNever wants no write to have waited for room: it would have done so for as
 // long as there was none.
 func (l *loader) stalledNever() {
@@ -187,11 +201,7 @@ func TestFullDiskOpensAGapAndStallsNobody(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	d.until("protection is back", func(ctx context.Context) bool {
-		l.blocks(1) // under load
-		g, err := d.api.Group(ctx, "g")
-		return err == nil && g.State == control.StateSynced
-	})
+	l.protectedAgain()
 	l.holdsItsImage(true)
 	points, err := d.api.Points(t.Context(), control.PointsQuery{Group: "g"})
 	if err != nil || len(points.Spans) < 2 || !points.Spans[len(points.Spans)-1].Open || points.Spans[0].Ended != "disk-full" {
@@ -254,11 +264,7 @@ func TestDiskWithoutAByteStallsNobody(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	d.until("protection is back", func(ctx context.Context) bool {
-		l.blocks(1)
-		g, err := d.api.Group(ctx, "g")
-		return err == nil && g.State == control.StateSynced
-	})
+	l.protectedAgain()
 	l.holdsItsImage(true)
 	t.Logf("the longest of %d writes took %v", l.n, l.longest)
 	l.stalledNever()
