@@ -108,6 +108,14 @@ func (d *dataKeys) names(e EpochID, number uint16, id cbt.ID) bool {
 	return d.ids[keyPlace{e, number}] == id
 }
 
+// told reports that a record told of a number of epoch e.
+func (d *dataKeys) told(e EpochID, number uint16) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, ok := d.ids[keyPlace{e, number}]
+	return ok
+}
+
 // hold keeps an opened key.
 func (d *dataKeys) hold(k *dataKey) {
 	d.mu.Lock()

@@ -59,6 +59,12 @@
 // makes it durable and lists it in the site log (manifest.go), swaps the index over
 // (swap.go), and gives the segments back. What was begun is finished or taken back.
 //
+// The way of a delta, where a follower lacks frames that are folded here: OpenDelta
+// finds a record from which on all frames are left, Write makes a run of the newest
+// version of every sector that changed up to it (delta.go); at the follower OpenLanding
+// folds what is held, Take verifies the whole and makes it the newest run (landing.go).
+// Frames follow from there on.
+//
 // Opening (recover.go) loads how far the index has come and replays the segments
 // from the last place known durable: it costs what was written since the last
 // segment, not the history. The newest segment is synced first: what a dead process

@@ -178,8 +178,8 @@ func (j *Journal) mayForkAt(p Position) error {
 }
 
 func (j *Journal) mayForkLocked(p Position) error {
-	if p.IsZero() || j.mayOpenLocked(j.orderLocked(p)) {
-		return nil
+	if p.IsZero() || j.mayOpenLocked(j.orderLocked(p)) || p == j.past.state.End.Position && p == j.chained[0].Position {
+		return nil // what the end of folded history sees is there while it is the head
 	}
 	return &ReclaimedError{At: p, From: j.framesFromLocked()}
 }

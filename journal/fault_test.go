@@ -38,6 +38,10 @@ var planted = []struct {
 	{"quota counted before fsync", faults{quotaEarly: true}, quotaCountsWhatIsThere},
 	{"sector mask ignored", faults{ignoreSectors: true}, sectorsAreApart},
 	{"comparison with a point that is gone", faults{diffAtGone: true}, diffListsAll},
+	{"delta of older versions", faults{deltaOlder: true}, deltaShowsNewest},
+	{"delta taken as it comes", faults{landUnverified: true}, deltaIsVerified},
+	{"delta listed before it is durable", faults{landUnsynced: true}, deltaOutlivesCrash},
+	{"fork given up before a delta", faults{landForgetFork: true}, deltaKeepsFork},
 }
 
 func TestPlantedFaults(t *testing.T) {
@@ -55,7 +59,7 @@ func TestPlantedFaults(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
-	scale.Counted(t, "journal-planted-faults", len(planted), 16)
+	scale.Counted(t, "journal-planted-faults", len(planted), 20)
 }
 
 // grace is how long a check waits for what must not come: a moment, and where the

@@ -138,12 +138,13 @@ func (t *maintainer) pickers(refs []Reference) (*[]Candidate, *[]runPoint, func(
 		wanted[j.orderOf(r.At)] = true
 	}
 	var ps []*slotPicker
+	dense, forEver := t.m.dense()
 	for i := range t.leaves {
 		spans, err := j.allSpans(t.leaves[i].lineage)
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		ps = append(ps, &slotPicker{rungs: t.m.Ladder, branch: t.leaves[i].leaf, spans: spans, wanted: wanted, offer: func(c Candidate, p runPoint) {
+		ps = append(ps, &slotPicker{rungs: t.m.Ladder, branch: t.leaves[i].leaf, spans: spans, wanted: wanted, dense: t.now.Add(-dense), every: forEver, offer: func(c Candidate, p runPoint) {
 			cands, points = append(cands, c), append(points, p)
 		}})
 	}
@@ -171,6 +172,9 @@ func (t *maintainer) pickers(refs []Reference) (*[]Candidate, *[]runPoint, func(
 // index says precedes the first that stays.
 func (t *maintainer) checkJoint(s *foldScan) error {
 	j := t.j
+	if there, err := exists(j.o.FS, j.segs.path(s.end.Segment)); err != nil || !there {
+		return err // nothing is written behind them (landing.go)
+	}
 	h, _, err := j.segs.frameAt(s.end.Segment, pageBytes)
 	if err != nil || h.Epoch != s.end.Epoch {
 		return err

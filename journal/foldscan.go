@@ -294,6 +294,8 @@ type slotPicker struct {
 	branch EpochID
 	spans  []Span         // of the branch's lineage, every record of which is a point
 	wanted map[order]bool // offered whatever the ladder
+	dense  time.Time      // offered too: every record from then on
+	every  bool           // or all
 	prev   *runPoint
 	at     Position
 	number uint64
@@ -321,15 +323,15 @@ func (p *slotPicker) record(at Position, number uint64, o order, t time.Time, ch
 }
 
 // leaves reports that the one before must be offered, for a point at t ends some
-// rung's slot or a reference wants it. Rungs that keep every write are not asked:
-// what they reach back to is not folded.
+// rung's slot, a reference wants it, or every write is kept there: what such a rung
+// reaches back to is not folded but for a landing.
 func (p *slotPicker) leaves(t time.Time) bool {
 	for _, g := range p.rungs {
 		if g.Every > 0 && g.slot(t) != g.slot(p.prev.time) {
 			return true
 		}
 	}
-	return p.wanted[p.prev.order]
+	return p.every || !p.prev.time.Before(p.dense) || p.wanted[p.prev.order]
 }
 
 // flush offers the newest record.

@@ -133,6 +133,9 @@ func (j *Journal) timeAt(ctx context.Context, p Position) (time.Time, error) {
 	if pt, _, kept := j.keptPoint(p); kept {
 		return pt.time, nil
 	}
+	if e := j.history().state.End; e.Position == p {
+		return e.Time, nil
+	}
 	s, err := j.frameOf(p)
 	if err != nil {
 		return time.Time{}, err

@@ -60,6 +60,11 @@ type faults struct {
 	quotaEarly            bool // what a fold will free is free before it is
 	ignoreSectors         bool // a piece of a cell is taken for the whole cell
 	diffAtGone            bool // a comparison takes a point that is gone for one that is kept
+
+	deltaOlder     bool // a delta carries what came before the newest version
+	landUnverified bool // a delta is installed as it comes
+	landUnsynced   bool // a delta is listed in the site log before it is durable
+	landForgetFork bool // a fold before a landing does not keep the record that the delta goes on from
 }
 
 func (o Options) withDefaults() Options {

@@ -60,6 +60,7 @@ type runWriter struct {
 	size      int            // of their keys and values
 	pieces    []byte         // to be written before the block
 	catalogue blockBuilder
+	ordinals  map[uint32]uint32 // what epochs are called in the run; nil: as here
 }
 
 // waitingEntry is a version whose block is open. A piece's place is known only when
@@ -76,6 +77,11 @@ func newRunWriter(fs vfs.FS, path string, number uint64, id Identity, now time.T
 	if err != nil {
 		return nil, fullOr(err)
 	}
+	return newRunWriterTo(f, number, id, now, p)
+}
+
+// newRunWriterTo writes to what is open already.
+func newRunWriterTo(f vfs.File, number uint64, id Identity, now time.Time, p *pace) (*runWriter, error) {
 	w := &runWriter{f: f, pace: p, page: runPage{Magic: runMagic, Number: number, Identity: id, Created: now}, buf: make([]byte, 0, leafBytes)}
 	return w, w.write(w.page.encode())
 }
@@ -156,7 +162,11 @@ func (w *runWriter) version(e indexEntry, p place, l location) error {
 	if p.format != valueZero {
 		p.file, p.offset = runID(w.page.Number), l.offset
 	}
-	key := indexKey(nil, e.volume, e.node, e.ordinal, e.seq)
+	ordinal := e.ordinal
+	if w.ordinals != nil {
+		ordinal = w.ordinals[ordinal]
+	}
+	key := indexKey(nil, e.volume, e.node, ordinal, e.seq)
 	w.waiting = append(w.waiting, waitingEntry{key, e.node.level, p, l.piece && p.format != valueZero})
 	w.size += len(key) + 24 + len(p.crcs)
 	w.page.Entries++

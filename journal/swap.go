@@ -311,20 +311,24 @@ func (j *Journal) rebuildPair(b *pebble.Batch, k, v []byte) error {
 		j.branches[o-1] = br
 		return b.Set(k, v, nil)
 	case len(k) == 15 && k[0] == prefixHappen:
-		kind := Kind(binary.BigEndian.Uint16(k[1:]))
-		if kind == KindSynced || kind == KindGap {
-			var h happening
-			if err := decodeBody(v, &h); err != nil {
-				return badFrame("control record of a run: %v", err)
-			}
-			s := stateKey(h.Volume, binary.BigEndian.Uint32(k[3:]), Seq(binary.BigEndian.Uint64(k[7:])))
-			if err := b.Set(s, []byte{byte(kind)}, nil); err != nil {
-				return err
-			}
-		}
-		return b.Set(k, v, nil)
+		return rebuildHappening(b, k, v)
 	}
 	return badFrame("key %x of a run's catalogue is none", k)
+}
+
+// rebuildHappening puts a control record of a run's catalogue into the index.
+func rebuildHappening(b *pebble.Batch, k, v []byte) error {
+	if kind := Kind(binary.BigEndian.Uint16(k[1:])); kind == KindSynced || kind == KindGap {
+		var h happening
+		if err := decodeBody(v, &h); err != nil {
+			return badFrame("control record of a run: %v", err)
+		}
+		ordinal, s := happenedAt(k)
+		if err := b.Set(stateKey(h.Volume, ordinal, s), []byte{byte(kind)}, nil); err != nil {
+			return err
+		}
+	}
+	return b.Set(k, v, nil)
 }
 
 // checkPast refuses an index that does not go with the runs, and a first remaining

@@ -53,6 +53,9 @@ func (j *Journal) Scrub(ctx context.Context, o Scrub) ([]DamageError, error) {
 		return v.found, err
 	}
 	for n := p.state.floor(); n <= v.end.Segment; n++ {
+		if n == v.end.Segment && v.end.Offset == pageBytes {
+			break // the log ends with folded history
+		}
 		if n < j.history().state.floor() { // folded meanwhile, and verified by that
 			v.known = false
 			continue
