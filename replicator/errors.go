@@ -28,6 +28,8 @@ var (
 	ErrWithdrawn = errors.New("group withdrawn")
 	// ErrNotConnected: there is no connection with the peer, or it gives no frames.
 	ErrNotConnected = errors.New("the peer is not connected or does not give frames")
+	// ErrNoDelta: one of the two sites cannot do with deltas.
+	ErrNoDelta = errors.New("this site makes and takes no deltas")
 	// ErrHistoryLost: the peer holds durably what this source no longer has.
 	ErrHistoryLost = errors.New("source lost history that its peer holds")
 )

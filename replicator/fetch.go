@@ -50,6 +50,7 @@ const (
 
 	featureFetch = uint64(1) << 0
 	featureCells = uint64(1) << 1
+	featureDelta = uint64(1) << 2 // offers of deltas are understood (delta.go)
 
 	kindFrame = 0
 	kindCells = 1

@@ -23,6 +23,7 @@ type inbound struct {
 	theirs        site // the source's history
 	cancel        context.CancelCauseFunc
 	data          chan *quic.ReceiveStream
+	offers        chan *offer
 	done          chan struct{} // closed when nothing is appended any more
 	wake          chan struct{} // there is something to acknowledge
 
@@ -171,6 +172,8 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 		select {
 		case data := <-in.data:
 			return in.frames(ctx, replica, data)
+		case of := <-in.offers:
+			return in.land(ctx, replica, of)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -36,9 +36,10 @@ const (
 	StateStreaming                 // frames flow
 	StateRefused                   // tried again later; Lag.Err says why
 	StateHalted                    // *Conflict; a person must decide
+	StateCatchingUp                // a delta is on its way; the lag is that of what was held before
 )
 
-var stateNames = [...]string{"disconnected", "opening", "streaming", "refused", "halted"}
+var stateNames = [...]string{"disconnected", "opening", "streaming", "refused", "halted", "catching-up"}
 
 func (s State) String() string { return stateNames[s] }
 
@@ -67,9 +68,10 @@ type Lag struct {
 	RPO      time.Duration // UnknownRPO unless Known
 	Known    bool          // false until the first moment is proven in this process's life
 	Head     journal.Position
-	HeadTime time.Time      // of the head's record, by the source's clock; replica only
-	Heard    time.Time      // replica: when the newest heartbeat came
-	Durable  journal.Cursor // at the replica
+	HeadTime time.Time        // of the head's record, by the source's clock; replica only
+	Heard    time.Time        // replica: when the newest heartbeat came
+	Durable  journal.Cursor   // at the replica
+	Target   journal.Position // what a delta that is on its way leads to; zero: there is none
 
 	ClockOffset time.Duration // of the peer's clock before ours
 	ClockError  time.Duration // bound of its error; 0 with an unmeasured offset

@@ -179,6 +179,50 @@ func (m *pong) unpack(p *parser) {
 	m.sent, m.received, m.answered = p.nanos(), p.nanos(), p.nanos()
 }
 
+// offer tells a replica that a delta will bring it on, from what it holds.
+type offer struct {
+	after journal.Position
+	to    journal.Cursor
+	time  time.Time // of the record that it leads to
+}
+
+func (*offer) kind() messageType { return typeOffer }
+
+func (m *offer) pack(p *packer) {
+	p.position(m.after)
+	p.cursor(m.to)
+	p.time(m.time)
+}
+
+func (m *offer) unpack(p *parser) {
+	m.after = p.position()
+	m.to = p.cursor()
+	m.time = p.time()
+}
+
+// landingPlace answers an offer: where the delta lands (journal.DeltaPlace).
+type landingPlace struct {
+	run    uint64
+	epochs uint32
+}
+
+func (*landingPlace) kind() messageType { return typePlace }
+
+func (m *landingPlace) pack(p *packer) {
+	p.u64(m.run)
+	p.u32(m.epochs)
+}
+
+func (m *landingPlace) unpack(p *parser) { m.run, m.epochs = p.u64(), p.u32() }
+
+// landedDelta says that a delta is durable and verified at the replica, which goes on
+// from at.
+type landedDelta struct{ at journal.Cursor }
+
+func (*landedDelta) kind() messageType  { return typeLanded }
+func (m *landedDelta) pack(p *packer)   { p.cursor(m.at) }
+func (m *landedDelta) unpack(p *parser) { m.at = p.cursor() }
+
 // bye ends the connection.
 type bye struct {
 	code Code

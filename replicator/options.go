@@ -25,6 +25,9 @@ type Group struct {
 	Tenant, Name string
 	Source       Source
 	Peers        []string // names of those that get it
+	// Coalesce is, by peer, how far behind it may be before it gets a delta to the newest
+	// record in place of all frames; the points in between are not at the peer then.
+	Coalesce map[string]time.Duration
 }
 
 // Options of a Replicator. Identity is required; zero values of the others work.

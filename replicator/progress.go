@@ -36,9 +36,17 @@ func (p *progress) enter(s State, err error) {
 	if p.lag.State != s {
 		p.lag.Since = p.clock.now()
 	}
-	p.lag.State, p.lag.Err = s, err
+	p.lag.State, p.lag.Err, p.lag.Target = s, err, journal.Position{}
 	p.lag.Connected = s != StateDisconnected
 	p.moved = p.clock.now()
+}
+
+// catchUp says that a delta is on its way, which leads to a record.
+func (p *progress) catchUp(to journal.Position) {
+	p.enter(StateCatchingUp, nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lag.Target = to
 }
 
 // begin starts a stream after from: what the replica holds durably.

@@ -61,6 +61,14 @@ func (v *receiver) handle(ctx context.Context, m message, sessions *sync.WaitGro
 		if in := v.find(m.open, m.group); in != nil {
 			in.heartbeat(b, v.r.o.Now(), v.offsetNow())
 		}
+	case *offer:
+		if in := v.find(m.open, m.group); in != nil {
+			select {
+			case in.offers <- b:
+			default:
+				return fmt.Errorf("handle offer: a second one for opening %d: %w", m.open, ErrProtocol)
+			}
+		}
 	case *refuse:
 		if in := v.find(m.open, m.group); in != nil {
 			in.refused(b)
@@ -83,7 +91,7 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
-		theirs: site{b.branches, b.head}, data: make(chan *quic.ReceiveStream, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+		theirs: site{b.branches, b.head}, data: make(chan *quic.ReceiveStream, 1), offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	v.opens.byNumber[e.open] = in
 	sessions.Go(func() {
 		defer cancel(nil)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -61,6 +62,8 @@ type inKey outKey
 type outgroup struct {
 	Group
 	progress *progress
+
+	whole atomic.Int64 // until when, our clock, frames are sent however far behind the peer is: it refused a delta
 }
 
 // New checks o. It starts nothing and opens nothing.

@@ -181,7 +181,7 @@ func (s *sender) handle(_ context.Context, m message) error {
 		return nil // of an opening that has ended
 	}
 	switch b := m.body.(type) {
-	case *accept, *refuse:
+	case *accept, *refuse, *landingPlace, *landedDelta:
 		select {
 		case o.replies <- m:
 		default:

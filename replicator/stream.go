@@ -51,21 +51,36 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 		return true, err
 	}
 
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		s.watch(ctx, o, ours)
-	}()
-	err = s.frames(ctx, o, from, ours.lineage())
+	err = s.watchedFrames(ctx, o, from, ours)
+	var behind *behindError
+	if errors.As(err, &behind) && ctx.Err() == nil {
+		err = s.delta(ctx, o, from.Position, behind.newest)
+		var no *RefusedError
+		if behind.newest && errors.As(err, &no) {
+			g.whole.Store(s.r.o.Now().Add(refusedDeltaWait).UnixNano())
+		}
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	cancel(err)
-	<-watched
 	if code := endCode(err); code != CodeNone {
 		s.send(o.number, id, &refuse{code: code, text: clipText(err.Error(), maxTextBytes)})
 	}
 	return true, err
+}
+
+// watchedFrames sends frames until that ends or the peer refuses them.
+func (s *sender) watchedFrames(ctx context.Context, o *opening, from journal.Cursor, ours site) error {
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.watch(watching, o, ours)
+	}()
+	err := s.frames(ctx, o, from, ours.lineage())
+	stop()
+	<-watched
+	return err
 }
 
 // endCode is what the peer must hear about the end of an opening, if anything.
@@ -74,6 +89,8 @@ func endCode(err error) Code {
 	var conflict *Conflict
 	var read *readError
 	switch {
+	case errors.Is(err, ErrProtocol):
+		return CodeProtocol
 	case errors.As(err, &refused), errors.As(err, &conflict):
 		return CodeNone // it said so itself
 	case errors.Is(err, ErrWithdrawn):
@@ -161,6 +178,10 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 		return &readError{err}
 	}
 	defer frames.Close()
+	f, err := frames.Next(ctx)
+	if err := s.reaches(g, f, err); err != nil {
+		return err
+	}
 	data, err := s.conn.OpenUniStreamSync(ctx)
 	if err != nil {
 		return fmt.Errorf("open data stream: %w", err)
@@ -174,10 +195,6 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 	buf := make([]byte, chunkBytes)
 	next := from.Seq + 1
 	for {
-		f, err := frames.Next(ctx)
-		if err != nil {
-			return &readError{err}
-		}
 		if err := s.admissible(g, f, next, lineage); err != nil {
 			return err
 		}
@@ -193,7 +210,37 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 			return err
 		}
 		g.progress.frame()
+		if f, err = frames.Next(ctx); err != nil {
+			return &readError{err}
+		}
+		if s.tooFar(g, f) {
+			return errReopen // with a delta
+		}
 	}
+}
+
+// reaches is err, met where the first frame of an opening was looked for, or that the
+// replica needs a delta in its place.
+func (s *sender) reaches(g *outgroup, f journal.Frame, err error) error {
+	switch {
+	case errors.Is(err, journal.ErrReclaimed) && s.takesDeltas(g):
+		return &behindError{cause: err}
+	case err != nil:
+		return &readError{err}
+	}
+	if s.tooFar(g, f) {
+		return &behindError{newest: true, cause: fmt.Errorf("the peer lacks what is older than %v", g.Coalesce[s.peer.Name])}
+	}
+	return nil
+}
+
+// refusedDeltaWait is how long a peer that refused a delta gets all frames instead.
+const refusedDeltaWait = time.Hour
+
+// tooFar reports that a peer that is yet to get f is better brought on by a delta.
+func (s *sender) tooFar(g *outgroup, f journal.Frame) bool {
+	limit, now := g.Coalesce[s.peer.Name], s.r.o.Now()
+	return limit > 0 && now.Sub(f.FirstTime) > limit && s.takesDeltas(g) && now.UnixNano() >= g.whole.Load()
 }
 
 // admissible holds what a source offers against promises 9 and 10: nothing is sent

@@ -56,7 +56,7 @@ const (
 	// Features are negotiated in Hello. Every incompatible bit that a peer sets
 	// must be known here; compatible ones are for information.
 	knownIncompatible = uint64(0)
-	ourCompatible     = featureFetch | featureCells
+	ourCompatible     = featureFetch | featureCells | featureDelta
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -74,6 +74,9 @@ const (
 	typePing      messageType = 7
 	typePong      messageType = 8
 	typeBye       messageType = 9
+	typeOffer     messageType = 10
+	typePlace     messageType = 11
+	typeLanded    messageType = 12
 )
 
 // envelope says what a message is about.
@@ -116,6 +119,12 @@ func newBody(t messageType) body {
 		return &pong{}
 	case typeBye:
 		return &bye{}
+	case typeOffer:
+		return &offer{}
+	case typePlace:
+		return &landingPlace{}
+	case typeLanded:
+		return &landedDelta{}
 	}
 	return nil
 }

@@ -63,6 +63,9 @@ func everyMessage() []message {
 		{envelope{}, &ping{1}},
 		{envelope{}, &pong{1, 2, 3}},
 		{envelope{flags: flagMust}, &bye{CodeShutdown, "ends"}},
+		{about, &offer{someCursor(2).Position, someCursor(3), at}},
+		{about, &landingPlace{7, 2}},
+		{about, &landedDelta{someCursor(3)}},
 	}
 }
 
