@@ -2,8 +2,9 @@ package site
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
-	"strings"
+	"os"
 	"testing"
 	"time"
 
@@ -13,9 +14,9 @@ import (
 )
 
 // What a peer that is away lacks is kept for it within its hold, whatever the ladder
-// says; beyond it the ladder rules, the peer is told why it cannot follow, and the
-// history here has no gap for it.
-func TestPeerIsHeldForThenCutOff(t *testing.T) {
+// says; beyond it the ladder rules, and the history here has no gap for it. When it is
+// back a delta brings it on: what it held is there, what lay between is not.
+func TestPeerIsHeldForThenBroughtOn(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	w, ctx := newWorld(t), context.Background()
@@ -54,6 +55,7 @@ func TestPeerIsHeldForThenCutOff(t *testing.T) {
 		t.Errorf("level, the peer is %+v", h)
 	}
 
+	held := l.head()
 	b.stop()
 	l.stop()
 	ca.Peers[0].Hold = &config.Hold{For: config.Duration(time.Hour), Bytes: 1 << 20}
@@ -72,13 +74,25 @@ func TestPeerIsHeldForThenCutOff(t *testing.T) {
 		t.Errorf("notices %+v", line.Notices)
 	}
 	b = w.run(cb)
-	await(t, "the peer is told why it cannot follow", func() bool {
-		return strings.Contains(b.groupLine("web").Detail, "folded")
-	})
-	if got := b.groupLine("web"); got.State != control.StateWaiting || got.Seq == 0 {
-		t.Errorf("the peer is %s: %s", got.State, got.Detail)
+	awaitLevel(l.running, b, "web")
+	there := &load{running: b, rng: l.rng, size: l.size, writes: l.writes}
+	there.restores(fmt.Sprintf("#%d", held), held)
+	there.restores("latest", l.head())
+	if _, err := b.Points(ctx, control.PointsQuery{Group: "web", At: fmt.Sprintf("#%d", held+1)}); err == nil {
+		t.Errorf("record %d, which the peer never had, is a point there", held+1)
 	}
-	if _, err := b.Points(ctx, control.PointsQuery{Group: "web", At: "latest"}); err != nil {
-		t.Errorf("what the peer holds cannot be read: %v", err)
+	l.run(100*time.Millisecond, 2*time.Millisecond)
+	awaitLevel(l.running, b, "web")
+	l.maintain()
+	if h := hold(); h.State != control.HoldLevel {
+		t.Errorf("level again, the peer is %+v", h)
 	}
+
+	b.stop() // and comes as one that never had anything
+	if err := os.RemoveAll(b.groupDir(cb.Groups[0])); err != nil {
+		t.Fatal(err)
+	}
+	b = w.run(cb)
+	awaitLevel(l.running, b, "web")
+	(&load{running: b, rng: l.rng, size: l.size, writes: l.writes}).restores("latest", l.head())
 }

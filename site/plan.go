@@ -118,7 +118,7 @@ func (l *life) heard(now time.Time, head journal.Head, numbers map[journal.Epoch
 		if i := slices.IndexFunc(lags, func(lag replicator.Lag) bool { return lag.Peer == name }); i >= 0 {
 			lag := lags[i]
 			p.Reachable = (p.Reachable || lag.Connected) && !silent(lag)
-			p.Primary = lag.State == replicator.StateStreaming
+			p.Primary = lag.State == replicator.StateStreaming || lag.State == replicator.StateCatchingUp
 			p.Head, p.Number = lag.Head, numbers[lag.Head.Epoch]
 			if lag.Known {
 				p.Time = now.Add(-lag.RPO)

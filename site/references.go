@@ -44,6 +44,9 @@ func (l *life) references(ctx context.Context, now time.Time) ([]journal.Referen
 		}
 		refused := lag != nil && errors.Is(lag.Err, journal.ErrReclaimed)
 		h, ref := holdOf(*peer.Hold, r, head, frames, refused, now)
+		if lag != nil && !lag.Target.IsZero() {
+			h, ref = holdOfDelta(*peer.Hold, h, *lag, now)
+		}
 		h.Peer = name
 		if !r.At.IsZero() {
 			h.Cursor = fmt.Sprintf("#%d.%d", numbers[r.At.Epoch], r.At.Seq)
@@ -169,6 +172,17 @@ func reachFrom(was reach, known bool, lag *replicator.Lag, head journal.Head, no
 		r.Level, r.Total = now, head.Bytes
 	}
 	return r
+}
+
+// holdOfDelta is what is kept for a peer while a delta is on its way to it: the frames
+// that follow on what it leads to, no longer than the hold from when it began. It is pure.
+func holdOfDelta(c config.Hold, h control.Hold, lag replicator.Lag, now time.Time) (control.Hold, *journal.Reference) {
+	h.Until = lag.Since.Add(time.Duration(c.For))
+	h.State, h.Why = control.HoldCatching, fmt.Sprintf("a delta to record %d is on its way since %s", lag.Target.Seq, lag.Since.Format(timeLayout))
+	if now.After(h.Until) {
+		return h, nil
+	}
+	return h, &journal.Reference{Kind: journal.ReferenceCursor, At: lag.Target, Until: h.Until}
 }
 
 // holdOf judges what is kept for a peer and gives the reference that keeps it; nil

@@ -62,7 +62,18 @@ func (s *Site) outbound() []replicator.Group {
 			return !ok || p.Pin == ""
 		})
 		if len(paired) > 0 {
-			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired})
+			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce()})
+		}
+	}
+	return out
+}
+
+// coalesce is, by peer, how far behind it may be before it gets a delta.
+func (s *Site) coalesce() map[string]time.Duration {
+	out := make(map[string]time.Duration)
+	for _, p := range s.cfg.Peers {
+		if p.Coalesce != nil {
+			out[p.Name] = time.Duration(p.Coalesce.Behind)
 		}
 	}
 	return out

@@ -146,6 +146,11 @@ func stateOf(r recovery.Role, spans []journal.Span, lags []control.Lag, volumes 
 			}
 		}
 		for _, l := range lags {
+			if l.State == replicator.StateCatchingUp.String() {
+				return control.StateReceiving, "no new points arrive until a delta has landed"
+			}
+		}
+		for _, l := range lags {
 			if l.Error != "" {
 				return control.StateWaiting, l.Error
 			}

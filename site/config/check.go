@@ -74,6 +74,9 @@ func (s *shape) check(c *Config) {
 		}
 		s.address(path+".address", p.Address)
 		s.pin(path+".pin", p.Pin)
+		if p.Coalesce != nil && p.Coalesce.Behind <= 0 {
+			s.absent(path+".coalesce.behind", "how far behind the peer may be, such as: coalesce: {behind: 10m}")
+		}
 		pins.add(s, path+".pin", "pin", p.Pin)
 	}
 	s.keys(c)

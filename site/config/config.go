@@ -32,6 +32,8 @@ type Peer struct {
 	Pin     string `yaml:"pin,omitempty"`     // none: not paired yet, nothing is sent or taken
 	Limit   Bytes  `yaml:"limit,omitempty"`   // bytes per second sent to it; 0: no limit
 	Hold    *Hold  `yaml:"hold,omitempty"`    // history that is kept for it while it lags
+
+	Coalesce *Coalesce `yaml:"coalesce,omitempty"` // none: it gets every record that is left
 }
 
 // Role is what a site is to a group.

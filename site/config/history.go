@@ -54,6 +54,12 @@ type Hold struct {
 	Bytes Bytes    `yaml:"bytes,omitempty"` // 0: only For and the quota bound it
 }
 
+// Coalesce is when a peer that is behind is brought to the newest record by what changed
+// up to it, without the moments in between.
+type Coalesce struct {
+	Behind Duration `yaml:"behind"`
+}
+
 // Percent is a part of a quota, 1 to 100.
 type Percent int
 

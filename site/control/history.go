@@ -92,6 +92,8 @@ const (
 	HoldKept   = "held"    // what it lacks is kept for it
 	HoldBeyond = "beyond"  // kept for it no longer; it may still be there
 	HoldLost   = "cut off" // the peer lacks moments that were thinned here
+
+	HoldCatching = "catching up" // a delta is on its way to it
 )
 
 // Notice is something about a group that somebody should know.
