@@ -230,7 +230,7 @@ func (w *deltaWriter) block(p []byte) error {
 		w.o.group.progress.carried(n)
 		_ = w.data.SetWriteDeadline(time.Now().Add(w.s.r.o.StallTimeout)) // fails with the stream, as the next write does
 	}
-	return w.s.peer.throttle.copyN(w.ctx, w.data, bytes.NewReader(p), int64(len(p)), w.buf, moved)
+	return w.s.limits(w.o.group).copyN(w.ctx, w.data, bytes.NewReader(p), int64(len(p)), w.buf, moved)
 }
 
 // deltaBlock is a block's head.

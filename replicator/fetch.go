@@ -304,7 +304,7 @@ func (l *link) reply(ctx context.Context, s *quic.Stream) error {
 	if _, err := s.Write(answer{bytes: n}.encode()); err != nil {
 		return err
 	}
-	if err := l.peer.throttle.copyN(ctx, s, f, n, make([]byte, chunkBytes), func(int) {}); err != nil {
+	if err := l.peer.allowance.copyN(ctx, s, f, n, make([]byte, chunkBytes), func(int) {}); err != nil {
 		return err
 	}
 	return s.Close()

@@ -16,8 +16,9 @@ type Peer struct {
 	Address string // host:port to dial; empty: it only calls us
 	Pin     Pin
 
-	LimitBytesPerSecond int64 // of frames sent to it; 0: no limit
-	BurstBytes          int64 // 0: an eighth of a second's worth
+	Limits              Timetable // of what is sent to it; zero: the next field says it
+	LimitBytesPerSecond int64     // 0: no limit
+	BurstBytes          int64     // 0: an eighth of a second's worth
 }
 
 // Group is one group of which this site is primary.
@@ -28,6 +29,7 @@ type Group struct {
 	// Coalesce is, by peer, how far behind it may be before it gets a delta to the newest
 	// record in place of all frames; the points in between are not at the peer then.
 	Coalesce map[string]time.Duration
+	Limits   Timetable // of what is sent of it, to all peers together
 }
 
 // Options of a Replicator. Identity is required; zero values of the others work.

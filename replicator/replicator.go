@@ -37,6 +37,9 @@ type Replicator struct {
 	receiving map[journal.Identity]*inbound // the session that appends
 	refreshed chan struct{}                 // closed by Refresh
 	links     []*link                       // that questions can be asked over, the newest last
+
+	groupLimits map[journal.Identity]*allowance // of those that are sent
+	limited     chan struct{}                   // wakes limitLoop
 }
 
 // faults are mistakes that tests of this package plant, to see them caught.
@@ -48,7 +51,7 @@ type faults struct {
 
 type peer struct {
 	Peer
-	throttle *throttle
+	allowance *allowance
 }
 
 type outKey struct {
@@ -61,7 +64,8 @@ type inKey outKey
 // outgroup is one group for one peer.
 type outgroup struct {
 	Group
-	progress *progress
+	progress  *progress
+	allowance *allowance // of the group, whoever gets it
 
 	whole atomic.Int64 // until when, our clock, frames are sent however far behind the peer is: it refused a delta
 }
@@ -77,9 +81,9 @@ func New(o Options) (*Replicator, error) {
 		return nil, err
 	}
 	r := &Replicator{o: o, cert: cert, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
-		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}}
+		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, limited: make(chan struct{}, 1)}
 	for _, p := range o.Peers {
-		r.peers = append(r.peers, &peer{p, newThrottle(o.Now, p.LimitBytesPerSecond, p.BurstBytes)})
+		r.peers = append(r.peers, &peer{p, newAllowance(o.Now, p.scheduled(), p.BurstBytes)})
 	}
 	return r, nil
 }
@@ -109,6 +113,7 @@ func (r *Replicator) Run(ctx context.Context) error {
 	r.Refresh()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.sampleLoop(ctx) })
+	g.Go(func() error { return r.limitLoop(ctx) })
 	if listener != nil {
 		g.Go(func() error { return r.acceptLoop(ctx, listener) })
 	}
@@ -159,33 +164,23 @@ func (r *Replicator) Refresh() {
 	groups := r.o.Groups()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.limitGroupsLocked(groups)
 	wanted := map[outKey]*outgroup{}
 	for _, g := range groups {
 		for _, name := range g.Peers {
 			k := outKey{name, g.Source.Identity()}
 			old := r.outbound[k]
-			if old != nil && old.Source == g.Source {
+			if old != nil && old.Source == g.Source && old.Coalesce[name] == g.Coalesce[name] {
 				wanted[k] = old
 				continue
 			}
 			p := newProgress(r.clock, &r.faults, Outbound, name, g.Tenant, g.Name, k.id)
-			wanted[k] = &outgroup{Group: g, progress: p}
+			wanted[k] = &outgroup{Group: g, progress: p, allowance: r.groupLimits[k.id]}
 		}
 	}
 	r.outbound = wanted
 	close(r.refreshed)
 	r.refreshed = make(chan struct{})
-}
-
-// SetLimit changes the limit of bytes per second sent to a peer, at once; 0 lifts it.
-func (r *Replicator) SetLimit(peer string, bytesPerSecond, burstBytes int64) error {
-	for _, p := range r.peers {
-		if p.Name == peer {
-			p.throttle.set(bytesPerSecond, burstBytes)
-			return nil
-		}
-	}
-	return fmt.Errorf("limit peer %s: no such peer", peer)
 }
 
 // Lags are all groups, with every peer, in both directions, sorted by name. Groups

@@ -206,7 +206,7 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 		if _, err := data.Write(h.encode()); err != nil {
 			return fmt.Errorf("write data stream: %w", err)
 		}
-		if err := s.peer.throttle.copyN(ctx, data, f.Reader, f.Bytes, buf, g.progress.carried); err != nil {
+		if err := s.limits(g).copyN(ctx, data, f.Reader, f.Bytes, buf, g.progress.carried); err != nil {
 			return err
 		}
 		g.progress.frame()
@@ -241,6 +241,11 @@ const refusedDeltaWait = time.Hour
 func (s *sender) tooFar(g *outgroup, f journal.Frame) bool {
 	limit, now := g.Coalesce[s.peer.Name], s.r.o.Now()
 	return limit > 0 && now.Sub(f.FirstTime) > limit && s.takesDeltas(g) && now.UnixNano() >= g.whole.Load()
+}
+
+// limits are those of what is sent of g to the peer.
+func (s *sender) limits(g *outgroup) throttles {
+	return throttles{g.allowance.throttle, s.peer.allowance.throttle}
 }
 
 // admissible holds what a source offers against promises 9 and 10: nothing is sent

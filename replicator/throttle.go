@@ -15,8 +15,8 @@ const (
 	maxBurstBytes = 4 << 20
 )
 
-// throttle limits the bytes per second that go to one peer, over all groups. Safe
-// for concurrent use. No limit costs nothing.
+// throttle limits bytes per second, of all that goes to one peer or out of one group.
+// Safe for concurrent use. No limit costs nothing.
 type throttle struct {
 	now   func() time.Time
 	sleep func(ctx context.Context, d time.Duration, woken <-chan struct{}) error
@@ -88,13 +88,26 @@ func (t *throttle) wait(ctx context.Context, n int) error {
 
 // copyN moves exactly n bytes through buf at the allowed rate and tells moved of each step.
 func (t *throttle) copyN(ctx context.Context, w io.Writer, r io.Reader, n int64, buf []byte, moved func(int)) error {
+	return throttles{t}.copyN(ctx, w, r, n, buf, moved)
+}
+
+// throttles are limits that all hold.
+type throttles []*throttle
+
+func (ts throttles) copyN(ctx context.Context, w io.Writer, r io.Reader, n int64, buf []byte, moved func(int)) error {
 	for n > 0 {
-		part := buf[:min(int64(min(t.step(), len(buf))), n)]
+		step := len(buf)
+		for _, t := range ts {
+			step = min(step, t.step())
+		}
+		part := buf[:min(int64(step), n)]
 		if _, err := io.ReadFull(r, part); err != nil {
 			return &readError{err}
 		}
-		if err := t.wait(ctx, len(part)); err != nil {
-			return err
+		for _, t := range ts {
+			if err := t.wait(ctx, len(part)); err != nil {
+				return err
+			}
 		}
 		if _, err := w.Write(part); err != nil {
 			return err
