@@ -119,6 +119,10 @@ func (r *reached) ShredKey(ctx context.Context, q control.KeyRequest) (control.K
 	return either(func() (control.KeyState, error) { return r.site.ShredKey(ctx, q) }, func() (control.KeyState, error) { return r.daemon.ShredKey(ctx, q) })
 }
 
+func (r *reached) Limit(ctx context.Context, q control.LimitRequest) (control.Limited, error) {
+	return either(func() (control.Limited, error) { return r.site.Limit(ctx, q) }, func() (control.Limited, error) { return r.daemon.Limit(ctx, q) })
+}
+
 func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
 	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
 }

@@ -36,7 +36,11 @@ func (s *Site) newReplicator() (*replicator.Replicator, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.Peers = append(o.Peers, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, LimitBytesPerSecond: int64(p.Limit)})
+		limits, err := config.Timetable(p.BWLimit, p.TZ)
+		if err != nil {
+			return nil, err
+		}
+		o.Peers = append(o.Peers, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, Limits: limits, LimitBytesPerSecond: int64(p.Limit)})
 	}
 	return replicator.New(o)
 }
@@ -62,7 +66,11 @@ func (s *Site) outbound() []replicator.Group {
 			return !ok || p.Pin == ""
 		})
 		if len(paired) > 0 {
-			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce()})
+			limits, err := config.Timetable(g.cfg.BWLimit, g.cfg.TZ)
+			if err != nil { // checked with the configuration; zones do not go away
+				s.o.Log.Error("group is sent without its limit", "group", g.cfg.Ref(), "err", err)
+			}
+			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce(), Limits: limits})
 		}
 	}
 	return out

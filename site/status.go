@@ -30,7 +30,9 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 		st.Groups = append(st.Groups, s.groupStatus(ctx, g))
 	}
 	for _, p := range s.cfg.Peers {
-		e := control.Peer{Name: p.Name, Address: p.Address, Pin: p.Pin, Limit: int64(p.Limit), State: "unknown"}
+		e := control.Peer{Name: p.Name, Address: p.Address, Pin: p.Pin, State: "unknown"}
+		e.Limited = s.limitOf(p.Name)
+		e.Limit = e.Limited.BytesPerSecond
 		known := s.peers.get(p.Name)
 		switch {
 		case p.Pin == "":

@@ -169,6 +169,14 @@ var taken = control.Usage{Used: 83 << 30, Quota: 100 << 30, Segments: 1200, Runs
 var maintained = control.Maintained{Group: "default/web", Time: at(-40), Seconds: 21.5, Folded: 2 << 30, Merged: 3 << 29, Written: 1 << 30, Freed: 5 << 29, Usage: taken,
 	Warning: "history takes 83 % of its quota"}
 
+func (f *fake) Limit(_ context.Context, q control.LimitRequest) (control.Limited, error) {
+	l := control.Limited{Peer: q.Peer, Group: q.Group, BytesPerSecond: q.BytesPerSecond, Set: !q.Schedule, Schedule: "08:00,10M 19:00,off"}
+	if q.ForSeconds > 0 {
+		l.Until = at(int(q.ForSeconds))
+	}
+	return l, f.err
+}
+
 func (f *fake) Mark(_ context.Context, q control.MarkRequest) (control.Point, error) {
 	return control.Point{Epoch: 3, Seq: 1201, Time: noon, Marks: []control.Mark{{Name: q.Name}}}, f.err
 }

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	_ "time/tzdata" // bwlimit names zones on machines that have none
 
 	"golang.org/x/sys/unix"
 

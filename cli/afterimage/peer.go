@@ -15,6 +15,7 @@ func (w *world) peerCommand() *cli.Command {
 		verb("pin", "print this site's pin, which its peers put into their configuration", "",
 			"The key is drawn on first use and kept in the file that key: names, readable by its owner alone.",
 			[]string{"afterimage peer pin --config site-a.yml"}, nil, w.peerPin),
+		w.limitVerb("peer", "limit what is sent to a peer"),
 	)
 }
 

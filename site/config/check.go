@@ -74,6 +74,10 @@ func (s *shape) check(c *Config) {
 		}
 		s.address(path+".address", p.Address)
 		s.pin(path+".pin", p.Pin)
+		s.bandwidth(path, p.BWLimit, p.TZ)
+		if p.Limit > 0 && p.BWLimit != "" {
+			s.wrong(path+".limit", "the peer has a limit: and a bwlimit:", "keep one of them")
+		}
 		if p.Coalesce != nil && p.Coalesce.Behind <= 0 {
 			s.absent(path+".coalesce.behind", "how far behind the peer may be, such as: coalesce: {behind: 10m}")
 		}
@@ -101,6 +105,7 @@ func (s *shape) check(c *Config) {
 
 func (s *shape) group(path string, c *Config, g Group) {
 	s.name(path+".name", g.Name, "the name that commands use")
+	s.bandwidth(path, g.BWLimit, g.TZ)
 	s.name(path+".tenant", g.Tenant, "")
 	for i, p := range g.Peers {
 		if _, ok := c.Peer(p); !ok {

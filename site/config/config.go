@@ -31,6 +31,8 @@ type Peer struct {
 	Address string `yaml:"address,omitempty"` // none: it dials us
 	Pin     string `yaml:"pin,omitempty"`     // none: not paired yet, nothing is sent or taken
 	Limit   Bytes  `yaml:"limit,omitempty"`   // bytes per second sent to it; 0: no limit
+	BWLimit string `yaml:"bwlimit,omitempty"` // in its place a timetable of them, in rclone's notation
+	TZ      string `yaml:"tz,omitempty"`      // whose hours those are; default this machine's
 	Hold    *Hold  `yaml:"hold,omitempty"`    // history that is kept for it while it lags
 
 	Coalesce *Coalesce `yaml:"coalesce,omitempty"` // none: it gets every record that is left
@@ -71,6 +73,8 @@ type Group struct {
 	StallBudget Duration     `yaml:"stall_budget,omitempty"`
 	RPO         Duration     `yaml:"rpo,omitempty"` // objective, shown by status
 	Peers       []string     `yaml:"peers,omitempty"`
+	BWLimit     string       `yaml:"bwlimit,omitempty"` // of what is sent of it to all peers together, in rclone's notation
+	TZ          string       `yaml:"tz,omitempty"`
 	Volumes     []Volume     `yaml:"volumes,omitempty"`
 	QEMU        *QEMU        `yaml:"qemu,omitempty"`
 	Libvirt     *Libvirt     `yaml:"libvirt,omitempty"`

@@ -31,6 +31,8 @@ type API interface {
 	// Pause lets go of a group's machine for a while, Resume takes it again early.
 	Pause(ctx context.Context, q PauseRequest) (Paused, error)
 	Resume(ctx context.Context, q ResumeRequest) (Paused, error)
+	// Limit changes what is sent to a peer, or of a group, for a while or for good.
+	Limit(ctx context.Context, q LimitRequest) (Limited, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with
 	// Lease, it blocks until ctx ends and closes the view.
 	Serve(ctx context.Context, q ServeRequest, opened func(View)) error
@@ -141,8 +143,9 @@ type Peer struct {
 	Name       string   `json:"name"`
 	Address    string   `json:"address,omitempty"`
 	Pin        string   `json:"pin,omitempty"`
-	State      string   `json:"state"` // connected, disconnected, unpaired, unknown
-	Limit      int64    `json:"limit_bytes_per_second,omitempty"`
+	State      string   `json:"state"`                            // connected, disconnected, unpaired, unknown
+	Limit      int64    `json:"limit_bytes_per_second,omitempty"` // in force now
+	Limited    Limited  `json:"limited"`
 	Groups     int      `json:"groups"`
 	Error      string   `json:"error,omitempty"`
 	RPOSeconds *float64 `json:"rpo_seconds,omitempty"`

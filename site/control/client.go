@@ -194,6 +194,11 @@ func (c *Client) ShredKey(ctx context.Context, q KeyRequest) (k KeyState, err er
 	return k, c.call(ctx, http.MethodPost, "/v1/key/shred", q, &k)
 }
 
+// Limit implements API.
+func (c *Client) Limit(ctx context.Context, q LimitRequest) (l Limited, err error) {
+	return l, c.call(ctx, http.MethodPost, "/v1/limit", q, &l)
+}
+
 // Mark implements API.
 func (c *Client) Mark(ctx context.Context, q MarkRequest) (p Point, err error) {
 	return p, c.call(ctx, http.MethodPost, "/v1/mark", q, &p)

@@ -61,6 +61,9 @@ func (e *echo) RotateKey(_ context.Context, q KeyRequest) (KeyState, error) {
 func (e *echo) ShredKey(_ context.Context, q KeyRequest) (KeyState, error) {
 	return KeyState{Group: q.Group, DryRun: q.DryRun, Destroyed: []string{"acme-1"}}, e.err
 }
+func (e *echo) Limit(_ context.Context, q LimitRequest) (Limited, error) {
+	return Limited{Peer: q.Peer, Group: q.Group, BytesPerSecond: q.BytesPerSecond, Set: !q.Schedule}, e.err
+}
 func (e *echo) Mark(_ context.Context, q MarkRequest) (Point, error) {
 	return Point{Seq: 9, Marks: []Mark{{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note}}}, e.err
 }
@@ -150,6 +153,7 @@ func every(c API) map[string]func() (any, error) {
 		"Key":       func() (any, error) { return c.Key(ctx, KeyRequest{Group: "web"}) },
 		"RotateKey": func() (any, error) { return c.RotateKey(ctx, KeyRequest{Group: "web"}) },
 		"ShredKey":  func() (any, error) { return c.ShredKey(ctx, KeyRequest{Group: "web", DryRun: true}) },
+		"Limit":     func() (any, error) { return c.Limit(ctx, LimitRequest{"b", "", 5 << 20, 7200, false}) },
 		"Mark":      func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
 		"Serve": func() (any, error) {
 			var seen []View

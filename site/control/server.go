@@ -79,6 +79,7 @@ func (s *Server) routes() http.Handler {
 	post("/v1/key", asked(func(ctx context.Context, q KeyRequest) (any, error) { return s.api.Key(ctx, q) }))
 	post("/v1/key/rotate", asked(func(ctx context.Context, q KeyRequest) (any, error) { return s.api.RotateKey(ctx, q) }))
 	post("/v1/key/shred", asked(func(ctx context.Context, q KeyRequest) (any, error) { return s.api.ShredKey(ctx, q) }))
+	post("/v1/limit", asked(func(ctx context.Context, q LimitRequest) (any, error) { return s.api.Limit(ctx, q) }))
 	post("/v1/mark", asked(func(ctx context.Context, q MarkRequest) (any, error) { return s.api.Mark(ctx, q) }))
 	post("/v1/pause", asked(func(ctx context.Context, q PauseRequest) (any, error) { return s.api.Pause(ctx, q) }))
 	post("/v1/resume", asked(func(ctx context.Context, q ResumeRequest) (any, error) { return s.api.Resume(ctx, q) }))
