@@ -50,10 +50,14 @@ func TestPeerIsHeldForThenBroughtOn(t *testing.T) {
 	}
 	b = w.run(cb)
 	awaitLevel(l.running, b, "web") // nothing that it lacks was thinned
-	l.maintain()
-	if h := hold(); h.State != control.HoldLevel {
-		t.Errorf("level, the peer is %+v", h)
+	level := func() {
+		t.Helper()
+		await(t, "the site that sends knows that the peer is level", func() bool {
+			l.maintain()
+			return hold().State == control.HoldLevel
+		})
 	}
+	level()
 
 	held := l.head()
 	b.stop()
@@ -83,10 +87,7 @@ func TestPeerIsHeldForThenBroughtOn(t *testing.T) {
 	}
 	l.run(100*time.Millisecond, 2*time.Millisecond)
 	awaitLevel(l.running, b, "web")
-	l.maintain()
-	if h := hold(); h.State != control.HoldLevel {
-		t.Errorf("level again, the peer is %+v", h)
-	}
+	level()
 
 	b.stop() // and comes as one that never had anything
 	if err := os.RemoveAll(b.groupDir(cb.Groups[0])); err != nil {
