@@ -13,10 +13,12 @@ import (
 // our knowing; beyond it the oldest goes.
 const maxConnectionsPerPeer = 4
 
-// acceptLoop serves callers until ctx ends. Only pinned ones come this far.
+// acceptLoop serves callers until ctx ends. Only pinned ones, and
+// those with a token while there is one, come this far.
 func (r *Replicator) acceptLoop(ctx context.Context, listener *quic.Listener) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
+	joining := make(chan struct{}, maxJoining)
 	var mu sync.Mutex // guards conns
 	conns := map[*peer][]*quic.Conn{}
 	for {
@@ -26,6 +28,18 @@ func (r *Replicator) acceptLoop(ctx context.Context, listener *quic.Listener) er
 				return ctx.Err()
 			}
 			return fmt.Errorf("accept connection: %w", err)
+		}
+		if conn.ConnectionState().TLS.NegotiatedProtocol == alpnJoin {
+			select {
+			case joining <- struct{}{}:
+				serving.Go(func() {
+					r.receiveJoiner(ctx, conn)
+					<-joining
+				})
+			default:
+				_ = conn.CloseWithError(quic.ApplicationErrorCode(CodeBusy), "")
+			}
+			continue
 		}
 		// The handshake has checked this; nothing hangs on its having been called.
 		p := r.peerByPin(shownPin(conn.ConnectionState().TLS))
@@ -53,12 +67,18 @@ func (r *Replicator) acceptLoop(ctx context.Context, listener *quic.Listener) er
 
 // serve takes what p sends over conn until it ends.
 func (r *Replicator) serve(ctx context.Context, p *peer, conn *quic.Conn) {
-	stop := context.AfterFunc(ctx, func() { closeLink(conn, nil) })
+	serving := ctx
+	ctx, leave := until(ctx, p)
+	defer leave()
+	stop := context.AfterFunc(ctx, func() { closeLink(conn, context.Cause(ctx)) })
 	defer stop()
 	err := r.receive(ctx, p, conn)
 	closeLink(conn, err)
-	if ctx.Err() != nil {
+	switch {
+	case serving.Err() != nil:
 		err = nil
+	case p.ctx.Err() != nil:
+		err = ErrRevoked
 	}
 	if err != nil {
 		err = r.explain(p.Name, err)

@@ -104,7 +104,7 @@ func (r *Replicator) allowanceOf(l Limit) (*allowance, error) {
 		}
 		return nil, ErrUnknownGroup
 	}
-	for _, p := range r.peers {
+	for _, p := range r.peersNow() {
 		if p.Name == l.Peer {
 			return p.allowance, nil
 		}
@@ -160,7 +160,7 @@ func (r *Replicator) limitLoop(ctx context.Context) error {
 			all = append(all, a)
 		}
 		r.mu.Unlock()
-		for _, p := range r.peers {
+		for _, p := range r.peersNow() {
 			all = append(all, p.allowance)
 		}
 		for _, a := range all {

@@ -60,12 +60,12 @@ func (r *Replicator) dial(ctx context.Context, transport *quic.Transport, p *pee
 	if err != nil {
 		return false, err
 	}
-	conn, err := transport.Dial(ctx, addr, dialTLS(r.cert, p.Name, p.Pin), quicConfig(r.o, false))
+	conn, err := transport.Dial(ctx, addr, dialTLS(r.cert, p.Name, p.pins()), quicConfig(r.o, false))
 	if err != nil {
 		return false, fmt.Errorf("dial peer %s at %s: %w", p.Name, p.Address, err)
 	}
 	defer func() { closeLink(conn, err) }()
-	stop := context.AfterFunc(ctx, func() { closeLink(conn, nil) })
+	stop := context.AfterFunc(ctx, func() { closeLink(conn, context.Cause(ctx)) })
 	defer stop()
 	control, err := conn.OpenStreamSync(ctx)
 	if err != nil {

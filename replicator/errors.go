@@ -116,6 +116,12 @@ func (e *RefusedError) Is(target error) bool {
 		return target == ErrWithdrawn
 	case CodeSuperseded:
 		return target == ErrSuperseded
+	case CodeRevoked:
+		return target == ErrRevoked
+	case CodeExpired:
+		return target == ErrInviteExpired
+	case CodeInvite:
+		return target == ErrInvite
 	}
 	return false
 }
@@ -142,10 +148,13 @@ const (
 	CodeSuperseded   Code = 14 // ErrSuperseded
 	CodeLocal        Code = 15 // reading the source failed
 	CodeNoRecord     Code = 16 // the record asked for is not held, or was folded
+	CodeRevoked      Code = 17 // ErrRevoked
+	CodeExpired      Code = 18 // ErrInviteExpired
+	CodeInvite       Code = 19 // ErrInvite
 )
 
 var codeNames = [...]string{"none", "shutdown", "protocol", "version", "features", "unpinned", "unknown-group", "not-replica",
-	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record"}
+	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite"}
 
 // String is a stable word; codes of later versions print as numbers.
 func (c Code) String() string {

@@ -206,6 +206,8 @@ func closeLink(conn *quic.Conn, err error) {
 		code, text = CodeStalled, err.Error()
 	case errors.Is(err, ErrSuperseded):
 		code, text = CodeSuperseded, err.Error()
+	case errors.Is(err, ErrRevoked):
+		code, text = CodeRevoked, err.Error()
 	}
 	_ = conn.CloseWithError(quic.ApplicationErrorCode(code), clipText(text, 200)) // nil or already closed
 }

@@ -3,7 +3,6 @@ package replicator
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -15,6 +14,8 @@ type Peer struct {
 	Name    string // unique
 	Address string // host:port to dial; empty: it only calls us
 	Pin     Pin
+	// AlsoPins are others by which it may show itself: while it changes its key.
+	AlsoPins []Pin
 
 	Limits              Timetable // of what is sent to it; zero: the next field says it
 	LimitBytesPerSecond int64     // 0: no limit
@@ -48,6 +49,12 @@ type Options struct {
 	// opening and by Refresh; the same group must give the same, comparable, value.
 	Receive func(peer string, id journal.Identity, tenant, group string) (Replica, error)
 
+	// Inviting reports that callers with a token may come in to be pinned, and Join
+	// judges one: nil once its key is pinned durably and its token is worth nothing any
+	// more, ErrInvite or ErrInviteExpired. Nil: nobody joins.
+	Inviting func() bool
+	Join     func(Joiner) error
+
 	HeartbeatInterval time.Duration // 250 ms
 	PingInterval      time.Duration // clock measurements; 1 s
 	IdleTimeout       time.Duration // a silent connection is dead; 10 s, keep-alives come thrice as often
@@ -73,6 +80,10 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Receive == nil {
 		o.Receive = func(string, journal.Identity, string, string) (Replica, error) { return nil, ErrUnknownGroup }
+	}
+	if o.Inviting == nil || o.Join == nil {
+		o.Inviting = func() bool { return false }
+		o.Join = func(Joiner) error { return ErrInvite }
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -104,19 +115,5 @@ func (o Options) validate() error {
 	if o.HeartbeatInterval < 0 || o.IdleTimeout < 0 || o.RetryLimit < o.RetryFirst || o.WindowBytes < chunkBytes || o.MaxGroups < 1 || o.MaxFrameBytes < 1 {
 		return errors.New("intervals are positive, the longest wait is not below the first, the window holds at least 64 KiB")
 	}
-	names, pins := map[string]bool{}, map[Pin]string{}
-	for _, p := range o.Peers {
-		switch {
-		case p.Name == "" || names[p.Name]:
-			return fmt.Errorf("peer %q: names are unique and not empty", p.Name)
-		case p.Pin.IsZero():
-			return fmt.Errorf("peer %s: a pin is required", p.Name)
-		case pins[p.Pin] != "":
-			return fmt.Errorf("peer %s: has the pin of peer %s", p.Name, pins[p.Pin])
-		case p.Pin == o.Identity.Pin():
-			return fmt.Errorf("peer %s: has this site's own pin", p.Name)
-		}
-		names[p.Name], pins[p.Pin] = true, p.Name
-	}
-	return nil
+	return checkPeers(o.Peers, o.Identity.Pin())
 }

@@ -27,11 +27,12 @@ type Replicator struct {
 	cert     tls.Certificate
 	clock    lifeClock
 	instance cbt.ID
-	peers    []*peer // as configured
 	faults   faults
 
 	mu        sync.Mutex // guards all below
+	peers     []*peer    // as configured
 	addr      net.Addr
+	transport *quic.Transport // while Run runs
 	outbound  map[outKey]*outgroup
 	inbound   map[inKey]*progress
 	receiving map[journal.Identity]*inbound // the session that appends
@@ -47,11 +48,6 @@ type faults struct {
 	ackEarly        bool // acknowledge before durable at the replica
 	sourceClockOnly bool // compute the replica's lag from the source's clock alone
 	sendUndurable   bool // send before fdatasync
-}
-
-type peer struct {
-	Peer
-	allowance *allowance
 }
 
 type outKey struct {
@@ -83,7 +79,7 @@ func New(o Options) (*Replicator, error) {
 	r := &Replicator{o: o, cert: cert, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
 		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, limited: make(chan struct{}, 1)}
 	for _, p := range o.Peers {
-		r.peers = append(r.peers, &peer{p, newAllowance(o.Now, p.scheduled(), p.BurstBytes)})
+		r.peers = append(r.peers, r.newPeer(p))
 	}
 	return r, nil
 }
@@ -97,17 +93,22 @@ func (r *Replicator) Run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	defer transport.Close()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.transport = nil
+	}()
 	var listener *quic.Listener
 	if r.o.Listen != "" {
 		known := func(p Pin) bool { return r.peerByPin(p) != nil }
-		listener, err = transport.Listen(listenTLS(r.cert, known, r.unpinned), quicConfig(r.o, true))
+		listener, err = transport.Listen(listenTLS(r.cert, known, r.o.Inviting, r.unpinned), quicConfig(r.o, true))
 		if err != nil {
 			return fmt.Errorf("listen on %s: %w", r.o.Listen, err)
 		}
 		defer listener.Close()
 	}
 	r.mu.Lock()
-	r.addr = conn.LocalAddr()
+	r.addr, r.transport = conn.LocalAddr(), transport
 	r.mu.Unlock()
 	r.o.Events.Listening(conn.LocalAddr())
 	r.Refresh()
@@ -117,11 +118,7 @@ func (r *Replicator) Run(ctx context.Context) error {
 	if listener != nil {
 		g.Go(func() error { return r.acceptLoop(ctx, listener) })
 	}
-	for _, p := range r.peers {
-		if p.Address != "" {
-			g.Go(func() error { return r.dialLoop(ctx, transport, p) })
-		}
-	}
+	g.Go(func() error { return r.dialPeers(ctx, transport) })
 	r.checkBuffers(conn) // after the transport asked the kernel for its wish
 	<-ctx.Done()
 	err = g.Wait()
@@ -255,13 +252,4 @@ func (r *Replicator) refreshSignal() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.refreshed
-}
-
-func (r *Replicator) peerByPin(pin Pin) *peer {
-	for _, p := range r.peers {
-		if p.Pin == pin {
-			return p
-		}
-	}
-	return nil
 }

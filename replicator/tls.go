@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -72,13 +73,13 @@ func baseTLS(cert tls.Certificate) *tls.Config {
 	}
 }
 
-// dialTLS trusts exactly the key named want.
-func dialTLS(cert tls.Certificate, peer string, want Pin) *tls.Config {
+// dialTLS trusts exactly the keys named want.
+func dialTLS(cert tls.Certificate, peer string, want []Pin) *tls.Config {
 	c := baseTLS(cert)
 	c.InsecureSkipVerify = true // no names and no authorities here: the pin is checked instead
 	c.VerifyConnection = func(state tls.ConnectionState) error {
-		if seen := shownPin(state); want.IsZero() || seen != want {
-			return &PinError{Peer: peer, Expected: []Pin{want}, Seen: seen}
+		if seen := shownPin(state); seen.IsZero() || !slices.Contains(want, seen) {
+			return &PinError{Peer: peer, Expected: want, Seen: seen}
 		}
 		return nil
 	}
@@ -86,7 +87,9 @@ func dialTLS(cert tls.Certificate, peer string, want Pin) *tls.Config {
 }
 
 // listenTLS lets in the keys that known accepts and reports every other one.
-func listenTLS(cert tls.Certificate, known func(Pin) bool, refused func(*PinError)) *tls.Config {
+// While inviting, a caller that names alpnJoin may show any key: it is served by
+// receiveJoiner alone.
+func listenTLS(cert tls.Certificate, known func(Pin) bool, inviting func() bool, refused func(*PinError)) *tls.Config {
 	base := baseTLS(cert)
 	// A certificate is asked for, and its absence refused in VerifyConnection, so
 	// that a caller without one is reported like any other stranger.
@@ -106,6 +109,16 @@ func listenTLS(cert tls.Certificate, known func(Pin) bool, refused func(*PinErro
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c := base.Clone()
 		c.GetConfigForClient = nil
+		if slices.Equal(hello.SupportedProtos, []string{alpnJoin}) && inviting() {
+			c.NextProtos = []string{alpnJoin}
+			c.VerifyConnection = func(state tls.ConnectionState) error {
+				if shownPin(state).IsZero() {
+					return &PinError{Address: hello.Conn.RemoteAddr()}
+				}
+				return nil
+			}
+			return c, nil
+		}
 		c.VerifyConnection = verify(hello.Conn.RemoteAddr())
 		return c, nil
 	}

@@ -77,6 +77,8 @@ const (
 	typeOffer     messageType = 10
 	typePlace     messageType = 11
 	typeLanded    messageType = 12
+	typeJoin      messageType = 13
+	typeJoined    messageType = 14
 )
 
 // envelope says what a message is about.
@@ -125,6 +127,10 @@ func newBody(t messageType) body {
 		return &landingPlace{}
 	case typeLanded:
 		return &landedDelta{}
+	case typeJoin:
+		return &join{}
+	case typeJoined:
+		return &joined{}
 	}
 	return nil
 }

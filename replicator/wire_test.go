@@ -66,6 +66,8 @@ func everyMessage() []message {
 		{about, &offer{someCursor(2).Position, someCursor(3), at}},
 		{about, &landingPlace{7, 2}},
 		{about, &landedDelta{someCursor(3)}},
+		{envelope{}, &join{Secret{1, 2}, "b", "192.0.2.2:7700"}},
+		{envelope{}, &joined{"a"}},
 	}
 }
 

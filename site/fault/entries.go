@@ -193,6 +193,9 @@ var table = []Entry{
 		"The file that holds this site's private key cannot be read or is not such a key.",
 		"Restore the file from your backup. A new key means a new pin at every peer."},
 
+	{TokenTrouble, ExitKey, "the token does not pair",
+		"A token of peer invite is good once, for the site that it was made for, until it expires or its site was restarted.",
+		"Have peer invite NAME print a new one at the other site, and copy it whole."},
 	{TapTrouble, ExitFailed, "the machine's disks cannot be tapped",
 		"QEMU's QMP socket does not answer, or a disk is not as the configuration says.",
 		"Check qemu.qmp and the node names (QMP query-named-block-nodes)."},

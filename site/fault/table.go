@@ -77,6 +77,7 @@ const (
 	PeerUnknown     Code = "AI-E0505"
 	PeerProtocol    Code = "AI-E0506"
 	SiteKey         Code = "AI-E0507"
+	TokenTrouble    Code = "AI-E0508"
 
 	TapTrouble    Code = "AI-E0601"
 	ImageTrouble  Code = "AI-E0602"

@@ -1,0 +1,151 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/quic-go/quic-go"
+)
+
+// peer is one that is configured. It does not change: other keys or another address
+// make another one, and end what ran with this.
+type peer struct {
+	Peer
+	allowance *allowance
+	ctx       context.Context // ends with ErrRevoked when it is configured no more
+	revoke    context.CancelCauseFunc
+}
+
+func (r *Replicator) newPeer(p Peer) *peer {
+	ctx, revoke := context.WithCancelCause(context.Background())
+	return &peer{Peer: p, allowance: newAllowance(r.o.Now, p.scheduled(), p.BurstBytes), ctx: ctx, revoke: revoke}
+}
+
+// pins are all keys by which p may show itself.
+func (p Peer) pins() []Pin {
+	if p.Pin.IsZero() {
+		return p.AlsoPins
+	}
+	return append([]Pin{p.Pin}, p.AlsoPins...)
+}
+
+// same reports that q is reached and known as p is.
+func (p Peer) same(q Peer) bool {
+	return p.Name == q.Name && p.Address == q.Address && slices.Equal(p.pins(), q.pins())
+}
+
+// checkPeers judges a set of peers of a site whose own pin is given.
+func checkPeers(peers []Peer, own Pin) error {
+	names, pins := map[string]bool{}, map[Pin]string{}
+	for _, p := range peers {
+		if p.Name == "" || names[p.Name] {
+			return fmt.Errorf("peer %q: names are unique and not empty", p.Name)
+		}
+		names[p.Name] = true
+		if len(p.pins()) == 0 {
+			return fmt.Errorf("peer %s: a pin is required", p.Name)
+		}
+		for _, pin := range p.pins() {
+			switch {
+			case pin.IsZero():
+				return fmt.Errorf("peer %s: a pin is required", p.Name)
+			case pins[pin] != "":
+				return fmt.Errorf("peer %s: has the pin of peer %s", p.Name, pins[pin])
+			case pin == own:
+				return fmt.Errorf("peer %s: has this site's own pin", p.Name)
+			}
+			pins[pin] = p.Name
+		}
+	}
+	return nil
+}
+
+// SetPeers replaces the peers. Sessions with those that are gone, or whose keys or
+// address are others now, end at once; sessions with the others go on.
+func (r *Replicator) SetPeers(peers []Peer) error {
+	if err := checkPeers(peers, r.o.Identity.Pin()); err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var now []*peer
+	for _, p := range peers {
+		i := slices.IndexFunc(r.peers, func(q *peer) bool { return q.same(p) })
+		if i < 0 {
+			now = append(now, r.newPeer(p))
+			continue
+		}
+		r.peers[i].allowance.schedule(p.scheduled(), r.o.Now())
+		now = append(now, r.peers[i])
+	}
+	for _, p := range r.peers {
+		if !slices.Contains(now, p) {
+			p.revoke(ErrRevoked)
+		}
+	}
+	r.peers = now
+	close(r.refreshed)
+	r.refreshed = make(chan struct{})
+	return nil
+}
+
+// peersNow are the peers as of now.
+func (r *Replicator) peersNow() []*peer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.peers)
+}
+
+// peerByPin is who may show a key.
+func (r *Replicator) peerByPin(pin Pin) *peer {
+	for _, p := range r.peersNow() {
+		if slices.Contains(p.pins(), pin) {
+			return p
+		}
+	}
+	return nil
+}
+
+// dialPeers runs one dial loop for each peer that has an address, and follows SetPeers.
+func (r *Replicator) dialPeers(ctx context.Context, transport *quic.Transport) error {
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	running := map[*peer]bool{}
+	for {
+		refreshed := r.refreshSignal()
+		for _, p := range r.peersNow() {
+			if p.Address == "" || running[p] {
+				continue
+			}
+			running[p] = true
+			loops.Go(func() {
+				ctx, stop := until(ctx, p)
+				defer stop()
+				_ = r.dialLoop(ctx, transport, p) // it ends with ctx alone
+			})
+		}
+		for p := range running {
+			if p.ctx.Err() != nil {
+				delete(running, p)
+			}
+		}
+		select {
+		case <-refreshed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// until is ctx, and no longer than p is configured.
+func until(ctx context.Context, p *peer) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+// ErrRevoked: the peer is configured no more, or with other keys.
+var ErrRevoked = errors.New("the peer's keys are no longer accepted")
