@@ -8,7 +8,8 @@ import (
 )
 
 // groups is a file system that notes in which portions a journal's stream reaches
-// the disk: how many bytes are written to segments between one sync and the next.
+// the disk: how many bytes are written to segments between one sync and the next, or
+// handed to the kernel to be written and synced at once.
 // Those are the groups that the raw baseline writes again. It changes nothing.
 type groups struct {
 	vfs.FS
@@ -70,6 +71,12 @@ func (f groupFile) WriteAt(p []byte, off int64) (int, error) {
 	n, err := f.File.WriteAt(p, off)
 	f.g.wrote(n)
 	return n, err
+}
+
+// Passed is told of a group that is written and synced at once.
+func (f groupFile) Passed(n int64) {
+	f.g.wrote(int(n))
+	f.g.syncs()
 }
 
 func (f groupFile) Sync() error {

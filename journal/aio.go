@@ -152,14 +152,18 @@ func (d *deepReader) destroyLocked() {
 
 // iocb and ioEvent are the kernel's (linux/aio_abi.h), on little-endian machines.
 type iocb struct {
-	data   uint64
-	_      [2]uint32 // key, flags
-	_      uint32    // IOCB_CMD_PREAD is 0; priority 0
-	fd     uint32
-	buf    uint64
-	bytes  uint64
-	offset int64
-	_      [2]uint64
+	data    uint64
+	_       uint32 // key
+	rwFlags uint32
+	opcode  uint16 // IOCB_CMD_PREAD is 0
+	_       int16  // priority
+	fd      uint32
+	buf     uint64
+	bytes   uint64
+	offset  int64
+	_       uint64
+	flags   uint32
+	resfd   uint32
 }
 
 type ioEvent struct {

@@ -212,6 +212,7 @@ func (j *Journal) applyFrame(b *pebble.Batch, w *written) error {
 	if j.o.faults.keyWithoutEpoch {
 		inKey = 1
 	}
+	set := func(k, v []byte) error { return b.Set(k, v, nil) }
 	for i, r := range w.recs {
 		s := w.h.First + Seq(i)
 		switch {
@@ -219,7 +220,7 @@ func (j *Journal) applyFrame(b *pebble.Batch, w *written) error {
 			if err := j.noteLevels(b, r); err != nil {
 				return err
 			}
-			if err := indexRecord(r, inKey, s, w.segment, w.offset, func(k, v []byte) error { return b.Set(k, v, nil) }); err != nil {
+			if err := j.entries.record(r, inKey, s, w.segment, w.offset, set); err != nil {
 				return err
 			}
 		case r.kind <= KindAnchor:

@@ -132,7 +132,9 @@ func (j *Journal) wakeCommitter() {
 
 // commitLoop writes queued commits in order until stop is closed and none is left.
 func (j *Journal) commitLoop(stop <-chan struct{}) error {
+	defer j.awaitFlights(0)
 	for {
+		j.awaitFlights(maxFlights - 1)
 		c := j.gather()
 		if c == nil {
 			select {
@@ -153,13 +155,15 @@ func (j *Journal) commitLoop(stop <-chan struct{}) error {
 		if err == nil {
 			err = j.writeCommit(c)
 		}
-		switch {
-		case err == nil:
-		case errors.Is(err, ErrFull):
-			j.refuse(c, err)
-		default:
+		if err == nil {
+			continue
+		}
+		full := errors.Is(err, ErrFull)
+		if !full {
 			err = j.fail(fmt.Errorf("write frame: %w", err))
-			j.refuse(c, err)
+		}
+		j.awaitFlights(0) // what is refused comes after them
+		if j.refuse(c, err); !full {
 			return err
 		}
 	}
@@ -245,20 +249,30 @@ func (j *Journal) refuse(c *commit, err error) {
 }
 
 // writeCommit puts c into a segment, answers it in SyncProcess and hands it on. In
-// SyncPower it is made durable at once if nobody waits to write meanwhile, which
-// saves a lone writer the way over the syncer.
+// SyncPower it flies (flight.go), or is made durable at once, which saves a lone writer
+// the way over others.
 func (j *Journal) writeCommit(c *commit) error {
+	if j.flies(c) {
+		return j.launch(c)
+	}
 	w, err := j.putCommit(c)
 	if err != nil {
 		return err
 	}
-	if j.o.Sync == SyncProcess || !j.idle() || !j.syncMu.TryLock() {
+	if j.o.Sync == SyncProcess {
 		j.finish <- w
 		j.wakeSyncer()
 		return nil
 	}
+	handed := !j.syncMu.TryLock()
+	if handed { // nobody else's sync holds up the index
+		j.finish <- w
+		j.syncMu.Lock()
+	}
 	f, err := j.flush()
-	j.finish <- w // before the answer: whoever is woken last runs first
+	if !handed {
+		j.finish <- w // before the answer: whoever is woken last runs first
+	}
 	if err != nil {
 		_ = j.fail(err) // that answers c; what is queued behind it is refused next
 	} else {
@@ -268,24 +282,27 @@ func (j *Journal) writeCommit(c *commit) error {
 	return nil
 }
 
-// idle reports that no record waits to be written.
-func (j *Journal) idle() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return len(j.queue) == 0
-}
-
-// putCommit writes c's frame; the pool is given up before it is refused.
+// putCommit writes c's frame.
 func (j *Journal) putCommit(c *commit) (*written, error) {
 	j.fileMu.Lock()
 	defer j.fileMu.Unlock()
+	w, err := j.putFrame(c, func(image []byte) error { return writeDirect(j.out.file, image, j.out.at) })
+	if err == nil {
+		j.advance(w, c)
+	}
+	return w, err
+}
+
+// putFrame builds c's frame and has write put it where the segment ends; the pool is
+// given up before it is refused. fileMu is held.
+func (j *Journal) putFrame(c *commit, write func(image []byte) error) (*written, error) {
 	h, image, mem := j.buildFrame(c)
 	put := func() error {
 		if err := j.makeRoom(h, c.data); err != nil {
 			return err
 		}
 		j.passCache(true)
-		return fullOr(writeDirect(j.out.file, image, j.out.at))
+		return fullOr(write(image))
 	}
 	err := put()
 	if errors.Is(err, ErrFull) && j.pool.giveUp() {
@@ -299,23 +316,33 @@ func (j *Journal) putCommit(c *commit) (*written, error) {
 		j.pool.want()
 	}
 	w := &written{ordinal: c.ordinal, h: h, recs: c.recs, segment: j.out.number, offset: j.out.at, image: image, mem: mem, held: h.Bytes, end: c.recs[len(c.recs)-1].time}
-	j.advance(w, c)
+	j.goOn(w)
 	return w, nil
 }
 
-// advance makes w the newest frame. fileMu is held. c is nil for a received frame.
-func (j *Journal) advance(w *written, c *commit) {
+// goOn has the next frame follow w. fileMu is held.
+func (j *Journal) goOn(w *written) {
 	j.segs.live.Store(w.segment) // before anybody can read w (fileread.go)
 	j.out.at += w.h.Bytes
 	j.out.free -= w.h.Bytes
 	j.out.tail = Position{w.h.Epoch, w.h.Last}
-	j.mu.Lock()
-	defer j.mu.Unlock()
+}
+
+// arriveLocked makes w the newest frame.
+func (j *Journal) arriveLocked(w *written) {
 	j.written, j.headTime = w.h.Last, w.end
-	j.unsynced.file = j.out.file
 	j.bytes += w.h.Bytes
 	j.lineage[len(j.lineage)-1].Last = w.h.Last
 	j.held += w.held
+}
+
+// advance makes w, which goOn was called for, the newest frame, to be synced. fileMu
+// is held. c is nil for a received frame.
+func (j *Journal) advance(w *written, c *commit) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.arriveLocked(w)
+	j.unsynced.file = j.out.file
 	if c != nil {
 		j.pending -= c.bytes
 		switch {

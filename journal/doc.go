@@ -24,8 +24,10 @@
 //     before the payloads and writes the frame into the segment (output.go), past the
 //     page cache in SyncPower (direct.go); in SyncProcess the writers are answered
 //     here: the page cache of the segment file is the log that outlives the process;
-//  3. syncLoop makes it durable while the next one is written, or commitLoop itself
-//     when none waits; in SyncPower the writers are answered here (durable.go);
+//  3. in SyncProcess syncLoop makes it durable while the next one is written
+//     (durable.go). In SyncPower the frame flies: the kernel writes and syncs it while
+//     the next are formed, and landLoop answers the writers, in order (flight.go); a
+//     lone one is synced and answered by commitLoop itself;
 //  4. finishLoop computes the chain and indexes the frame, behind the replies.
 //
 // The way of a read: Resolve finds a point (points.go, at.go), View follows its
@@ -90,7 +92,8 @@
 // with its versions, 32 bytes a separate stretch of volume that changed, and 32 bytes a
 // MiB of the run; its input stays on disk until the run has replaced it.
 //
-// Run owns three goroutines, one for each of steps 2 to 4. Lock order: fileMu
+// Run owns five goroutines: one for step 2, two for step 3, one for step 4, one that
+// fills the pool. Lock order: fileMu
 // before mu. A failed write or fsync is terminal for the Journal, except for a lack
 // of space: that refuses what is under way, takes back what it would have changed,
 // records a gap as soon as there is room, and is over when there is space again.

@@ -65,11 +65,6 @@ func (j *Journal) flush() (flushed, error) {
 	u, f := j.unsynced, flushed{j.written, len(j.branches)}
 	j.unsynced.retired = nil
 	j.mu.Unlock()
-	for _, r := range u.retired { // synced when they were sealed
-		if err := r.Close(); err != nil {
-			return f, fmt.Errorf("close segment: %w", err)
-		}
-	}
 	if u.file == nil && len(u.retired) == 0 {
 		return flushed{}, nil
 	}
@@ -78,7 +73,17 @@ func (j *Journal) flush() (flushed, error) {
 			return f, fmt.Errorf("sync segment: %w", err)
 		}
 	}
-	return f, j.nameDurable(u.made, u.madeDurable)
+	return f, j.settle(u)
+}
+
+// settle closes the segments that u retired and makes the newest one's name durable.
+func (j *Journal) settle(u unsynced) error {
+	for _, r := range u.retired { // synced when they were sealed
+		if err := r.Close(); err != nil {
+			return fmt.Errorf("close segment: %w", err)
+		}
+	}
+	return j.nameDurable(u.made, u.madeDurable)
 }
 
 // answer tells whoever waits for what f made durable.

@@ -304,8 +304,18 @@ func (p place) cells(level int) int64 {
 // indexRecord yields the keys and values of one data record at a frame's place.
 // Both slices are reused between calls of put.
 func indexRecord(r *record, ordinal uint32, s Seq, segment uint64, frame int64, put func(k, v []byte) error) error {
+	var e entryMaker
+	return e.record(r, ordinal, s, segment, frame, put)
+}
+
+// entryMaker is memory for entries, that many records share.
+type entryMaker struct {
+	k, v, crcs []byte
+}
+
+// record is indexRecord.
+func (m *entryMaker) record(r *record, ordinal uint32, s Seq, segment uint64, frame int64, put func(k, v []byte) error) error {
 	var err error
-	var k, v, crcs []byte
 	top := maxLevel
 	if r.kind.hasPayload() {
 		top = levelMegabyte
@@ -316,10 +326,10 @@ func indexRecord(r *record, ordinal uint32, s Seq, segment uint64, frame int64, 
 		}
 		p := place{format: valueZero}
 		if r.kind.hasPayload() {
-			p, crcs = r.placeOf(n, segment, frame, crcs)
+			p, m.crcs = r.placeOf(n, segment, frame, m.crcs)
 		}
-		k, v = indexKey(k, r.volume, n, ordinal, s), p.encode(v)
-		err = put(k, v)
+		m.k, m.v = indexKey(m.k, r.volume, n, ordinal, s), p.encode(m.v)
+		err = put(m.k, m.v)
 	})
 	return err
 }

@@ -241,6 +241,13 @@ func (f groupFile) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// Passed is told of a group that is written and synced at once.
+func (f groupFile) Passed(n int64) {
+	f.g.mu.Lock()
+	f.g.list = append(f.g.list, n)
+	f.g.mu.Unlock()
+}
+
 func (f groupFile) SyncData() error {
 	f.g.mu.Lock()
 	if f.g.open > 0 {

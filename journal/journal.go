@@ -30,6 +30,7 @@ type Journal struct {
 	segs     *segments
 	deep     deepReader // of reads that somebody waits for
 	bulk     deepReader // of whole images: no more than the disk needs
+	writes   deepWriter // of frames
 	chunks   chunkCache
 	pool     *pool
 	runs     *segments
@@ -84,11 +85,14 @@ type Journal struct {
 	bytes    int64      // frame bytes written in this life and before
 	synced   Seq        // newest record that survives power loss
 	awaiting []*commit  // written, to be answered once durable
+	aloft    int        // flights
+	landed   sync.Cond  // one fewer
 	chained  []frameEnd // frames whose chain value is known, from the durable one on
 	indexed  Seq        // newest record that reads see
 	levels   map[uint32]uint16
-	recent   recent    // chain values of the newest frame ends
-	through  through   // owned by finishLoop while Run runs
+	recent   recent  // chain values of the newest frame ends
+	through  through // owned by finishLoop while Run runs, as is entries
+	entries  entryMaker
 	headTime time.Time // of written
 	torn     bool      // the opening cut off half a frame
 	damages  []Damage  // that scrubs found and nothing mended
@@ -99,6 +103,7 @@ type Journal struct {
 	sync     chan struct{} // wakes the syncer
 	work     chan struct{} // wakes the committer
 	finish   chan *written // frames to chain and index, in order
+	flights  chan *flight  // frames under way to the disk, in order
 }
 
 const identityName = "identity.json"
@@ -131,8 +136,9 @@ func Open(dir string, o Options) (*Journal, error) {
 		levels:   make(map[uint32]uint16),
 		live:     make(map[cbt.VolumeID]bool),
 		names:    make(map[uint32]cbt.VolumeID),
-		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64),
+		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64), flights: make(chan *flight, maxFlights),
 	}
+	j.landed.L = &j.mu
 	if err := j.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", dir, err), j.free())
 	}
@@ -253,6 +259,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	finished := make(chan struct{}) // and indexed
 	g.Go(func() error { defer close(drained); return j.commitLoop(stop) })
 	g.Go(func() error { return j.syncLoop(drained) })
+	g.Go(func() error { return j.landLoop(drained) })
 	g.Go(func() error { j.pool.run(stop); return nil })
 	g.Go(func() error { defer close(finished); return j.finishLoop(drained) })
 	g.Go(func() error {
@@ -322,6 +329,7 @@ func (j *Journal) free() error {
 	j.runs.close()
 	j.deep.close()
 	j.bulk.close()
+	j.writes.close()
 	if j.site != nil {
 		errs = append(errs, j.site.close())
 	}

@@ -12,6 +12,8 @@ import (
 type output struct {
 	file   vfs.File // nil until the first frame of this life
 	direct bool     // file is written past the page cache
+	ready  bool     // it was written before over its whole length: no frame lacks space
+	deep   bool     // the kernel may write to it while nobody waits in a call
 	number uint64   // of the segment that the next frame goes to, unless it is full
 	at     int64    // where in it
 	fresh  bool     // segment number does not exist yet
@@ -62,7 +64,7 @@ func (j *Journal) reopen() error {
 	if err != nil {
 		return err
 	}
-	j.out.file, j.out.direct = f, false
+	j.out.file, j.out.direct, j.out.ready, j.out.deep = f, false, false, false
 	return nil
 }
 
@@ -73,8 +75,8 @@ func (j *Journal) passCache(past bool) {
 	if past = past && j.o.Sync == SyncPower; past == j.out.direct {
 		return
 	}
-	if j.out.direct = past; past {
-		direct(j.out.file)
+	if j.out.direct, j.out.deep = past, false; past {
+		j.out.deep = direct(j.out.file) && j.out.ready && passes(j.o.FS, j.out.file)
 	} else {
 		buffered(j.out.file)
 	}
@@ -83,6 +85,7 @@ func (j *Journal) passCache(past bool) {
 // seal writes the trailer and makes the whole segment durable; the next one does
 // not exist before that, so a missing trailer is never a torn one.
 func (j *Journal) seal() error {
+	j.awaitFlights(0)
 	if err := j.reopen(); err != nil {
 		return err
 	}
@@ -139,7 +142,8 @@ func (j *Journal) createSegment(h frameHeader) error {
 			return errors.Join(err, f.Close())
 		}
 	}
-	j.out.file, j.out.direct, j.out.at, j.out.fresh, j.out.wanted = f, false, pageBytes, false, false
+	j.out.file, j.out.direct, j.out.ready, j.out.deep = f, false, taken, false
+	j.out.at, j.out.fresh, j.out.wanted = pageBytes, false, false
 	j.mu.Lock()
 	j.unsynced.made = j.out.number
 	j.mu.Unlock()

@@ -280,6 +280,7 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 	}
 	j.lastTime = later(j.lastTime, w.end)
 	j.mu.Unlock()
+	j.goOn(w)
 	j.advance(w, nil)
 	j.finish <- w
 	j.wakeSyncer()
