@@ -5,17 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/testbed/link"
 	"github.com/novacron/afterimage/testbed/stamp"
 )
 
 const (
-	burst    = 3 * time.Second
+	burst    = time.Second // at least
+	behind   = 100         // writes that b is to lack after it
 	markName = "before-attack"
+
+	// What is left of the way to b in the burst: some frames a second, which any load
+	// outruns, and room for heartbeats. Its queue is short, for they wait in it.
+	squeezed      = 64 << 10
+	squeezedQueue = 32 << 10
 )
 
 // setUp starts the disk and both sites, and waits until every write is a point at b.
@@ -49,6 +57,10 @@ func (s *story) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	way, err := s.lay(ctx, listen)
+	if err != nil {
+		return err
+	}
 	extraA, extraB := s.disk.extra()
 	if err := s.b.start(ctx, fmt.Sprintf(`site: b
 data: %s
@@ -72,7 +84,7 @@ groups:
     peers: [b]
     volumes:
       - {name: disk, size: %d, %s}
-%s`, s.a.dir, listen, pinB, s.disk.rates().link, diskBytes, s.disk.volume(), extraA)); err != nil {
+%s`, s.a.dir, way, pinB, s.disk.rates().link, diskBytes, s.disk.volume(), extraA)); err != nil {
 		return err
 	}
 	if err := s.disk.attach(ctx, s.a); err != nil {
@@ -139,7 +151,7 @@ func (s *story) lookBack(ctx context.Context) error {
 
 // fallBehind writes faster than the link takes, so that there is something to lose.
 func (s *story) fallBehind(ctx context.Context) error {
-	s.say("\nThe load goes on over the ruins, then bursts; the link to b takes %s a second.", s.disk.rates().link)
+	s.say("\nThe load goes on over the ruins, then bursts, while the way to b takes no more than %d KiB a second.", squeezed>>10)
 	if err := s.disk.run(ctx, s.disk.rates().renew); err != nil {
 		return err
 	}
@@ -152,18 +164,16 @@ func (s *story) fallBehind(ctx context.Context) error {
 		return s.disk.written() >= first+slots, nil
 	})
 	if err == nil {
-		if _, err = s.disk.pause(ctx); err == nil {
-			err = s.disk.run(ctx, s.disk.rates().burst)
-		}
+		_, err = s.disk.pause(ctx)
 	}
 	if err == nil {
-		t := time.NewTimer(burst)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
+		err = s.way.Set(link.Config{BytesPerSecond: squeezed, QueueBytes: squeezedQueue})
+	}
+	if err == nil {
+		err = s.disk.run(ctx, s.disk.rates().burst)
+	}
+	if err == nil {
+		err = s.outrun(ctx)
 	}
 	stop()
 	if err = errors.Join(err, g.Wait()); err != nil {
@@ -171,6 +181,32 @@ func (s *story) fallBehind(ctx context.Context) error {
 	}
 	s.result.Writes, err = s.disk.pause(ctx)
 	return err
+}
+
+// outrun waits until the burst has lasted and b is well behind.
+func (s *story) outrun(ctx context.Context) error {
+	least := time.Now().Add(burst)
+	return s.a.until(ctx, "site b is behind", time.Minute, func(ctx context.Context) (bool, error) {
+		st, err := s.a.api.Status(ctx)
+		if err != nil || len(st.Groups) != 1 || len(st.Groups[0].Lags) != 1 {
+			return false, err
+		}
+		return st.Groups[0].Lags[0].BehindWrites >= behind && time.Now().After(least), nil
+	})
+}
+
+// lay makes the way from a to b, and says where a finds it.
+func (s *story) lay(ctx context.Context, b string) (string, error) {
+	to, err := netip.ParseAddrPort(b)
+	if err != nil {
+		return "", err
+	}
+	if s.way, err = link.New(to, link.Config{}); err != nil {
+		return "", err
+	}
+	s.wayEnded = make(chan error, 1)
+	go func() { s.wayEnded <- s.way.Run(context.WithoutCancel(ctx)) }()
+	return s.way.Addr().String(), nil
 }
 
 // watchOnly prints lines without counting: the link is meant to be too slow here.
@@ -187,7 +223,7 @@ func (s *story) disaster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.b.until(ctx, "the source's head has been heard", 10*time.Second, func(ctx context.Context) (bool, error) {
+	if err := s.b.until(ctx, "the source's head has been heard", 30*time.Second, func(ctx context.Context) (bool, error) {
 		st, err := s.b.api.Status(ctx)
 		if err != nil || len(st.Groups) != 1 {
 			return false, err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/testbed/link"
 )
 
 // Options of Run.
@@ -96,6 +97,8 @@ type story struct {
 	o             Options
 	begun         time.Time
 	a, b          *daemon
+	way           *link.Link // from a to b
+	wayEnded      chan error
 	disk          disk
 	result        Result
 	samples       []Sample
@@ -166,6 +169,9 @@ func (s *story) end() error {
 		if x != nil {
 			errs = append(errs, x.stop())
 		}
+	}
+	if s.way != nil {
+		errs = append(errs, s.way.Close(), <-s.wayEnded)
 	}
 	return errors.Join(errs...)
 }

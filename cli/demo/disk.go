@@ -20,7 +20,7 @@ const (
 )
 
 // rates are stamps a second: in the calm, while the slots are written anew, and in
-// the burst, which must be more than link carries, in bytes a second.
+// the burst, and what the link carries outside of it, in bytes a second.
 type rates struct {
 	calm, renew, burst int
 	link               string
@@ -114,7 +114,7 @@ func (e *embedded) pause(context.Context) (uint64, error) {
 	return e.last.Load(), e.err
 }
 
-func (e *embedded) rates() rates        { return rates{100, 300, 800, "3MiB"} }
+func (e *embedded) rates() rates                     { return rates{100, 300, 800, "3MiB"} }
 func (e *embedded) skew(time.Duration) time.Duration { return 0 }
 
 func (e *embedded) written() uint64 { return e.last.Load() }
