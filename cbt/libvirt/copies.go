@@ -137,16 +137,11 @@ func (c *Copies) Begin(ctx context.Context, disk, socket, export string) error {
 	})
 }
 
-// mirrored is what the live definition tells of a disk's job.
-type mirrored struct {
-	Target struct {
-		Dev string `xml:"dev,attr"`
-	} `xml:"target"`
-	Mirror *struct {
-		Job    string        `xml:"job,attr"`
-		Ready  string        `xml:"ready,attr"` // yes, abort, pivot; absent while it runs
-		Source networkSource `xml:"source"`
-	} `xml:"mirror"`
+// mirror is what the live definition tells of a disk's job.
+type mirror struct {
+	Job    string        `xml:"job,attr"`
+	Ready  string        `xml:"ready,attr"` // yes, abort, pivot; absent while it runs
+	Source networkSource `xml:"source"`
 }
 
 // Copied implements qemu.Copier: the live definition names the copy's socket.
@@ -156,7 +151,7 @@ func (c *Copies) Copied(ctx context.Context, disk, socket string) (qemu.CopyStat
 		return 0, err
 	}
 	var def struct {
-		Disks []mirrored `xml:"devices>disk"`
+		Disks []definedDisk `xml:"devices>disk"`
 	}
 	if err := xml.Unmarshal([]byte(text), &def); err != nil {
 		return 0, fmt.Errorf("%w: definition of %s: %w", ErrReply, c.monitor.Name, err)

@@ -40,6 +40,7 @@ type definedDisk struct {
 	Alias struct {
 		Name string `xml:"name,attr"`
 	} `xml:"alias"`
+	Mirror *mirror `xml:"mirror"`
 }
 
 func (d definedDisk) source() string {

@@ -32,6 +32,9 @@ var table = []Entry{
 	{ClaimsBroken, ExitVerification, "a claim did not hold",
 		"A run that proves the product's claims (demo, bench) found one that did not hold; the report names it.",
 		"Read the report; keep the working directory, it holds both journals."},
+	{HostUnfit, ExitFailed, "something keeps a machine from being protected",
+		"doctor found a problem with this host or with a machine that the configuration names.",
+		"Each problem is listed with a line that says how to put it right. Repeat doctor afterwards."},
 
 	{ConfigMissing, ExitNotFound, "no configuration",
 		"The configuration file is not there or not readable.",

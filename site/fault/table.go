@@ -17,6 +17,7 @@ const (
 	FileTrouble  Code = "AI-E0008"
 	NoSuchCode   Code = "AI-E0009"
 	ClaimsBroken Code = "AI-E0010"
+	HostUnfit    Code = "AI-E0011"
 
 	ConfigMissing   Code = "AI-E0101"
 	ConfigSyntax    Code = "AI-E0102"

@@ -1,0 +1,125 @@
+package libvirt
+
+import (
+	"context"
+	"encoding/xml"
+	"fmt"
+
+	rpc "github.com/digitalocean/go-libvirt"
+)
+
+// Inspection is what protecting a domain depends on. It is asked without
+// passthrough, so looking taints nothing.
+type Inspection struct {
+	LibvirtVersion, QEMUVersion Version // of the host
+	State                       State
+	Disks                       []InspectedDisk // all of the definition, read-only ones too
+	Agent                       bool            // a guest agent answers
+	AgentChannel                bool            // the definition has a channel for one
+	Confined                    []string        // security models that confine QEMU: apparmor, selinux
+}
+
+// InspectedDisk is a disk of a definition.
+type InspectedDisk struct {
+	Target, Source, Format string
+	Writable               bool
+	Size                   int64  // bytes; 0: not told
+	Job                    string // of a block job that libvirt knows: copy, active-commit, …
+	JobSocket              string // where a copy goes
+}
+
+// Version is libvirt's form: 1,000,000 × major + 1,000 × minor + release.
+type Version uint64
+
+func (v Version) String() string {
+	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1_000%1_000, v%1_000)
+}
+
+// Inspect looks at a host and the domain called name.
+func Inspect(ctx context.Context, uri, name string) (Inspection, error) {
+	c, err := Connect(ctx, uri)
+	if err != nil {
+		return Inspection{}, err
+	}
+	defer c.Close()
+	var in Inspection
+	err = c.Call(ctx, "ask for versions", func(l *rpc.Libvirt) error {
+		lib, err := l.ConnectGetLibVersion()
+		if err != nil {
+			return err
+		}
+		qemu, err := l.ConnectGetVersion()
+		in.LibvirtVersion, in.QEMUVersion = Version(lib), Version(qemu)
+		return err
+	})
+	if err != nil {
+		return in, err
+	}
+	d, err := c.Domain(ctx, name)
+	if err != nil {
+		return in, err
+	}
+	if in.State, err = d.State(ctx); err != nil {
+		return in, err
+	}
+	text, err := d.xml(ctx, 0)
+	if err != nil {
+		return in, err
+	}
+	if err := in.read([]byte(text)); err != nil {
+		return in, fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
+	}
+	for i, k := range in.Disks {
+		size := func(l *rpc.Libvirt) error {
+			_, capacity, _, err := l.DomainGetBlockInfo(d.dom, k.Target, 0)
+			if err == nil {
+				in.Disks[i].Size = int64(capacity)
+			}
+			return err
+		}
+		// A drive without a medium has no size.
+		if err := c.Call(ctx, "size of "+k.Target, size); err != nil && c.Err() != nil {
+			return in, err
+		}
+	}
+	return in, nil
+}
+
+// read takes from a live definition what Inspection tells.
+func (in *Inspection) read(text []byte) error {
+	var def struct {
+		Disks    []definedDisk `xml:"devices>disk"`
+		Channels []struct {
+			Target struct {
+				Name  string `xml:"name,attr"`
+				State string `xml:"state,attr"`
+			} `xml:"target"`
+		} `xml:"devices>channel"`
+		Labels []struct {
+			Model string `xml:"model,attr"`
+			Type  string `xml:"type,attr"`
+		} `xml:"seclabel"`
+	}
+	if err := xml.Unmarshal(text, &def); err != nil {
+		return err
+	}
+	for _, k := range def.Disks {
+		d := InspectedDisk{Target: k.Target.Dev, Source: k.source(), Format: k.Driver.Type,
+			Writable: k.ReadOnly == nil && (k.Device == "" || k.Device == "disk" || k.Device == "lun")}
+		if k.Mirror != nil {
+			d.Job, d.JobSocket = k.Mirror.Job, k.Mirror.Source.Host.Socket
+		}
+		in.Disks = append(in.Disks, d)
+	}
+	for _, c := range def.Channels {
+		if c.Target.Name == "org.qemu.guest_agent.0" {
+			in.AgentChannel, in.Agent = true, c.Target.State == "connected"
+		}
+	}
+	for _, l := range def.Labels {
+		if (l.Model == "apparmor" || l.Model == "selinux") && l.Type != "none" {
+			in.Confined = append(in.Confined, l.Model)
+		}
+	}
+	return nil
+}
