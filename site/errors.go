@@ -9,6 +9,7 @@ import (
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/embedded"
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/cbt/libvirt"
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
@@ -77,6 +78,15 @@ var codes = []struct {
 	{qemu.ErrNBDServerBusy, fault.TapTrouble},
 	{qemu.ErrMonitor, fault.TapTrouble},
 	{qemu.ErrOptions, fault.TapTrouble},
+	{qemu.ErrAgent, fault.QuiesceTrouble},
+	{qemu.ErrAgentRefused, fault.QuiesceTrouble},
+	{libvirt.ErrNoDomain, fault.TapTrouble},
+	{libvirt.ErrNotRunning, fault.TapTrouble},
+	{libvirt.ErrExists, fault.TapTrouble},
+	{libvirt.ErrURI, fault.TapTrouble},
+	{libvirt.ErrConnection, fault.TapTrouble},
+	{libvirt.ErrNoDisk, fault.TapTrouble},
+	{libvirt.ErrReply, fault.TapTrouble},
 	{embedded.ErrImage, fault.ImageTrouble},
 	{embedded.ErrThinned, fault.HistoryThinned},
 	{recovery.ErrUnfenced, fault.NotFenced},

@@ -213,6 +213,15 @@ func (s *Site) Mark(ctx context.Context, q control.MarkRequest) (control.Point, 
 			return control.Point{}, fault.New(fault.MarkName, what, "point #%d.%d has that name already", h.Number, h.Seq)
 		}
 	}
-	p, err := r.writer.Mark(ctx, journal.Mark{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note})
-	return pointOf(p), explain(what, err)
+	var p journal.Point
+	set := func(ctx context.Context) (err error) {
+		p, err = r.writer.Mark(ctx, journal.Mark{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note})
+		return err
+	}
+	if !q.App {
+		err = explain(what, set(ctx))
+	} else {
+		err = l.markQuietly(ctx, what, q.Name, set)
+	}
+	return pointOf(p), err
 }

@@ -123,6 +123,10 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 	}
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
+		g.Go(func() error {
+			l.thawLeft(running)
+			return nil
+		})
 	}
 	g.Go(func() error { <-running.Done(); return nil })
 	err := g.Wait()

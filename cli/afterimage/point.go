@@ -24,11 +24,11 @@ func (w *world) pointCommand() *cli.Command {
 				&cli.BoolFlag{Name: "all", Usage: "a line for each point of a rung"},
 			}, w.pointList),
 		verb("mark", "label the newest point", "NAME",
-			"The mark is part of the history and reaches every peer. Only the primary can set one. With --pin its point stays at every site however old it grows; else it goes as the ladder says.",
+			"The mark is part of the history and reaches every peer. With --app the guest agent freezes the file systems of a tapped machine meanwhile, and the programs of \"quiesce:\" run before and after; if that fails there is no mark. Where this site serves the disks itself, --app is your word. Only the primary can set one. With --pin its point stays at every site however old it grows; else it goes as the ladder says.",
 			[]string{"afterimage point mark web --name before-patch", "afterimage point mark web --name nightly --app --pin"},
 			[]cli.Flag{
 				&cli.StringFlag{Name: "name", Required: true, Usage: "`LABEL`: letters, digits, dots, dashes, underscores"},
-				&cli.BoolFlag{Name: "app", Usage: "the applications were quiesced: latest-app finds it"},
+				&cli.BoolFlag{Name: "app", Usage: "with the applications quiet: latest-app finds it"},
 				&cli.BoolFlag{Name: "pin", Usage: "keep its point, whatever its age"},
 				&cli.StringFlag{Name: "note", Usage: "`TEXT` for people"},
 			}, w.pointMark),

@@ -148,6 +148,9 @@ func (s *shape) group(path string, c *Config, g Group) {
 	if g.Libvirt != nil {
 		s.domain(path+".libvirt", g)
 	}
+	if g.Quiesce != nil {
+		s.quiesce(path+".quiesce", g)
+	}
 	if g.Machine != nil {
 		s.machine(path+".machine", g)
 	}

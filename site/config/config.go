@@ -78,6 +78,7 @@ type Group struct {
 	Volumes     []Volume     `yaml:"volumes,omitempty"`
 	QEMU        *QEMU        `yaml:"qemu,omitempty"`
 	Libvirt     *Libvirt     `yaml:"libvirt,omitempty"`
+	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"` // for application-consistent marks
 	Machine     *Machine     `yaml:"machine,omitempty"`
 }
 

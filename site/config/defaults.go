@@ -76,6 +76,9 @@ func (c *Config) complete(file string) {
 		if g.Libvirt != nil {
 			g.Libvirt.complete(c, dir)
 		}
+		if g.Quiesce != nil {
+			g.Quiesce.complete(dir)
+		}
 		if m := g.Machine; m != nil {
 			orElse(&m.Name, g.Name)
 			orElse(&m.Binary, DefaultBinary)

@@ -209,6 +209,10 @@ var table = []Entry{
 		"The disk has another size than the configuration says.",
 		"Correct the size in the configuration."},
 
+	{QuiesceTrouble, ExitFailed, "the guest was not quiet when it should have been",
+		"An application-consistent mark needs the guest agent to freeze the file systems, and the programs of quiesce: to succeed. One did not, or not in time. The guest was thawed; unless the text says otherwise no mark was set.",
+		"Read the cause. doctor tells whether a guest agent answers; a mark without --app needs none."},
+
 	{NotReplica, ExitUsage, "nothing to fail over here",
 		"The group is primary at this site already, with its machine running or none to start, or has no history here.",
 		"Run the command at the replica's site; group show tells what the group is here."},

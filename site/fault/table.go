@@ -84,6 +84,8 @@ const (
 	ImageTrouble  Code = "AI-E0602"
 	VolumeResized Code = "AI-E0603"
 
+	QuiesceTrouble Code = "AI-E0604"
+
 	NotReplica      Code = "AI-E0701"
 	PrimaryAlive    Code = "AI-E0702"
 	MachineAbsent   Code = "AI-E0703"
