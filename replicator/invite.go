@@ -246,7 +246,12 @@ func (r *Replicator) joinAt(ctx context.Context, transport *quic.Transport, at s
 	c.NextProtos = []string{alpnJoin}
 	conn, err := transport.Dial(ctx, addr, c, quicConfig(r.o, false))
 	if err != nil {
-		return r.explain(i.Site, fmt.Errorf("dial %s: %w", at, err))
+		err = r.explain(i.Site, fmt.Errorf("dial %s: %w", at, err))
+		var no *RefusedError
+		if errors.As(err, &no) && no.Code == CodeUnpinned {
+			return &RefusedError{Peer: i.Site, Code: CodeInvite, Text: "the site invites nobody: the token was used, replaced or forgotten by a restart"}
+		}
+		return err
 	}
 	defer closeLink(conn, nil)
 	s, err := conn.OpenStreamSync(ctx)

@@ -103,8 +103,8 @@ func TestPairingByToken(t *testing.T) {
 	own := p.replica.o.Identity.Pin()
 	good := NewInvite("b", "a", []string{at}, own, time.Now().Add(time.Hour))
 
-	if err := p.source.rep.Join(t.Context(), good, ""); err == nil {
-		t.Error("a site that invites nobody let a caller in")
+	if err := p.source.rep.Join(t.Context(), good, ""); !errors.Is(err, ErrInvite) {
+		t.Errorf("at a site that invites nobody: %v", err)
 	}
 	inv.add(good)
 	other := good

@@ -123,6 +123,18 @@ func (r *reached) Limit(ctx context.Context, q control.LimitRequest) (control.Li
 	return either(func() (control.Limited, error) { return r.site.Limit(ctx, q) }, func() (control.Limited, error) { return r.daemon.Limit(ctx, q) })
 }
 
+func (r *reached) Invite(ctx context.Context, q control.InviteRequest) (control.Invited, error) {
+	return either(func() (control.Invited, error) { return r.site.Invite(ctx, q) }, func() (control.Invited, error) { return r.daemon.Invite(ctx, q) })
+}
+
+func (r *reached) Join(ctx context.Context, q control.JoinRequest) (control.Joined, error) {
+	return either(func() (control.Joined, error) { return r.site.Join(ctx, q) }, func() (control.Joined, error) { return r.daemon.Join(ctx, q) })
+}
+
+func (r *reached) RemovePeer(ctx context.Context, q control.RemovePeerRequest) (control.Joined, error) {
+	return either(func() (control.Joined, error) { return r.site.RemovePeer(ctx, q) }, func() (control.Joined, error) { return r.daemon.RemovePeer(ctx, q) })
+}
+
 func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
 	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
 }

@@ -27,8 +27,19 @@ const idleTimeout = 5 * time.Second
 func (s *Site) newReplicator() (*replicator.Replicator, error) {
 	o := replicator.Options{Site: s.cfg.Site, Identity: s.identity, Listen: s.cfg.Listen, Groups: s.outbound, Receive: s.inbound,
 		HeartbeatInterval: s.o.Heartbeat, IdleTimeout: idleTimeout, Now: s.o.Now, Log: s.o.Log.With("part", "replicator"), Events: s.replicatorEvents()}
+	o.Inviting, o.Join = s.pairs.inviting, s.joining
+	var err error
+	if o.Peers, err = s.pairedPeers(); err != nil {
+		return nil, err
+	}
+	return replicator.New(o)
+}
+
+// pairedPeers are the peers whose keys are known.
+func (s *Site) pairedPeers() ([]replicator.Peer, error) {
+	var out []replicator.Peer
 	for _, p := range s.cfg.Peers {
-		if p.Pin == "" {
+		if p = s.pairs.of(p); p.Pin == "" {
 			s.o.Log.Warn("peer is not paired: it has no pin", "peer", p.Name)
 			continue
 		}
@@ -40,15 +51,15 @@ func (s *Site) newReplicator() (*replicator.Replicator, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.Peers = append(o.Peers, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, Limits: limits, LimitBytesPerSecond: int64(p.Limit)})
+		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, Limits: limits, LimitBytesPerSecond: int64(p.Limit)})
 	}
-	return replicator.New(o)
+	return out, nil
 }
 
 // replicates reports whether there is anybody to call or to be called by: a site
 // alone opens no UDP socket.
 func (s *Site) replicates() bool {
-	return s.cfg.Listen != "" || slices.ContainsFunc(s.cfg.Peers, func(p config.Peer) bool { return p.Pin != "" && p.Address != "" })
+	return s.cfg.Listen != "" || len(s.cfg.Peers) > 0
 }
 
 // outbound is the groups that this site sends.
@@ -63,7 +74,7 @@ func (s *Site) outbound() []replicator.Group {
 		}
 		paired := slices.DeleteFunc(slices.Clone(g.cfg.Peers), func(name string) bool {
 			p, ok := s.cfg.Peer(name)
-			return !ok || p.Pin == ""
+			return !ok || s.pairs.of(p).Pin == ""
 		})
 		if len(paired) > 0 {
 			limits, err := config.Timetable(g.cfg.BWLimit, g.cfg.TZ)

@@ -50,6 +50,7 @@ type Site struct {
 	lock     *os.File // nil: this site only reads (offline)
 	groups   []*group // as configured
 	repl     *replicator.Replicator
+	pairs    *pairing
 	disks    *nbd.Server // exports of volumes that this site serves
 	peers    *peerBook
 	meters   *meters
@@ -103,6 +104,9 @@ func (s *Site) prepare() error {
 	}
 	log := s.o.Log.With("part", "nbd")
 	s.disks = nbd.NewServer(nbd.ServerOptions{Lookup: s.lookupExport, List: s.listExports, Log: log, Events: s.requestEvents(log)})
+	if s.pairs, err = openPairing(s.cfg, s.o.Now); err != nil {
+		return err
+	}
 	if s.repl, err = s.newReplicator(); err != nil {
 		return explain("set up replication", err)
 	}

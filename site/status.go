@@ -30,6 +30,9 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 		st.Groups = append(st.Groups, s.groupStatus(ctx, g))
 	}
 	for _, p := range s.cfg.Peers {
+		if s.pairs != nil {
+			p = s.pairs.of(p)
+		}
 		e := control.Peer{Name: p.Name, Address: p.Address, Pin: p.Pin, State: "unknown"}
 		e.Limited = s.limitOf(p.Name)
 		e.Limit = e.Limited.BytesPerSecond

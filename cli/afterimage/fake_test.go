@@ -177,6 +177,18 @@ func (f *fake) Limit(_ context.Context, q control.LimitRequest) (control.Limited
 	return l, f.err
 }
 
+func (f *fake) Invite(_ context.Context, q control.InviteRequest) (control.Invited, error) {
+	return control.Invited{Peer: q.Peer, Token: "aijoin1-AAAA", Addresses: []string{"192.0.2.1:7700"}, Expires: at(int(q.ForSeconds))}, f.err
+}
+
+func (f *fake) Join(_ context.Context, q control.JoinRequest) (control.Joined, error) {
+	return control.Joined{Peer: "b", Pin: "sha256:YmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmI", Address: "192.0.2.2:7700"}, f.err
+}
+
+func (f *fake) RemovePeer(_ context.Context, q control.RemovePeerRequest) (control.Joined, error) {
+	return control.Joined{Peer: q.Peer}, f.err
+}
+
 func (f *fake) Mark(_ context.Context, q control.MarkRequest) (control.Point, error) {
 	return control.Point{Epoch: 3, Seq: 1201, Time: noon, Marks: []control.Mark{{Name: q.Name}}}, f.err
 }

@@ -10,13 +10,14 @@ import (
 )
 
 func (w *world) peerCommand() *cli.Command {
-	return noun("peer", "the other sites",
+	verbs := []*cli.Command{
 		verb("list", "list the peers", "", "", []string{"afterimage peer list"}, nil, w.peerList),
 		verb("pin", "print this site's pin, which its peers put into their configuration", "",
 			"The key is drawn on first use and kept in the file that key: names, readable by its owner alone.",
 			[]string{"afterimage peer pin --config site-a.yml"}, nil, w.peerPin),
 		w.limitVerb("peer", "limit what is sent to a peer"),
-	)
+	}
+	return noun("peer", "the other sites", append(verbs, w.pairVerbs()...)...)
 }
 
 func (w *world) peerList(c *cli.Context) error {

@@ -33,6 +33,9 @@ type API interface {
 	Resume(ctx context.Context, q ResumeRequest) (Paused, error)
 	// Limit changes what is sent to a peer, or of a group, for a while or for good.
 	Limit(ctx context.Context, q LimitRequest) (Limited, error)
+	Invite(ctx context.Context, q InviteRequest) (Invited, error)
+	Join(ctx context.Context, q JoinRequest) (Joined, error)
+	RemovePeer(ctx context.Context, q RemovePeerRequest) (Joined, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with
 	// Lease, it blocks until ctx ends and closes the view.
 	Serve(ctx context.Context, q ServeRequest, opened func(View)) error

@@ -199,6 +199,21 @@ func (c *Client) Limit(ctx context.Context, q LimitRequest) (l Limited, err erro
 	return l, c.call(ctx, http.MethodPost, "/v1/limit", q, &l)
 }
 
+// Invite implements API.
+func (c *Client) Invite(ctx context.Context, q InviteRequest) (i Invited, err error) {
+	return i, c.call(ctx, http.MethodPost, "/v1/peer/invite", q, &i)
+}
+
+// Join implements API.
+func (c *Client) Join(ctx context.Context, q JoinRequest) (j Joined, err error) {
+	return j, c.call(ctx, http.MethodPost, "/v1/peer/join", q, &j)
+}
+
+// RemovePeer implements API.
+func (c *Client) RemovePeer(ctx context.Context, q RemovePeerRequest) (j Joined, err error) {
+	return j, c.call(ctx, http.MethodPost, "/v1/peer/remove", q, &j)
+}
+
 // Mark implements API.
 func (c *Client) Mark(ctx context.Context, q MarkRequest) (p Point, err error) {
 	return p, c.call(ctx, http.MethodPost, "/v1/mark", q, &p)

@@ -64,6 +64,15 @@ func (e *echo) ShredKey(_ context.Context, q KeyRequest) (KeyState, error) {
 func (e *echo) Limit(_ context.Context, q LimitRequest) (Limited, error) {
 	return Limited{Peer: q.Peer, Group: q.Group, BytesPerSecond: q.BytesPerSecond, Set: !q.Schedule}, e.err
 }
+func (e *echo) Invite(_ context.Context, q InviteRequest) (Invited, error) {
+	return Invited{Peer: q.Peer, Token: "t", Addresses: q.Addresses}, e.err
+}
+func (e *echo) Join(_ context.Context, q JoinRequest) (Joined, error) {
+	return Joined{Peer: "a", Pin: q.Token}, e.err
+}
+func (e *echo) RemovePeer(_ context.Context, q RemovePeerRequest) (Joined, error) {
+	return Joined{Peer: q.Peer}, e.err
+}
 func (e *echo) Mark(_ context.Context, q MarkRequest) (Point, error) {
 	return Point{Seq: 9, Marks: []Mark{{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note}}}, e.err
 }
@@ -150,11 +159,14 @@ func every(c API) map[string]func() (any, error) {
 			r, err := c.Verify(ctx, VerifyRequest{Group: "web", Repair: true, From: "b"}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
-		"Key":       func() (any, error) { return c.Key(ctx, KeyRequest{Group: "web"}) },
-		"RotateKey": func() (any, error) { return c.RotateKey(ctx, KeyRequest{Group: "web"}) },
-		"ShredKey":  func() (any, error) { return c.ShredKey(ctx, KeyRequest{Group: "web", DryRun: true}) },
-		"Limit":     func() (any, error) { return c.Limit(ctx, LimitRequest{"b", "", 5 << 20, 7200, false}) },
-		"Mark":      func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
+		"Key":        func() (any, error) { return c.Key(ctx, KeyRequest{Group: "web"}) },
+		"RotateKey":  func() (any, error) { return c.RotateKey(ctx, KeyRequest{Group: "web"}) },
+		"ShredKey":   func() (any, error) { return c.ShredKey(ctx, KeyRequest{Group: "web", DryRun: true}) },
+		"Limit":      func() (any, error) { return c.Limit(ctx, LimitRequest{"b", "", 5 << 20, 7200, false}) },
+		"Invite":     func() (any, error) { return c.Invite(ctx, InviteRequest{"b", []string{"x:1"}, 60}) },
+		"Join":       func() (any, error) { return c.Join(ctx, JoinRequest{"t"}) },
+		"RemovePeer": func() (any, error) { return c.RemovePeer(ctx, RemovePeerRequest{"b"}) },
+		"Mark":       func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
 		"Serve": func() (any, error) {
 			var seen []View
 			err := c.Serve(ctx, ServeRequest{Group: "web"}, func(v View) { seen = append(seen, v) })
