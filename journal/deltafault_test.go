@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -197,9 +198,12 @@ func TestLandingCrashesEverywhere(t *testing.T) {
 		}
 		c := &deltaCrasher{follower: p, before: p.to.Head().Durable, after: d.To().Cursor}
 		d.Close()
+		var mu sync.Mutex // guards clones and ops
 		var clones []*vfs.MemFS
 		percent, ops := []int{0, 50, 100}, 0
 		w.onWrite(func(op errorfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if ops++; !inIndex(op) || ops%2 == 0 {
 				clones = append(clones, w.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent[len(clones)%3], RNG: crashRand()}))
 			}
@@ -209,7 +213,9 @@ func TestLandingCrashesEverywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.onWrite(nil)
+		mu.Lock() // one that is under way still
 		clones = append(clones, w.mem.CrashClone(vfs.CrashCloneCfg{RNG: crashRand()}))
+		mu.Unlock()
 		for i, mem := range clones {
 			if err := c.check(mem); err != nil {
 				t.Fatalf("away %v, crash %d of %d: %v", away, i, len(clones), err)

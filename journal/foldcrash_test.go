@@ -108,13 +108,13 @@ func (c *foldCrasher) check(mem *vfs.MemFS, again bool) error {
 	if err := c.checkImages(j, 6); err != nil {
 		return fmt.Errorf("opened: %w", err)
 	}
+	var mu sync.Mutex // guards left and second
 	var second *vfs.MemFS
 	if j.history().state.Change != nil {
 		c.redone++
 		if again {
 			c.nested++
 			left := c.nested % 40
-			var mu sync.Mutex // guards left and second
 			w.onWrite(func(errorfs.Op) error {
 				mu.Lock()
 				defer mu.Unlock()
@@ -141,6 +141,8 @@ func (c *foldCrasher) check(mem *vfs.MemFS, again bool) error {
 	if err := onlyWhatIsNeeded(j, w.fs); err != nil {
 		return fmt.Errorf("redone: %w", err)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if second == nil {
 		return nil
 	}

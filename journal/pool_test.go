@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -137,9 +138,14 @@ func TestRetireSegment(t *testing.T) {
 		if err := errors.Join(wr.WaitDurable(soon(t)), j.WaitPool(soon(t))); err != nil {
 			t.Fatal(err)
 		}
+		j.pool.mu.Lock()
 		j.pool.target = 0 // nothing is written ahead meanwhile
+		j.pool.mu.Unlock()
+		var mu sync.Mutex // guards left and at
 		left, at := stop, (*vfs.MemFS)(nil)
 		w.onWrite(func(errorfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if left--; left < 0 && at == nil {
 				at = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: crashRand()})
 			}
@@ -151,14 +157,13 @@ func TestRetireSegment(t *testing.T) {
 		if err != nil || j.pool.size() != before+64<<10 {
 			t.Fatalf("retire: pool of %d, then %d: %v", before, j.pool.size(), err)
 		}
+		j.close() // what it still does is over then
 		if at == nil {
-			j.close()
 			if stop < 4 {
 				t.Fatalf("only %d operations", stop)
 			}
 			return
 		}
-		j.close()
 		k := &Journal{dir: "j", o: Options{FS: at, SegmentBytes: 64 << 10}.withDefaults(), identity: j.identity, segs: newSegments(at, "j/segments", segmentName)}
 		if err := k.openPool(); err != nil {
 			t.Fatal(err)
