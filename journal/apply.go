@@ -20,6 +20,9 @@ func (j *Journal) openIndex() error {
 	if there, err := exists(j.o.FS, stale); err != nil {
 		return err
 	} else if there {
+		if err := j.canRebuild(); err != nil {
+			return err
+		}
 		if err := errors.Join(j.o.FS.RemoveAll(dir), j.o.FS.Remove(stale)); err != nil {
 			return fmt.Errorf("remove damaged index: %w", err)
 		}
@@ -27,6 +30,9 @@ func (j *Journal) openIndex() error {
 	db, err := pebble.Open(dir, j.pebbleOptions())
 	if err != nil {
 		j.o.Log.Warn("index does not open; building it anew from the segments", "dir", dir, "err", err)
+		if err := j.canRebuild(); err != nil {
+			return err
+		}
 		if err := j.o.FS.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove damaged index: %w", err)
 		}

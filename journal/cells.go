@@ -157,7 +157,7 @@ func (j *Journal) volumeOrdinal(id cbt.VolumeID) uint32 {
 // answer what lies there by its checksums; nil where it cannot be made of it.
 func (j *Journal) fetchStored(ctx context.Context, fetch FetchCells, e indexEntry, p place) ([]byte, error) {
 	if fetch == nil {
-		return nil, errors.New("nobody is there to ask")
+		return nil, errNobody
 	}
 	j.mu.Lock()
 	if e.ordinal == 0 || int(e.ordinal) > len(j.branches) {
@@ -176,6 +176,8 @@ func (j *Journal) fetchStored(ctx context.Context, fetch FetchCells, e indexEntr
 	}
 	return b, nil
 }
+
+var errNobody = errors.New("nobody is there to ask")
 
 // storedAs is the form of an answer that has the checksums of p, whose plain bytes
 // are n; nil when none has.

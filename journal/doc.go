@@ -77,7 +77,9 @@
 // end lost (ErrTailLost), a file or the site log older than what the index or the clean
 // close remembers (ErrRolledBack), a segment missing before others (ErrMissingSegment).
 // Options.AcceptLoss opens those on a person's word (salvage.go). Files of another
-// group never open (ErrWrongJournal). Capture then goes on in a new epoch.
+// group never open (ErrWrongJournal). Capture then goes on in a new epoch. A run that is
+// damaged or missing keeps nothing else from being used (runtail.go), unless the index
+// would have to be built anew from it (ErrRunLost).
 //
 // Memory: records and frames under way (64 MiB), Pebble's memtable (16 MiB) and cache
 // (32 MiB), resolved chunks of all views (32 MiB), 8 KiB a view, 1 MiB a read under

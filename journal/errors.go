@@ -26,14 +26,17 @@ var (
 	ErrRolledBack = errors.New("the journal is older than what was known durable")
 	// ErrMissingSegment: later segments are there, so this one was.
 	ErrMissingSegment = errors.New("a segment is missing in the middle of the journal")
-	ErrNoPoint        = errors.New("no point there")
-	ErrUnknownVolume  = errors.New("no such volume")
-	ErrOutOfRange     = errors.New("the range lies outside the volume")
-	ErrBadAt          = errors.New("not a point in time")
-	ErrRetained       = errors.New("the history is locked")
-	ErrShredded       = errors.New("the key was destroyed")
-	ErrNoKey          = errors.New("the key is not held here")
-	ErrWrongKey       = errors.New("the key is not the one")
+	// ErrRunLost: the index cannot be built anew, for a run that it must be built from is
+	// missing or damaged.
+	ErrRunLost       = errors.New("a run is missing or damaged that the index must be built anew from")
+	ErrNoPoint       = errors.New("no point there")
+	ErrUnknownVolume = errors.New("no such volume")
+	ErrOutOfRange    = errors.New("the range lies outside the volume")
+	ErrBadAt         = errors.New("not a point in time")
+	ErrRetained      = errors.New("the history is locked")
+	ErrShredded      = errors.New("the key was destroyed")
+	ErrNoKey         = errors.New("the key is not held here")
+	ErrWrongKey      = errors.New("the key is not the one")
 )
 
 // errNotSynced: a sync failed, and what the disk holds is not known any more. Whoever
@@ -51,7 +54,7 @@ func synced(err error) error {
 // IsLoss reports that a journal does not open because less is there than was
 // durable: Options.AcceptLoss opens it.
 func IsLoss(err error) bool {
-	return errors.Is(err, ErrTailLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrMissingSegment)
+	return errors.Is(err, ErrTailLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrMissingSegment) || errors.Is(err, ErrRunLost)
 }
 
 // DamageError names bytes that failed verification. It is never a torn tail.

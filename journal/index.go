@@ -95,6 +95,7 @@ const (
 	prefixSample = 'p' // where frames lie
 	prefixBranch = 'b' // epochs by ordinal
 	prefixLevels = 'l' // levels in use by volume
+	prefixTail   = 'c' // copies of runs' tails
 	keyThrough   = "t" // how far the index has come
 	keyFormat    = "v" // indexFormat of the index
 

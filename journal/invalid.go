@@ -110,17 +110,7 @@ func (j *Journal) loadDamage() error {
 
 // rememberDamage makes found all that is known to be damaged.
 func (j *Journal) rememberDamage(found []DamageError) error {
-	var ds []Damage
-	for _, e := range found {
-		if e.Mended {
-			continue
-		}
-		d := Damage{Epoch: e.Epoch, First: e.Seq, Last: max(e.Seq, e.Last), File: e.File, Offset: e.Offset, What: e.What, Found: j.o.Now(), Ranges: e.ranges}
-		if len(d.Ranges) > maxDamagedCells/16 { // one entry stays well below the log's limit
-			d.Ranges = []fileRange{{e.file, d.Ranges[0].From, d.Ranges[len(d.Ranges)-1].To}}
-		}
-		ds = append(ds, d)
-	}
+	ds := j.damagesOf(found)
 	if len(ds) > maxDamages { // the rest is as bad as can be: named by the report alone
 		ds[0].All, ds[0].First = true, 0
 		ds = ds[:maxDamages]
@@ -141,6 +131,22 @@ func (j *Journal) rememberDamage(found []DamageError) error {
 	j.damages = ds
 	j.mu.Unlock()
 	return nil
+}
+
+// damagesOf is what is to be remembered of what was found.
+func (j *Journal) damagesOf(found []DamageError) []Damage {
+	var ds []Damage
+	for _, e := range found {
+		if e.Mended {
+			continue
+		}
+		d := Damage{Epoch: e.Epoch, First: e.Seq, Last: max(e.Seq, e.Last), File: e.File, Offset: e.Offset, What: e.What, Found: j.o.Now(), Ranges: e.ranges}
+		if len(d.Ranges) > maxDamagedCells/16 { // one entry stays well below the log's limit
+			d.Ranges = []fileRange{{e.file, d.Ranges[0].From, d.Ranges[len(d.Ranges)-1].To}}
+		}
+		ds = append(ds, d)
+	}
+	return ds
 }
 
 // findCells fills in the cells whose stored bytes lie in the damaged ranges.

@@ -178,10 +178,22 @@ func (j *Journal) open() error {
 	}
 	// A site log that cannot be written ends the journal: what it said is not known.
 	j.site.dead = func(err error) { _ = j.fail(err) }
-	if err := j.openIndex(); err != nil {
+	err = j.openIndex()
+	if errors.Is(err, ErrRunLost) && j.o.AcceptLoss {
+		if err = j.loseRuns(err); err == nil {
+			err = j.openIndex()
+		}
+	}
+	if err != nil {
 		return err
 	}
-	return errors.Join(j.recover(), j.loadDamage())
+	if err := j.loadKept(); err != nil {
+		return err
+	}
+	if err := errors.Join(j.recover(), j.loadDamage()); err != nil {
+		return err
+	}
+	return j.settleTails()
 }
 
 // identify reads the identity file or, in a new directory, writes it.

@@ -425,7 +425,7 @@ func (l *Landing) indexDelta(d *landed, end frameEnd) error {
 		})
 	}
 	if err == nil {
-		err = b.Set([]byte(keyRuns), binary.AppendUvarint(nil, d.manifest.Run), nil)
+		err = errors.Join(keepTail(b, d.run), b.Set([]byte(keyRuns), binary.AppendUvarint(nil, d.manifest.Run), nil))
 	}
 	if err != nil {
 		return err

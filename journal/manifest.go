@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"time"
 )
 
 // manifest is what the site log says of a run. It is durable before the index names
@@ -27,6 +28,17 @@ type manifest struct {
 	Out   Chain    `json:"out"`
 	First Position `json:"first"`
 	Last  Position `json:"last"`
+	// Ends is the time of Last where a loss was cut off behind it (salvageruns.go), and
+	// the image there is a point that the file does not list; nil: it is none.
+	Ends *time.Time `json:"ends,omitempty"`
+}
+
+// endPoint is the point that Ends makes.
+func (m *manifest) endPoint() (runPoint, bool) {
+	if m.Ends == nil {
+		return runPoint{}, false
+	}
+	return runPoint{order: m.To, time: *m.Ends, chain: m.Out}, true
 }
 
 // change is the newest change of the runs, until what went into it is given back.
@@ -104,10 +116,11 @@ type retained struct {
 	doom      *doomed           // what a fold under way takes away; nil: nothing
 	users     map[Position]int  // views and the like that are open, by what they show
 	runLevels map[uint32]uint16 // levels that runs brought into use, by volume
+	copies    map[uint64]*run   // of damaged runs, as the copies of their tails say
 }
 
 func newRetained() retained {
-	return retained{past: &folds{}, users: make(map[Position]int), runLevels: make(map[uint32]uint16)}
+	return retained{past: &folds{}, users: make(map[Position]int), runLevels: make(map[uint32]uint16), copies: make(map[uint64]*run)}
 }
 
 // folds is folded history as the readers see it. It is immutable: a new one takes its
@@ -116,6 +129,7 @@ type folds struct {
 	state runState
 	to    order      // the last folded record
 	kept  []runPoint // points that are kept, in order
+	lame  []lame     // runs that were found damaged at open
 }
 
 func (p *folds) keeps(o order) (runPoint, bool) {
@@ -129,8 +143,8 @@ func (p *folds) keeps(o order) (runPoint, bool) {
 // folded reports that o is a record of folded history.
 func (p *folds) folded(o order) bool { return o.Ordinal > 0 && !o.after(p.to) }
 
-// loadPast reads what the site log and the runs say of folded history, and removes
-// runs that a crash left unfinished.
+// loadPast reads what the site log says of folded history, and removes runs that a
+// crash left unfinished. Which points are kept is in the runs (loadKept).
 func (j *Journal) loadPast() error {
 	var s runState
 	if _, err := j.site.recall(runStateKey, &s); err != nil {
@@ -139,23 +153,7 @@ func (j *Journal) loadPast() error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	p := &folds{state: s, to: s.to()}
-	for _, m := range s.Runs {
-		r, err := j.openRun(m)
-		if err != nil {
-			return err
-		}
-		dropped, err := decodeBits(m.Dropped, len(r.points))
-		if err != nil {
-			return &DamageError{Hop: "open", File: siteLogName, What: fmt.Sprintf("points of run %d: %v", m.Run, err)}
-		}
-		for i, pt := range r.points {
-			if !dropped[i] {
-				p.kept = append(p.kept, pt)
-			}
-		}
-	}
-	j.past = p
+	j.past = &folds{state: s, to: s.to()}
 	if s.Change == nil {
 		j.segs.giveBack(s.floor())
 	}
@@ -276,7 +274,10 @@ func (j *Journal) mayOpenLocked(o order) bool {
 func (j *Journal) use(p Position) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !j.mayOpenLocked(j.orderLocked(p)) {
+	if o := j.orderLocked(p); !j.mayOpenLocked(o) {
+		if err := j.past.silent(o); err != nil {
+			return err
+		}
 		return &ReclaimedError{At: p, From: j.framesFromLocked()}
 	}
 	j.users[p]++

@@ -65,7 +65,7 @@ func (j *Journal) install(s runState, kept []runPoint) error {
 		return fullOr(err)
 	}
 	j.mu.Lock()
-	j.past = &folds{state: s, to: s.to(), kept: kept}
+	j.past = &folds{state: s, to: s.to(), kept: kept, lame: s.stillLame(j.past.lame)}
 	j.broadcastLocked()
 	j.mu.Unlock()
 	return nil
@@ -130,6 +130,9 @@ func (j *Journal) dropPoints(m *manifest, drop map[order]bool) error {
 	}
 	if !hit {
 		return nil
+	}
+	if drop[m.To] {
+		m.Ends = nil
 	}
 	r, err := j.openRun(*m)
 	if err != nil {

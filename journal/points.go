@@ -202,6 +202,9 @@ func (j *Journal) pointAt(ctx context.Context, p Position) (Point, error) {
 			e.Why = fmt.Sprintf("it lies in a gap: %s %s", span.Ended, span.Detail)
 			if _, folded, kept := j.keptPoint(p); folded && !kept {
 				e.Why = "the history there was folded, and this point was not kept"
+				if err := j.silentAt(p); err != nil {
+					e.Why = err.Error()
+				}
 			}
 			if b, err := j.describe(ctx, span, span.Last); err == nil {
 				e.Before = &b

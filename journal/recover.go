@@ -22,7 +22,14 @@ import (
 // been durable (ErrTailLost).
 func (j *Journal) recover() error {
 	err := j.recoverOnce()
-	if err != nil && IsLoss(err) && j.o.AcceptLoss {
+	if errors.Is(err, ErrRunLost) && j.o.AcceptLoss {
+		if err = j.loseRuns(err); err == nil {
+			if err = j.resetIndex(); err == nil {
+				err = j.recoverOnce()
+			}
+		}
+	}
+	if err != nil && IsLoss(err) && !errors.Is(err, ErrRunLost) && j.o.AcceptLoss {
 		err = j.acceptLoss(err)
 		if err == nil {
 			err = j.setLineage()
@@ -87,7 +94,11 @@ func (j *Journal) behind(p Position) bool {
 	return n == 0 || (j.branches[n-1].ID == p.Epoch && j.written < p.Seq) || j.ordinalOf(p.Epoch) == 0
 }
 
+// resetIndex gives the index up for an empty one, if the runs can fill it.
 func (j *Journal) resetIndex() error {
+	if err := j.canRebuild(); err != nil {
+		return err
+	}
 	if err := j.db.Close(); err != nil {
 		return fmt.Errorf("close index: %w", err)
 	}

@@ -93,13 +93,17 @@ func checkImage(image []byte, id Identity, before Chain) (frameHeader, []*record
 
 // Repair mends what the last scrub found, file by file: segments with frames that fetch
 // gives, runs, and segments whose frames the peer has folded, with stored bytes that
-// cells gives (nil: nobody does).
+// cells gives. Either may be nil: nobody is asked, and what the journal itself can
+// put together again, a run's tail, is mended alone.
 // It returns an error only when it could not go on; what a peer does not have, or has
 // damaged as well, is left and said in Repaired.Left. It does not disturb capture.
 func (j *Journal) Repair(ctx context.Context, fetch Fetch, cells FetchCells) (Repaired, error) {
 	j.scrubbing.Lock()
 	defer j.scrubbing.Unlock()
 	var out Repaired
+	if fetch == nil {
+		fetch = func(context.Context, Position) ([]byte, error) { return nil, errNobody }
+	}
 	done := make(map[string]bool)
 	for _, d := range j.Damages() {
 		if done[d.File] {

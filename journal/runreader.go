@@ -15,10 +15,23 @@ type run struct {
 	page   runPage
 	blocks []blockPlace
 	points []runPoint
+	raw    runTail
 }
 
-// openRun opens the run that a manifest names.
+// openRun opens the run that a manifest names, by its own tail or, where that is
+// damaged, by the copy in the index (runtail.go).
 func (j *Journal) openRun(m manifest) (*run, error) {
+	r, err := j.openRunItself(m)
+	if err != nil && unreadable(err) {
+		if c, ok := j.tailCopy(m); ok {
+			return c, nil
+		}
+	}
+	return r, err
+}
+
+// openRunItself opens the run that a manifest names, by its own tail.
+func (j *Journal) openRunItself(m manifest) (*run, error) {
 	r, err := j.openRunFile(m.Run, m.Bytes)
 	if err == nil && r.page.Root != m.Root {
 		err = r.damage(m.Bytes-pageBytes, badFrame("the root is not the one in the site log"))
@@ -30,31 +43,51 @@ func (j *Journal) openRun(m manifest) (*run, error) {
 func (j *Journal) openRunFile(n uint64, size int64) (*run, error) {
 	r := &run{j: j, number: n}
 	page := make([]byte, pageBytes)
-	err := j.runs.readAt(n, page, size-pageBytes)
-	if err == nil {
-		r.page, err = decodeRunPage(page, runFooterMagic)
+	if err := j.runs.readAt(n, page, size-pageBytes); err != nil {
+		return nil, r.damage(size-pageBytes, err)
 	}
-	switch {
-	case err == nil && (r.page.Number != n || r.page.Identity != j.identity):
-		err = badFrame("the file is run %d of group %s", r.page.Number, r.page.Identity.Group.Short())
-	case err == nil && r.page.fileBytes() != size:
-		err = badFrame("a run of %d bytes in a file of %d", r.page.fileBytes(), size)
-	}
+	f, err := r.footer(page, size)
 	if err != nil {
 		return nil, r.damage(size-pageBytes, err)
 	}
-	tail := make([]byte, padPage(r.page.tailBytes()))
-	if err := j.runs.readAt(n, tail, r.page.Body); err != nil {
-		return nil, r.damage(r.page.Body, err)
+	tail := make([]byte, padPage(f.tailBytes()))
+	if err := j.runs.readAt(n, tail, f.Body); err != nil {
+		return nil, r.damage(f.Body, err)
 	}
-	if !allZero(tail[r.page.tailBytes():]) {
-		return nil, r.damage(r.page.Body, badFrame("bytes behind a run's tail are set"))
+	if !allZero(tail[f.tailBytes():]) {
+		return nil, r.damage(f.Body, badFrame("bytes behind a run's tail are set"))
 	}
-	tail = tail[:r.page.tailBytes()]
-	if r.blocks, r.points, err = decodeRunTail(r.page, tail); err != nil {
-		return nil, r.damage(r.page.Body, err)
+	if err := r.decode(runTail{page, tail[:f.tailBytes()]}, size); err != nil {
+		return nil, r.damage(f.Body, err)
 	}
 	return r, nil
+}
+
+// footer reads and checks the footer of a file of size bytes.
+func (r *run) footer(page []byte, size int64) (runPage, error) {
+	f, err := decodeRunPage(page, runFooterMagic)
+	switch {
+	case err == nil && (f.Number != r.number || f.Identity != r.j.identity):
+		err = badFrame("the file is run %d of group %s", f.Number, f.Identity.Group.Short())
+	case err == nil && f.fileBytes() != size:
+		err = badFrame("a run of %d bytes in a file of %d", f.fileBytes(), size)
+	}
+	return f, err
+}
+
+// decode makes r what a tail of a file of size bytes says.
+func (r *run) decode(raw runTail, size int64) (err error) {
+	if r.page, err = r.footer(raw.footer, size); err != nil {
+		return err
+	}
+	r.raw = raw
+	r.blocks, r.points, err = decodeRunTail(r.page, raw.tail)
+	return err
+}
+
+// leaves is the hashes of the MiBs of header and body.
+func (r *run) leaves() []byte {
+	return r.raw.tail[r.page.Blocks*directoryBytes+r.page.Points*runPointBytes:]
 }
 
 // damage makes what is wrong with a run's bytes a *DamageError; an error of the
@@ -64,6 +97,14 @@ func (r *run) damage(at int64, err error) error {
 		return &DamageError{Hop: "run", File: runName(r.number), Offset: at, What: err.Error()}
 	}
 	return fmt.Errorf("read run %s: %w", runName(r.number), err)
+}
+
+// damageOf is damage of an error, if there is one.
+func (r *run) damageOf(at int64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return r.damage(at, err)
 }
 
 // each calls f for the entries of the blocks of a kind, in order; key and value are

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,10 @@ import (
 //	from:    the footer    here, or a peer's        always  here, or the index
 //
 // and a leaf is written only when it has its hash: neither a peer nor the index can
-// put other bytes in. The copy is a new file in the place of the old one. Without
-// footer and tail nothing is proven, and the journal does not open.
+// put other bytes in. Footer and tail come from the copy in the index where the run's
+// own are damaged (runtail.go), and so a run whose file is gone comes back whole. The
+// result is a new file in the place of the old one. Where there is no copy either,
+// nothing is proven, and the run stays as it is.
 
 // runMending is a run's new copy in the making.
 type runMending struct {
@@ -27,7 +30,6 @@ type runMending struct {
 	r      *run
 	m      manifest
 	cells  FetchCells
-	leaves []byte
 	parts  []runPart // of the leaves from on that are bad
 	have   runPart   // the part that was put together last
 	bytes  int64     // fetched
@@ -59,10 +61,6 @@ func (j *Journal) repairRun(ctx context.Context, n uint64, cells FetchCells) (pi
 	if w.r, err = j.openRun(w.m); err != nil {
 		return 0, 0, err
 	}
-	w.leaves = make([]byte, w.r.page.Leaves*int64(len(Chain{})))
-	if err := j.runs.readAt(n, w.leaves, w.r.page.Body+w.r.page.Blocks*directoryBytes+w.r.page.Points*runPointBytes); err != nil {
-		return 0, 0, err
-	}
 	err = j.replaceFile(j.runs, n, func(f io.WriterAt) error { return w.write(ctx, f) })
 	return w.pieces, w.bytes, err
 }
@@ -91,16 +89,12 @@ func (w *runMending) write(ctx context.Context, f io.WriterAt) error {
 			}
 		}
 	}
-	buf := make([]byte, pageBytes)
-	for at := w.r.page.Body; at < w.m.Bytes; at += pageBytes {
-		if err := w.j.runs.readAt(w.r.number, buf, at); err != nil {
-			return err
-		}
-		if _, err := f.WriteAt(buf, at); err != nil {
-			return err
-		}
+	tail := append(bytes.Clone(w.r.raw.tail), zeros[:padPage(w.r.page.tailBytes())-w.r.page.tailBytes()]...)
+	if _, err := f.WriteAt(tail, w.r.page.Body); err != nil {
+		return err
 	}
-	return nil
+	_, err := f.WriteAt(w.r.raw.footer, w.m.Bytes-pageBytes)
+	return err
 }
 
 // copyLeaves copies those that have their hash and returns the others.
@@ -111,7 +105,7 @@ func (w *runMending) copyLeaves(ctx context.Context, f io.WriterAt, from, to int
 			return nil, err
 		}
 		b := buf[:w.leafLength(l)]
-		if err := w.j.runs.readAt(w.r.number, b, l*leafBytes); missing(err) != nil {
+		if err := w.r.damageOf(l*leafBytes, w.j.runs.readAt(w.r.number, b, l*leafBytes)); err != nil && !unreadable(err) {
 			return nil, err
 		} else if err != nil || blake3.Sum256(b) != w.hash(l) {
 			bad = append(bad, l)
@@ -126,7 +120,7 @@ func (w *runMending) copyLeaves(ctx context.Context, f io.WriterAt, from, to int
 
 func (w *runMending) leafLength(l int64) int64 { return min(leafBytes, w.r.page.Body-l*leafBytes) }
 
-func (w *runMending) hash(l int64) Chain { return Chain(w.leaves[l*32:][:32]) }
+func (w *runMending) hash(l int64) Chain { return Chain(w.r.leaves()[l*32:][:32]) }
 
 // list gathers what lies in the bad leaves, in the order of the file.
 func (w *runMending) list(bad []int64) error {
@@ -137,8 +131,7 @@ func (w *runMending) list(bad []int64) error {
 	broken := false
 	for _, d := range w.r.blocks {
 		b, err := w.r.block(d, nil)
-		var damage *DamageError
-		if err != nil && !errors.As(err, &damage) {
+		if err != nil && !unreadable(err) {
 			return err
 		}
 		if err == nil {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"slices"
 
 	"github.com/zeebo/blake3"
 )
@@ -15,9 +15,12 @@ import (
 func (v *verifier) runs(ctx context.Context, p *folds) error {
 	for _, m := range p.state.Runs {
 		var d *DamageError
-		r, err := v.j.openRun(m)
-		if err == nil {
+		r, err := v.tail(m)
+		if err == nil && r != nil {
 			err = v.run(ctx, r)
+		}
+		if err != nil && v.j.merged(m) {
+			continue
 		}
 		switch {
 		case errors.As(err, &d):
@@ -28,8 +31,6 @@ func (v *verifier) runs(ctx context.Context, p *folds) error {
 				d.file, d.ranges = runID(m.Run), []fileRange{{runID(m.Run), 0, wholeFile}}
 			}
 			v.found = append(v.found, *d)
-		case errors.Is(err, os.ErrNotExist) && v.j.history() != p:
-			// merged since
 		case err != nil:
 			return fmt.Errorf("verify run %s: %w", runName(m.Run), err)
 		}
@@ -37,13 +38,36 @@ func (v *verifier) runs(ctx context.Context, p *folds) error {
 	return nil
 }
 
+// tail opens a run; what is wrong with its own tail is reported, and the copy says what
+// its leaves must be. nil: its file is not there.
+func (v *verifier) tail(m manifest) (*run, error) {
+	r, err := v.j.openRunItself(m)
+	if err == nil || !unreadable(err) {
+		return r, err
+	}
+	if v.j.merged(m) {
+		return nil, nil
+	}
+	d, ferr := v.j.lameDamage(m, err)
+	if ferr != nil {
+		return nil, ferr
+	}
+	d.Hop = "verify"
+	v.found = append(v.found, d)
+	if r, ok := v.j.tailCopy(m); ok && len(d.ranges) == 0 {
+		return r, nil
+	}
+	return nil, nil
+}
+
+// merged reports that the site log lists a run no more.
+func (j *Journal) merged(m manifest) bool {
+	return !slices.ContainsFunc(j.history().state.Runs, func(o manifest) bool { return o.Run == m.Run })
+}
+
 // run compares a run's leaves and names what lies in those that differ.
 func (v *verifier) run(ctx context.Context, r *run) error {
-	leaves := make([]byte, r.page.Leaves*int64(len(Chain{})))
-	at := r.page.Body + r.page.Blocks*directoryBytes + r.page.Points*runPointBytes
-	if err := v.j.runs.readAt(r.number, leaves, at); err != nil {
-		return r.damage(at, err)
-	}
+	leaves := r.leaves()
 	buf := make([]byte, leafBytes)
 	var bad []int64 // leaves
 	for i := range r.page.Leaves {
@@ -54,10 +78,11 @@ func (v *verifier) run(ctx context.Context, r *run) error {
 		if err := v.pause(ctx, int64(len(b))); err != nil {
 			return err
 		}
-		if err := v.j.runs.readAt(r.number, b, i*leafBytes); err != nil {
-			return r.damage(i*leafBytes, err)
+		err := v.j.runs.readAt(r.number, b, i*leafBytes)
+		if err = r.damageOf(i*leafBytes, err); err != nil && !unreadable(err) {
+			return err
 		}
-		if blake3.Sum256(b) != Chain(leaves[i*32:][:32]) {
+		if err != nil || blake3.Sum256(b) != Chain(leaves[i*32:][:32]) {
 			bad = append(bad, i)
 		}
 	}
@@ -97,7 +122,8 @@ func (v *verifier) nameInRun(r *run, bad []int64) error {
 		if int64(cap(buf)) < n {
 			buf = make([]byte, n)
 		}
-		if err := v.j.runs.readAt(r.number, buf[:n], p.offset); err != nil || p.intact(buf[:n]) {
+		err = r.damageOf(p.offset, v.j.runs.readAt(r.number, buf[:n], p.offset))
+		if err != nil && !unreadable(err) || err == nil && p.intact(buf[:n]) {
 			return err
 		}
 		named[l] = true
@@ -112,9 +138,14 @@ func (v *verifier) nameInRun(r *run, bad []int64) error {
 		return nil
 	})
 	for _, l := range bad {
-		if !named[l] {
-			v.found = append(v.found, DamageError{Hop: "verify", File: runName(r.number), Offset: l * leafBytes, What: "a part of the run differs from its hash"})
+		if named[l] {
+			continue
 		}
+		d := DamageError{Hop: "verify", File: runName(r.number), Offset: l * leafBytes, What: "a part of the run differs from its hash"}
+		if err != nil { // the blocks do not say what lies there; the index does
+			d.file, d.ranges = runID(r.number), []fileRange{{runID(r.number), l * leafBytes, (l + 1) * leafBytes}}
+		}
+		v.found = append(v.found, d)
 	}
 	return err
 }

@@ -19,7 +19,7 @@ import (
 //  4. the anchor of the last clean close becomes the new end;
 //  5. the index is built anew.
 //
-// Nothing is deleted. A crash between the steps leaves a journal that refuses again,
+// Where a run is lost, salvageruns.go cuts instead. Nothing is deleted. A crash between the steps leaves a journal that refuses again,
 // or one that is cut already. A peer that holds what was cut gives it back: to a
 // replica as ordinary frames, to a primary as a branch.
 
@@ -100,16 +100,16 @@ func (j *Journal) lostFiles(at frameEnd) ([]string, error) {
 	var out []string
 	for _, n := range ns {
 		if n >= at.Segment {
-			out = append(out, j.lostName(n))
+			out = append(out, j.lostName(segmentName(n)))
 		}
 	}
 	return out, err
 }
 
-// lostName is free in lost/.
-func (j *Journal) lostName(n uint64) string {
+// lostName is what a file is called in lost/: a name that is free there.
+func (j *Journal) lostName(file string) string {
 	for i := 0; ; i++ {
-		name := fmt.Sprintf("%s.%d", segmentName(n), i)
+		name := fmt.Sprintf("%s.%d", file, i)
 		if there, err := exists(j.o.FS, j.o.FS.PathJoin(j.dir, lostDir, name)); err != nil || !there {
 			return name
 		}
@@ -127,7 +127,7 @@ func (j *Journal) cutAt(at frameEnd) error {
 		return err
 	}
 	for i := len(ns) - 1; i >= 0 && ns[i] > at.Segment; i-- {
-		if err := fs.Rename(j.segs.path(ns[i]), fs.PathJoin(dir, j.lostName(ns[i]))); err != nil {
+		if err := fs.Rename(j.segs.path(ns[i]), fs.PathJoin(dir, j.lostName(segmentName(ns[i])))); err != nil {
 			return err
 		}
 		j.segs.drop(ns[i])
@@ -140,13 +140,13 @@ func (j *Journal) cutAt(at frameEnd) error {
 		return err
 	}
 	if at.Offset <= pageBytes { // nothing of it is left
-		if err := fs.Rename(j.segs.path(at.Segment), fs.PathJoin(dir, j.lostName(at.Segment))); err != nil {
+		if err := fs.Rename(j.segs.path(at.Segment), fs.PathJoin(dir, j.lostName(segmentName(at.Segment)))); err != nil {
 			return err
 		}
 		j.segs.drop(at.Segment)
 		return errors.Join(syncDir(fs, dir), syncDir(fs, j.segs.dir))
 	}
-	if err := fs.Link(j.segs.path(at.Segment), fs.PathJoin(dir, j.lostName(at.Segment))); err != nil {
+	if err := fs.Link(j.segs.path(at.Segment), fs.PathJoin(dir, j.lostName(segmentName(at.Segment)))); err != nil {
 		return err
 	}
 	if err := syncDir(fs, dir); err != nil {

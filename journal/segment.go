@@ -196,6 +196,19 @@ func (s *segments) drop(n uint64) {
 	}
 }
 
+// forget drops all files.
+func (s *segments) forget() {
+	s.mu.Lock()
+	var ns []uint64
+	for n := range s.open {
+		ns = append(ns, n)
+	}
+	s.mu.Unlock()
+	for _, n := range ns {
+		s.drop(n)
+	}
+}
+
 // size is the length of segment n's file.
 func (s *segments) size(n uint64) (int64, error) {
 	st, err := s.fs.Stat(s.path(n))

@@ -142,6 +142,10 @@ func (t *maintainer) swap(ctx context.Context, p *folds, c *change) error {
 	if len(c.Segments) == 2 {
 		err = b.DeleteRange(sampleKey(c.After.Ordinal, c.After.Seq), sampleKey(c.To.Ordinal, c.To.Seq+1), nil)
 	}
+	for _, n := range c.Runs {
+		err = errors.Join(err, forgetTail(b, n))
+	}
+	err = errors.Join(err, keepTail(b, r))
 	if err = errors.Join(err, b.Set([]byte(keyRuns), binary.AppendUvarint(nil, c.Run), nil)); err != nil {
 		return err
 	}
@@ -238,10 +242,13 @@ func (j *Journal) rebuildFromRuns() error {
 	}
 	for _, m := range p.state.Runs {
 		r, err := j.openRun(m)
-		if err != nil {
-			return err
+		if err == nil {
+			err = j.rebuildFrom(r)
 		}
-		if err := j.rebuildFrom(r); err != nil {
+		if err != nil && unreadable(err) {
+			err = fmt.Errorf("%w: %w", ErrRunLost, err)
+		}
+		if err != nil {
 			return fmt.Errorf("rebuild index from run %s: %w", runName(m.Run), err)
 		}
 	}
@@ -289,7 +296,7 @@ func (j *Journal) rebuildFrom(r *run) error {
 	err = r.each(blockCatalogue, func(k, v []byte) error {
 		return errors.Join(j.rebuildPair(b, k, v), flush(swapBatchBytes))
 	})
-	return errors.Join(err, flush(0))
+	return errors.Join(err, keepTail(b, r), flush(0))
 }
 
 // rebuildPair puts one pair of a run's catalogue into the index, and an epoch among

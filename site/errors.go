@@ -45,6 +45,7 @@ var codes = []struct {
 	{journal.ErrRolledBack, fault.JournalRolledBack},
 	{journal.ErrMissingSegment, fault.SegmentMissing},
 	{journal.ErrTailLost, fault.HistoryLost},
+	{journal.ErrRunLost, fault.RunLost},
 	{journal.ErrNoPoint, fault.PointUnknown},
 	{journal.ErrUnknownVolume, fault.VolumeUnknown},
 	{journal.ErrOutOfRange, fault.Unexpected},
@@ -123,6 +124,8 @@ func explain(what string, err error) error {
 	var thinned *journal.ReclaimedError
 	var path *fs.PathError
 	switch {
+	case errors.Is(err, journal.ErrRunLost): // it wraps the damage
+		return fault.Wrap(fault.RunLost, what, err)
 	case errors.As(err, &damage):
 		return fault.Wrap(fault.JournalDamage, what, err).With(damage)
 	case errors.As(err, &pin):

@@ -71,6 +71,11 @@ func (l *life) verify(ctx context.Context, q control.VerifyRequest, peers []stri
 		return err
 	}
 	repair := q.Repair && len(found) > mended
+	if repair { // what needs no peer comes first
+		if _, err := l.j.Repair(ctx, nil, nil); err != nil {
+			return err
+		}
+	}
 	for _, peer := range peers {
 		if !repair || len(l.j.Damages()) == 0 {
 			break

@@ -158,6 +158,9 @@ var table = []Entry{
 		"verify found damage and could not repair all of it; the report names every place. Points that do not touch it stay usable; the others are listed as invalid.",
 		"Run verify NAME --repair while a peer that holds the records is connected; check the disk under the journal."},
 
+	{RunLost, ExitVerification, "a run of folded history is lost",
+		"A run that the index must be built anew from is missing or damaged, so it is not known any more what the history behind its beginning was made of. Nothing was changed: the index is left as it is.",
+		"Put the file back if it was moved. Otherwise group recover NAME --accept-loss keeps the history before the run, and puts what lies behind aside in lost/. Where it is the first run nothing is left to keep: move the journal's directory away and let a peer, or a full read of the disks, fill a new one."},
 	{KeyMissing, ExitKey, "the key is not here",
 		"The group's history is sealed, and this site does not have the key that the text names. It stores, verifies and passes on the history all the same; it cannot show what is in it.",
 		"If this site is meant to read: add the key under keys: and name it as key: of the group. If it is not, read at a site that has it."},

@@ -63,6 +63,7 @@ const (
 	SegmentMissing    Code = "AI-E0422"
 	JournalForeign    Code = "AI-E0423"
 	DamageLeft        Code = "AI-E0424"
+	RunLost           Code = "AI-E0425"
 
 	KeyMissing   Code = "AI-E0431"
 	KeyWrong     Code = "AI-E0432"
