@@ -12,6 +12,8 @@ type Maintenance struct {
 	Retention
 	References []Reference // beside pins and open views, which the journal knows itself
 	Now        time.Time   // zero: Options.Now
+	// TrustClock is a person's word that the wall clock is right: see clock.go.
+	TrustClock bool
 	// BytesPerSecond bounds what is read and written for it; 0: no bound.
 	BytesPerSecond int64
 	// FoldBytes is how much history that may be folded must have gathered before it
@@ -29,6 +31,9 @@ type Maintained struct {
 	Merged  int64 // bytes of runs that were rewritten into others
 	Written int64 // bytes of the runs that were made of both
 	Freed   int64 // bytes of segments and runs that were given back
+	// ClockLeap is how far the wall clock is ahead of what is witnessed: nothing was
+	// folded, merged or thinned. 0: it is not.
+	ClockLeap time.Duration
 	Usage
 }
 
@@ -44,7 +49,8 @@ type Usage struct {
 	Oldest       *Point `json:"oldest,omitempty"` // point; nil when there is none
 	// FramesFrom is the first record that can still be streamed as it was written.
 	FramesFrom Position `json:"frames_from"`
-	// Warning says which of Retention.WarnAt Used has passed; "" for none.
+	// Warning says which of Retention.WarnAt Used has passed, or that Maintain does not
+	// trust the clock; "" for none.
 	Warning string `json:"warning,omitempty"`
 }
 
@@ -102,7 +108,8 @@ func (j *Journal) references(m Maintenance) ([]Reference, error) {
 // works beside everything else; a second call at the same time is ErrBusy. What it
 // was doing when ctx ends, or the process dies, the next call finishes or takes
 // back: no point that is kept is ever missing in between. It refuses to fold what
-// does not verify: a *DamageError names it, and nothing is given back.
+// does not verify: a *DamageError names it, and nothing is given back. While the wall
+// clock is ahead of what is witnessed (clock.go) it does no more than finish.
 func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, error) {
 	if err := m.Validate(); err != nil {
 		return Maintained{}, fmt.Errorf("maintain journal: %w", err)
@@ -117,6 +124,9 @@ func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, erro
 	t := &maintainer{j: j, m: m, now: m.Now, pace: newPace(ctx, m.BytesPerSecond)}
 	err := t.run(ctx)
 	t.done.Usage = j.usage(m.QuotaBytes, m.WarnAt)
+	if t.done.ClockLeap > 0 {
+		t.done.Warning = leapWarning(t.done.ClockLeap)
+	}
 	if l := j.Lineage(); err == nil && len(l) > 0 {
 		t.done.Oldest = j.Usage().Oldest
 	}

@@ -31,6 +31,7 @@ type Options struct {
 	PoolBytes    int64            // segments written ahead, to this size; default one, when half of a segment is used; negative: none
 	PoolReclaim  bool             // the pool takes reclaimed segments only: nothing is written ahead
 	Now          func() time.Time // wall clock; default time.Now
+	Uptime       Uptime           // what thinning holds Now to; default MachineUptime, none where Now is given
 	Log          *slog.Logger     // default: discarded
 
 	// AcceptLoss opens a journal of which records are lost that were durable: it is
@@ -79,6 +80,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+		if o.Uptime == nil {
+			o.Uptime = MachineUptime
+		}
 	}
 	if o.keyCells == 0 {
 		o.keyCells = maxKeyCells

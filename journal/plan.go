@@ -12,7 +12,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// What one Maintain does, in order: it finishes what the last one began, folds the
+// What one Maintain does, in order: it finishes what the last one began, holds the wall
+// clock to what is witnessed (clock.go) and ends there if it has leapt, folds the
 // segments that retention and references allow once enough have gathered, drops
 // points that the ladder keeps no more, and merges runs. Under pressure of the quota
 // it folds what there is, and if that is not enough climbs down the ladder: the
@@ -41,6 +42,11 @@ func (t *maintainer) run(ctx context.Context) error {
 		return errors.Join(failed, map[bool]error{true: ErrReadOnly}[readOnly])
 	}
 	if err := t.finishChange(ctx); err != nil {
+		return err
+	}
+	leap, err := j.checkClock(t.m.TrustClock)
+	if err != nil || leap > 0 {
+		t.done.ClockLeap = leap
 		return err
 	}
 	var known Retention
@@ -168,7 +174,7 @@ func (t *maintainer) foldable(refs []Reference, atLeast int64) (to uint64, ok bo
 	for n := from; n < known.Durable.Segment && bytes < maxFoldBytes; n++ {
 		next, err := j.pageOf(n+1, 0, segmentMagic)
 		if err != nil || // it has no header yet
-			t.now.Sub(next.Time) < dense || !t.unreferenced(refs, Position{next.Epoch, next.Seq}) {
+			t.now.Sub(j.begun(next)) < dense || !t.unreferenced(refs, Position{next.Epoch, next.Seq}) {
 			break
 		}
 		size, err := j.segs.size(n)
@@ -183,6 +189,20 @@ func (t *maintainer) foldable(refs []Reference, atLeast int64) (to uint64, ok bo
 		return to, to > 0 && enough, nil
 	}
 	return 0, false, fmt.Errorf("no room to fold a segment, %d bytes free beside the reserve: %w", room, ErrFull)
+}
+
+// begun is when a segment began: no record before it is later. Records' times do not go
+// back, so they may be ahead of a clock that did.
+func (j *Journal) begun(s segmentPage) time.Time {
+	h, meta, err := j.segs.frameAt(s.Number, pageBytes)
+	if err != nil {
+		return s.Time
+	}
+	rs, err := decodeRecords(h, meta)
+	if err != nil || len(rs) == 0 {
+		return s.Time
+	}
+	return later(s.Time, rs[0].time)
 }
 
 // roomForRun is how large a run may become: what the disk has beside its reserve, for

@@ -130,7 +130,8 @@ type Keep struct {
 // A rung reaches back to what is no older than its For. All rungs apply at once, so
 // a point that a coarse rung will want is never dropped by a finer one before it;
 // and what Choose keeps of what it kept before is what it keeps of everything:
-// thinning twice is thinning once. A time in the future is young.
+// thinning twice is thinning once. A time in the future is young. now must be a time that
+// is witnessed (clock.go): what it makes old is gone for good.
 func Choose(candidates []Candidate, r Retention, refs []Reference, now time.Time) []Keep {
 	reasons := make([][]string, len(candidates))
 	for _, g := range r.Ladder {

@@ -139,7 +139,7 @@ func (j *Journal) endWithRun(s runState, runs int, listed bool, segment uint64) 
 		return err
 	}
 	end.Time = r.page.Created // no record of it is later
-	if !listed { // the next epoch forks from there
+	if !listed {              // the next epoch forks from there
 		last.Ends = &end.Time
 	}
 	s.End, s.Recent, s.Change, s.Given = end, nil, nil, s.End.Bytes

@@ -132,7 +132,7 @@ func (g *group) live(ctx context.Context) (err error) {
 	}
 	ring := g.site.ring(ctx, g.cfg)
 	defer ring.Close()
-	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), SegmentBytes: segmentBytes(int64(g.cfg.Quota)), Now: g.site.o.Now,
+	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), SegmentBytes: segmentBytes(int64(g.cfg.Quota)), Now: g.site.o.Now, Uptime: g.site.o.Uptime,
 		Compress: compression(g.cfg.Compress), Keys: keyRing(ring),
 		Log: g.site.o.Log.With("group", g.cfg.Ref())})
 	if err != nil {

@@ -137,7 +137,7 @@ func TestNoticesComeWhenSomethingIsToBeSaid(t *testing.T) {
 		{name: "damage", damages: 2, want: []string{"alarm: damaged in 2 places"}},
 		{name: "failure", failure: errors.New("boom"), want: []string{"alarm: maintenance fails: boom"}},
 	} {
-		got := notices(c.used, c.quota, warn, c.holds, c.damages, fault.Of(c.failure))
+		got := notices(c.used, c.quota, warn, c.holds, c.damages, 0, fault.Of(c.failure))
 		if len(got) != len(c.want) {
 			t.Errorf("%s: %+v", c.name, got)
 			continue

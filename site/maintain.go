@@ -86,10 +86,13 @@ func presses(used, quota int64) bool {
 }
 
 // pace is how much must have gathered before it is folded, and how fast.
-type pace struct{ foldBytes, bytesPerSecond int64 }
+type pace struct {
+	foldBytes, bytesPerSecond int64
+	trustClock                bool
+}
 
 // calm is the pace of the schedule: the journal's own measure of enough.
-func calm(c config.Group) pace { return pace{0, int64(c.Maintenance.Rate)} }
+func calm(c config.Group) pace { return pace{bytesPerSecond: int64(c.Maintenance.Rate)} }
 
 // pressed folds whatever there is, as fast as the disk goes.
 var pressed = pace{foldBytes: 1}
@@ -124,13 +127,13 @@ func (l *life) maintain(ctx context.Context, p pace, progress func(stage string,
 	refs, holds, err := l.references(ctx, began)
 	var r journal.Maintained
 	if err == nil {
-		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: p.bytesPerSecond, FoldBytes: p.foldBytes, Progress: progress})
+		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: p.bytesPerSecond, FoldBytes: p.foldBytes, TrustClock: p.trustClock, Progress: progress})
 	}
 	if errors.Is(context.Cause(ctx), errFailoverFirst) {
 		err = fault.Wrap(fault.OperationBusy, what, errFailoverFirst)
 	}
 	out := control.Maintained{Group: l.cfg.Ref(), Time: began, Seconds: l.site.o.Now().Sub(began).Seconds(), Folded: r.Folded, Merged: r.Merged, Written: r.Written, Freed: r.Freed,
-		Usage: usageOf(r.Usage), Warning: r.Warning}
+		Usage: usageOf(r.Usage), Warning: r.Warning, ClockLeap: r.ClockLeap.Seconds()}
 	l.maintained(out, holds, r.Usage, explain(what, err))
 	return out, explain(what, err)
 }
@@ -185,7 +188,7 @@ func (l *life) maintained(m control.Maintained, holds []control.Hold, usage jour
 	if m.Warning != u.told {
 		u.told = m.Warning
 		if m.Warning != "" {
-			log.Warn("journal fills up", "used", m.Used, "quota", m.Quota, "warning", m.Warning)
+			log.Warn("history is not as it should be", "used", m.Used, "quota", m.Quota, "warning", m.Warning)
 		}
 	}
 	for _, h := range holds {
@@ -244,7 +247,7 @@ func (s *Site) Maintain(ctx context.Context, q control.MaintainRequest, progress
 	if q.DryRun {
 		return l.forecast(ctx)
 	}
-	return l.maintain(ctx, pace{1, int64(l.cfg.Maintenance.Rate)}, func(stage string, done, total int64) {
+	return l.maintain(ctx, pace{1, int64(l.cfg.Maintenance.Rate), q.TrustClock}, func(stage string, done, total int64) {
 		progress(control.Progress{Step: stage, Done: done, Total: total, Unit: "steps"})
 	})
 }
@@ -259,9 +262,13 @@ func usageOf(u journal.Usage) control.Usage {
 }
 
 // notices are what somebody should know of the group's history: how full it is,
-// who is beyond their hold, what failed. They are none while all is well.
-func notices(used, quota int64, warn []config.Percent, holds []control.Hold, damages int, failure *fault.Error) []control.Notice {
+// who is beyond their hold, how many seconds the clock has leapt, what failed. They are none while all is well.
+func notices(used, quota int64, warn []config.Percent, holds []control.Hold, damages int, leap float64, failure *fault.Error) []control.Notice {
 	var out []control.Notice
+	if leap > 0 {
+		out = append(out, control.Notice{Level: control.Warning, Text: fmt.Sprintf("the clock is %v ahead of the time that has passed: no history is thinned", time.Duration(leap*float64(time.Second)).Round(time.Second)),
+			Hint: "Set the clock right, or confirm it with group maintain NAME --trust-clock: what its time makes old is thinned for good then"})
+	}
 	if damages > 0 {
 		out = append(out, control.Notice{Level: control.Alarm, Code: string(fault.DamageLeft), Text: fmt.Sprintf("the journal is damaged in %d places; point list shows which points that spoils", damages),
 			Hint: "Others stay usable. verify --repair takes the bytes from a peer"})

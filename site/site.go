@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -24,6 +25,8 @@ import (
 type Options struct {
 	Log *slog.Logger     // nil: silent
 	Now func() time.Time // nil: time.Now; must carry a monotonic reading
+	// Uptime is what thinning holds Now to; nil: the machine's, none where Now is given.
+	Uptime journal.Uptime
 	// Heartbeat is how often peers hear of the head; 0: the replicator's default.
 	Heartbeat time.Duration
 	// Executable is the program whose hidden command "watchdog" is the watchdog;
@@ -37,6 +40,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+		if o.Uptime == nil {
+			o.Uptime = journal.MachineUptime
+		}
 	}
 	return o
 }

@@ -77,8 +77,12 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	line.Epoch, line.EpochID, line.Seq, line.Durable = h.Number, h.Epoch.String(), uint64(h.Seq), uint64(h.Durable.Seq)
 	usage := l.j.Usage()
 	line.JournalBytes = usage.Used
-	_, holds, failure := g.upkeep.look()
-	line.Notices = notices(usage.Used, int64(g.cfg.Quota), g.cfg.Warn, holds, len(l.j.Damages()), failure)
+	upkeep, holds, failure := g.upkeep.look()
+	leap := 0.0
+	if upkeep.Last != nil {
+		leap = upkeep.Last.ClockLeap
+	}
+	line.Notices = notices(usage.Used, int64(g.cfg.Quota), g.cfg.Warn, holds, len(l.j.Damages()), leap, failure)
 	if h.Epoch.IsZero() {
 		line.EpochID = ""
 	}

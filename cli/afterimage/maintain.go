@@ -11,9 +11,12 @@ import (
 
 func (w *world) maintainVerb() *cli.Command {
 	return verb("maintain", "thin a group's history now", "NAME",
-		"The daemon does it by itself, as \"maintenance:\" of the configuration says. What the ladder keeps no more is dropped, older segments are folded into sorted runs, and space is given back. Pins, open views, what a peer within its hold still needs, and what is younger than the lock stay.",
+		"The daemon does it by itself, as \"maintenance:\" of the configuration says. What the ladder keeps no more is dropped, older segments are folded into sorted runs, and space is given back. Pins, open views, what a peer within its hold still needs, and what is younger than the lock stay. While the clock is further ahead than the time that has passed explains, nothing is thinned, and status says so.",
 		[]string{"afterimage group maintain web --dry-run", "afterimage group maintain web"},
-		[]cli.Flag{&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"}}, w.groupMaintain)
+		[]cli.Flag{
+			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
+			&cli.BoolFlag{Name: "trust-clock", Usage: "the clock is right, though it has leapt ahead; what its time makes old goes for good"},
+		}, w.groupMaintain)
 }
 
 func (w *world) groupMaintain(c *cli.Context) error {
@@ -23,7 +26,7 @@ func (w *world) groupMaintain(c *cli.Context) error {
 	}
 	p := w.printer(c)
 	m := p.meter()
-	r, err := api.Maintain(c.Context, control.MaintainRequest{Group: c.Args().First(), DryRun: c.Bool("dry-run")}, m.show)
+	r, err := api.Maintain(c.Context, control.MaintainRequest{Group: c.Args().First(), DryRun: c.Bool("dry-run"), TrustClock: c.Bool("trust-clock")}, m.show)
 	m.end()
 	if err != nil {
 		return err

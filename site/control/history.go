@@ -35,6 +35,8 @@ type Usage struct {
 type MaintainRequest struct {
 	Group  string `json:"group"`
 	DryRun bool   `json:"dry_run,omitempty"` // say what would be done
+	// TrustClock confirms a wall clock that has leapt ahead.
+	TrustClock bool `json:"trust_clock,omitempty"`
 }
 
 // Maintained is what a maintenance did, or would do.
@@ -49,6 +51,9 @@ type Maintained struct {
 	Freed   int64     `json:"freed_bytes"`
 	Usage
 	Warning string `json:"warning,omitempty"`
+	// ClockLeap is how many seconds the clock is ahead of the time that has passed:
+	// nothing was thinned. 0: it is not.
+	ClockLeap float64 `json:"clock_leap_seconds,omitempty"`
 	// Kept and Gone are of a dry run: the points that stay, and those that do not.
 	Kept []Stretch `json:"kept,omitempty"`
 	Gone []Stretch `json:"gone,omitempty"`
