@@ -91,7 +91,7 @@ func (a *At) parseSeq(s string) error {
 // Resolve finds the point that a means. Where there is none it returns a
 // *NoPointError, which says why and what is nearest before.
 func (j *Journal) Resolve(ctx context.Context, a At) (Point, error) {
-	p, err := j.resolve(ctx, a)
+	p, err := steady(j, func() (Point, error) { return j.resolve(ctx, a) })
 	var no *NoPointError
 	if errors.As(err, &no) {
 		no.At = a.text

@@ -142,7 +142,7 @@ func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, erro
 // point; of those it lists the first and the last of a span, and the ones that a
 // mark or a pin names.
 func (j *Journal) Points(ctx context.Context, from, to time.Time) ([]Keep, error) {
-	out, err := j.points(ctx, from, to)
+	out, err := steady(j, func() ([]Keep, error) { return j.points(ctx, from, to) })
 	if err != nil {
 		return nil, fmt.Errorf("list points: %w", err)
 	}

@@ -34,7 +34,7 @@ type Change struct {
 // Since counts the records of the current lineage that the lineage of p does not
 // hold. It reads the headers of their frames, so it takes time by how many there are.
 func (j *Journal) Since(ctx context.Context, p Position) (Since, error) {
-	out, err := j.since(ctx, p)
+	out, err := steady(j, func() (Since, error) { return j.since(ctx, p) })
 	if err != nil {
 		return Since{}, fmt.Errorf("count records since %s: %w", p, err)
 	}
