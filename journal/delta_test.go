@@ -248,6 +248,75 @@ func TestDeltaFromAFork(t *testing.T) {
 	f.j.close()
 }
 
+// A follower is promoted right behind a delta, with no frame after it: it goes on from
+// there, and what it writes and what the delta brought read right ever after.
+func TestPromotionRightBehindADelta(t *testing.T) {
+	for _, inGap := range []bool{false, true} {
+		fs := vfs.NewMem()
+		f := newFoldingOf(t, fs, deltaLadder, faults{}, 768<<10, 256<<10+512)
+		f.write(60, 3*time.Second)
+		if inGap { // what the delta leads to is no point
+			mustRecord(t, f.w, cbt.Event{Kind: cbt.EventGap, Volume: f.vols[0].ID, Cause: cbt.CauseStall})
+		}
+		f.clock.step(time.Hour)
+		f.maintain()
+		if err := f.w.WaitDurable(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+		p := newFollower(f, "p", fs)
+		if err := p.land(soon(t), true); err != nil {
+			t.Fatal(err)
+		}
+		at := p.to.Head().Position
+		if at != f.j.Head().Position {
+			t.Fatalf("it landed at %v, the source ends at %v", at, f.j.Head().Position)
+		}
+		if _, err := p.to.Resolve(soon(t), At{kind: atLatest}); (err == nil) == inGap {
+			t.Errorf("in a gap %v: the newest point: %v", inGap, err)
+		}
+		p.reopen(false)
+		f.j.close()
+		f.j = p.to // the follower is the primary now
+		w, err := f.j.BeginEpoch(soon(t), "p", Position{}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.w = w
+		for _, v := range f.vols {
+			mustRecord(t, w, cbt.Event{Kind: cbt.EventSynced, Volume: v.ID})
+		}
+		for k := range 3 {
+			f.write(20, time.Second)
+			head := f.j.Head().Position
+			f.j.close()
+			if k == 1 {
+				if err := fs.RemoveAll("p/index"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.j = start(t, "p", p.o)
+			if err := f.checkImage(f.j.Journal, head); err != nil {
+				t.Errorf("in a gap %v: %v", inGap, err)
+			}
+			if !inGap {
+				if err := f.checkImage(f.j.Journal, at); err != nil {
+					t.Errorf("where the delta led: %v", err)
+				}
+			}
+			if f.w, err = f.j.BeginEpoch(soon(t), "p", Position{}, 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range f.vols {
+				mustRecord(t, f.w, cbt.Event{Kind: cbt.EventSynced, Volume: v.ID})
+			}
+		}
+		if found, err := f.j.Verify(soon(t), nil); err != nil || len(found) > 0 {
+			t.Errorf("verify: %v, %v", found, err)
+		}
+		f.j.close()
+	}
+}
+
 // fork begins an epoch at p and forgets what came after it.
 func (f *folding) fork(p Position) {
 	f.t.Helper()

@@ -28,6 +28,8 @@
 //	    cursor, or Refuse, with a code and the same evidence. The source judges too.
 //	 4. Frames flow on one unidirectional stream per group, from the durable cursor on.
 //	    A cut at any point costs what was under way; the next Open finds the cursor.
+//	    Where frames do not reach back to it, or the replica is further behind than
+//	    Group.Coalesce allows, the opening carries a delta, and the next one frames (delta.go).
 //	 5. Heartbeats carry the source's clock and head. A moment counts as safe once all
 //	    that was captured until then is durable at the replica and the replica has
 //	    heard of it; RPO is the age of the newest such moment. The replica places it
@@ -35,8 +37,14 @@
 //	 6. Either end may ask the other for the frame of a record that it found damaged,
 //	    on a stream of its own (fetch.go).
 //
-// Goroutines, all under Run: one that samples heads, one that accepts, one dial
-// loop per peer; per connection a control reader, writer and pinger, and one that answers questions; at the source a
+// Keys come to be pinned by configuration, or by a token that one site makes and the
+// other presents (invite.go). SetPeers changes them while it runs: a peer that is
+// removed loses its sessions at once. What is sent is limited per peer and per group, by
+// a timetable or a person (timetable.go, allowance.go).
+//
+// Goroutines, all under Run: one that samples heads, one that follows the timetables,
+// one that accepts, one that follows the peers and runs a dial loop for each; one for
+// each caller with a token; per connection a control reader, writer and pinger, and one that answers questions; at the source a
 // heartbeat loop, a manager and per group a sender and a watcher; at the replica a
 // router, a refresher and per group a receiver and an acknowledger.
 //
