@@ -19,5 +19,9 @@
 // What a whole life writes is measured on a history that is folded after each version,
 // a point of each kept, and at the end thinned to one (folded.go).
 //
+// Capture measures what the tap adds to a guest's writes, beside a disk without a
+// mirror and beside a mirror to a server that throws everything away: the floor,
+// which no tap by QEMU's mirror can beat.
+//
 // Each function blocks until it is done and leaves nothing behind.
 package bench

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/novacron/afterimage/bench"
+	"github.com/novacron/afterimage/site/control"
+)
+
+func (w *world) benchCaptureVerb() *cli.Command {
+	return verb("capture", "measure what the tap adds to a guest's writes", "",
+		"fio writes at random through qemu-storage-daemon to a disk without a mirror (none), to one whose mirror throws everything away (floor), and to one that is tapped into a journal (ours); the three take turns. What the mirror itself costs, floor beside none, is QEMU's and is printed too. Answers survive the death of the process (sync: process). Needs fio, nbdkit and qemu-storage-daemon; takes about two minutes.",
+		[]string{"afterimage bench capture", "afterimage bench capture --rounds 3 --seconds 1 -o json"},
+		[]cli.Flag{
+			&cli.StringFlag{Name: "dir", Usage: "`DIRECTORY` for disks and journal; default the temporary one"},
+			&cli.IntFlag{Name: "seconds", Value: 2, Usage: "`NUMBER` of seconds of each round"},
+			&cli.IntFlag{Name: "rounds", Value: 5, Usage: "`NUMBER` of rounds"},
+		}, w.benchCapture)
+}
+
+func (w *world) benchCapture(c *cli.Context) error {
+	if c.Int("seconds") < 1 || c.Int("rounds") < 1 {
+		return usage("--seconds and --rounds are 1 at least")
+	}
+	p := w.printer(c)
+	m := p.meter()
+	r, err := bench.Capture(c.Context, bench.CaptureOptions{Dir: c.String("dir"), Span: time.Duration(c.Int("seconds")) * time.Second, Rounds: c.Int("rounds"),
+		Progress: func(step string, n, of int) { m.show(control.Progress{Step: fmt.Sprintf("%s, %d of %d", step, n, of)}) }})
+	m.end()
+	if err != nil {
+		return err
+	}
+	return p.data(r, func() string { return captureScreen(p, r) })
+}
+
+// captureScreen is the figures with their targets beside.
+func captureScreen(p *printer, r bench.CaptureResult) string {
+	t := p.newTable("FIGURE", "VALUE", "RANGE", "TARGET", "", "ABOVE", "BELOW")
+	t.tint = func(column int, cell string) string {
+		if column == 4 && cell != "" {
+			return p.colored(map[bool]string{true: red, false: green}[strings.HasPrefix(cell, "MISSED")], cell)
+		}
+		return cell
+	}
+	for _, n := range r.Names() {
+		f := r.Figures[n]
+		target, verdict := "-", ""
+		if f.Target != nil {
+			target, verdict = fmt.Sprintf("%s %g", f.Want, *f.Target), "met"
+		}
+		if f.Missed() {
+			verdict = "MISSED"
+		}
+		t.row(n, figureText(f.Value), figureText(f.Low)+" to "+figureText(f.High), target, verdict, rateText(f.Ours), rateText(f.Baseline))
+	}
+	o := r.Setting
+	return t.String() + fmt.Sprintf("\nABOVE and BELOW are the two sides of a ratio; latencies are mean/p99\nfloor: %s\n%d rounds of %s on %d CPUs, Linux %s, %s, %s, %s; took %s\n",
+		o.Floor, o.Rounds, seconds(o.Seconds), o.CPUs, o.Kernel, o.Tools["fio"], o.Tools["nbdkit"], o.Tools["qemu-storage-daemon"], seconds(o.Took))
+}
