@@ -32,7 +32,9 @@
 // the replicator, the NBD server, the control server, the metrics server, the
 // views' end, the watchdog's keeper (watchdog.run). An open group: journal.Run
 // (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one per embedded disk
-// (checkpoints) and one for the tracker (its own doc lists its). The replicator:
+// (checkpoints), one for the tracker (its own doc lists its) with one that ends it
+// for a pause (tapping.tap), and one that thaws what an earlier life left frozen
+// (thawLeft). The replicator:
 // sampler, acceptor, one dialler per peer, and per connection those of its link.
 // Servers: one per connection, for NBD one more per request in flight. Views: one
 // server each. A restore to qcow2: one server while it lasts. Nothing else.
