@@ -246,7 +246,9 @@ func (j *Journal) replayTail() error {
 				return j.lossAt(next, nil)
 			}
 			if !j.emptyAt(next) {
-				j.tornAt(next, err)
+				if j.torn = j.recycledAt(next); !j.torn {
+					j.tornAt(next, err)
+				}
 			}
 			return j.endAt(next, next.Offset == 0)
 		case err != nil && !torn(err):

@@ -43,6 +43,32 @@ func (j *Journal) emptyAt(at frameEnd) bool {
 	return allZero(page)
 }
 
+// recycledAt reports that a former life of the file goes on behind a place, which shows
+// by a frame that is older than the segment's header, or another segment's trailer: what
+// stands at the place is most likely of it, too, and no half of a frame.
+func (j *Journal) recycledAt(at frameEnd) bool {
+	life, err := j.pageOf(at.Segment, 0, segmentMagic)
+	if err != nil {
+		return false
+	}
+	page := make([]byte, pageBytes)
+	for off := at.Offset; j.segs.readAt(at.Segment, page, off) == nil; off += pageBytes {
+		switch string(page[:4]) {
+		case frameMagic:
+			h, _, err := j.segs.frameAt(at.Segment, off)
+			if err == nil && h.Identity == j.identity && life.stale(h) {
+				return true
+			}
+		case trailerMagic:
+			t, err := decodeSegmentPage(page, trailerMagic)
+			if err == nil && t.Identity == j.identity && t.Number < at.Segment {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // tornAt notes that the log ends at half a frame: what a crash leaves.
 func (j *Journal) tornAt(at frameEnd, err error) {
 	j.torn = true
