@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // follower is a journal that follows the one of a folding.
@@ -162,7 +163,11 @@ func TestDeltasBringFollowersOn(t *testing.T) {
 	fs := vfs.NewMem()
 	f := newFoldingOf(t, fs, deltaLadder, faults{}, 768<<10, 256<<10+512)
 	often := newFollower(f, "often", fs)
-	for round := range 12 {
+	rounds := 12
+	if scale.Race {
+		rounds = 8
+	}
+	for round := range rounds {
 		f.write(40, 3*time.Second)
 		f.maintain()
 		if round%4 != 3 { // else it is away
