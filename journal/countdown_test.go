@@ -223,7 +223,7 @@ func countDown(t *testing.T, b befalls, sticky bool, k int, seed uint64) (int, e
 		n, err := c.follow(t, rand.New(rand.NewPCG(seed, 3)))
 		done <- result{n, err}
 	}()
-	late := time.NewTimer(time.Minute)
+	late := time.NewTimer(10 * time.Minute)
 	defer late.Stop()
 	select {
 	case r := <-done:

@@ -17,7 +17,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a condition may take on a slow machine; none needs it.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // eventually polls ok until it holds.
 func eventually(t *testing.T, what string, ok func() bool) {

@@ -16,7 +16,7 @@ import (
 	"github.com/novacron/afterimage/testbed/libvirtd"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func connect(t testing.TB, d *libvirtd.Daemon) *Conn {
 	t.Helper()

@@ -22,7 +22,7 @@ import (
 )
 
 // patience is for what should take no more than a second or two.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // program is afterimage, built once.
 var program string

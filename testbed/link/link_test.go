@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // up runs a link to target until the test ends.
 func up(t testing.TB, target netip.AddrPort, c Config) *Link {
