@@ -122,3 +122,32 @@ func TestFullDiskLeavesNoRun(t *testing.T) {
 		t.Errorf("and with room nothing is folded: %v", err)
 	}
 }
+
+// A segment that rots once its run is durable does not keep the change from being
+// finished.
+func TestSegmentRotsInTheSwap(t *testing.T) {
+	f, w := faultFolding(t, faults{})
+	defer func() { f.j.close() }()
+	at := f.put(4096, 2, 4096)
+	if err := f.settle(); err != nil {
+		t.Fatal(err)
+	}
+	first := f.j.history().state.floor()
+	written, rotten := false, false
+	w.onWrite(func(op errorfs.Op) error {
+		written = written || isSync(op) && strings.HasSuffix(op.Path, runSuffix)
+		if written && !rotten && isSync(op) && strings.HasSuffix(op.Path, siteLogName) {
+			rotten = true
+			flip(t, w.mem, f.j.segs.path(first), pageBytes+50)
+		}
+		return nil
+	})
+	got, err := f.j.Maintain(soon(t), Maintenance{Retention: f.r, FoldBytes: 1})
+	w.onWrite(nil)
+	if err != nil || got.Folded == 0 || got.Freed == 0 || !rotten {
+		t.Fatalf("%+v, rotten %v, %v", got, rotten, err)
+	}
+	if err := errors.Join(f.checkImage(f.j.Journal, f.j.Head().Position), onlyWhatIsNeeded(f.j.Journal, f.o.FS)); err != nil {
+		t.Fatalf("after the record at %s: %v", at, err)
+	}
+}

@@ -283,7 +283,7 @@ func (w *runMending) indexed(f func(k, v []byte) error) error {
 			s.histories = append(s.histories, b)
 		}
 	}
-	in, err := w.touched()
+	in, err := j.touchedIn(w.m.After, w.m.To)
 	if err != nil {
 		return err
 	}
@@ -304,12 +304,12 @@ func (w *runMending) indexed(f func(k, v []byte) error) error {
 	})
 }
 
-// touched is the MiBs that the run's versions lie in, by the index.
-func (w *runMending) touched() (touched, error) {
+// touchedIn is the MiBs that the versions of a range of history lie in, by the index.
+func (j *Journal) touchedIn(after, to order) (touched, error) {
 	in := make(touched)
-	err := w.j.scanPrefix(prefixIndex, func(k, _ []byte) error {
+	err := j.scanPrefix(prefixIndex, func(k, _ []byte) error {
 		e, err := decodeIndexKey(k)
-		if o := (order{e.ordinal, e.seq}); err == nil && o.after(w.m.After) && !o.after(w.m.To) {
+		if o := (order{e.ordinal, e.seq}); err == nil && o.after(after) && !o.after(to) {
 			in.add(e.volume, e.node)
 		}
 		return err

@@ -191,6 +191,10 @@ func (t *maintainer) changedBy(ctx context.Context, p *folds, c *change) (touche
 	if len(c.Segments) == 2 {
 		s := &foldScan{j: j, pace: t.pace, touched: make(touched)}
 		err := s.rescan(ctx, c)
+		if err != nil && unreadable(err) { // the run is whole, and what went into it is not needed for more
+			j.o.Log.Warn("a segment was damaged after it was folded; its blocks are taken from the index", "dir", j.dir, "err", err)
+			return j.touchedIn(c.After, c.To)
+		}
 		return s.touched, err
 	}
 	var runs []*run
