@@ -133,8 +133,11 @@ func TestSegmentRotsInTheSwap(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := f.j.history().state.floor()
+	var mu sync.Mutex // guards both: the index writes, too
 	written, rotten := false, false
 	w.onWrite(func(op errorfs.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
 		written = written || isSync(op) && strings.HasSuffix(op.Path, runSuffix)
 		if written && !rotten && isSync(op) && strings.HasSuffix(op.Path, siteLogName) {
 			rotten = true
@@ -144,6 +147,8 @@ func TestSegmentRotsInTheSwap(t *testing.T) {
 	})
 	got, err := f.j.Maintain(soon(t), Maintenance{Retention: f.r, FoldBytes: 1})
 	w.onWrite(nil)
+	mu.Lock()
+	defer mu.Unlock()
 	if err != nil || got.Folded == 0 || got.Freed == 0 || !rotten {
 		t.Fatalf("%+v, rotten %v, %v", got, rotten, err)
 	}
