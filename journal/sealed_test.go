@@ -178,6 +178,8 @@ func TestNoPlaintext(t *testing.T) {
 			size := 512 << (i % 8)
 			put(t, w, v, int64(i)*512, bytes.Repeat(canary, size/len(canary)+1)[:size])
 		}
+		must(t, w.WaitDurable(soon(t)))
+		put(t, w, v, 0, make([]byte, 512)) // the index learns with this one that those before are durable
 		data := j.sealerKey(t)
 		m := Maintenance{Retention: Retention{Ladder: []Rung{{Every: time.Hour}}}, FoldBytes: 1, Now: time.Now().Add(48 * time.Hour)}
 		if got, err := j.Maintain(soon(t), m); err != nil || got.Runs == 0 {
