@@ -8,8 +8,8 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/embedded"
-	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/cbt/libvirt"
+	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
