@@ -84,6 +84,12 @@ func (i *inviter) join(j Joiner) error {
 	return nil
 }
 
+func (i *inviter) came() []Joiner {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Clone(i.joined)
+}
+
 func (i *inviter) add(v Invite) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -134,11 +140,12 @@ func TestPairingByToken(t *testing.T) {
 	if err := p.source.rep.Join(t.Context(), good, ""); !errors.Is(err, ErrInvite) {
 		t.Errorf("a used token: %v", err)
 	}
-	if len(inv.joined) != 1 || inv.joined[0].Pin != p.source.o.Identity.Pin() || inv.joined[0].Site != "a" {
-		t.Fatalf("joined %+v", inv.joined)
+	joined := inv.came()
+	if len(joined) != 1 || joined[0].Pin != p.source.o.Identity.Pin() || joined[0].Site != "a" {
+		t.Fatalf("joined %+v", joined)
 	}
 
-	if err := errors.Join(p.replica.rep.SetPeers([]Peer{{Name: "a", Pin: inv.joined[0].Pin}}),
+	if err := errors.Join(p.replica.rep.SetPeers([]Peer{{Name: "a", Pin: joined[0].Pin}}),
 		p.source.rep.SetPeers([]Peer{{Name: "b", Address: p.relay.address(), Pin: good.Pin}})); err != nil {
 		t.Fatal(err)
 	}

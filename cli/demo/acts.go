@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
 	"github.com/novacron/afterimage/testbed/link"
 	"github.com/novacron/afterimage/testbed/stamp"
 )
@@ -217,6 +218,29 @@ func (s *story) watchOnly(ctx context.Context) error {
 	return err
 }
 
+// failOver plans and orders; what was still on its way to b may move the point in
+// between, and then the plan that is shown is made anew.
+func (s *story) failOver(ctx context.Context) (plan control.Plan, done control.FailedOver, began time.Time, err error) {
+	q := control.FailoverRequest{Group: "demo", At: "latest", Force: true, Operator: "demo"}
+	for {
+		if plan, err = s.b.api.PlanFailover(ctx, q); err != nil {
+			return plan, done, began, fmt.Errorf("plan the failover: %w", err)
+		}
+		s.result.ReportedLoss, s.result.ReportedSeconds = plan.Loss.Writes, plan.Loss.Seconds
+		s.say("  plan: #%d.%d of %s; loss %d writes, %.2f s", plan.Point.Epoch, plan.Point.Seq, plan.Point.Time.Format(time.RFC3339Nano), plan.Loss.Writes, plan.Loss.Seconds)
+		q.Expect = plan.Digest
+		began = time.Now()
+		done, err = s.b.api.Failover(ctx, q, func(control.Progress) {})
+		if q.Expect = ""; fault.Is(err, fault.PlanStale) {
+			continue
+		}
+		if err != nil {
+			err = fmt.Errorf("fail over: %w", err)
+		}
+		return plan, done, began, err
+	}
+}
+
 // disaster kills the primary when b has heard of its last write, and fails over.
 func (s *story) disaster(ctx context.Context) error {
 	head, err := s.a.api.Group(ctx, "demo")
@@ -241,18 +265,9 @@ func (s *story) disaster(ctx context.Context) error {
 	if err := errors.Join(s.a.kill(), s.disk.die()); err != nil {
 		return err
 	}
-	q := control.FailoverRequest{Group: "demo", At: "latest", Force: true, Operator: "demo"}
-	plan, err := s.b.api.PlanFailover(ctx, q)
+	plan, done, began, err := s.failOver(ctx)
 	if err != nil {
-		return fmt.Errorf("plan the failover: %w", err)
-	}
-	s.result.ReportedLoss, s.result.ReportedSeconds = plan.Loss.Writes, plan.Loss.Seconds
-	s.say("  plan: #%d.%d of %s; loss %d writes, %.2f s", plan.Point.Epoch, plan.Point.Seq, plan.Point.Time.Format(time.RFC3339Nano), plan.Loss.Writes, plan.Loss.Seconds)
-	q.Expect = plan.Digest
-	began := time.Now()
-	done, err := s.b.api.Failover(ctx, q, func(control.Progress) {})
-	if err != nil {
-		return fmt.Errorf("fail over: %w", err)
+		return err
 	}
 	s.done = done
 	if g, ok := s.disk.(*guestDisk); ok {
