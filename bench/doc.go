@@ -13,9 +13,10 @@
 // round of ingest ends when all is durable, chained and indexed. The baseline of
 // ingest writes the same bytes in the same portions as they reached the disk between
 // two syncs (groups.go), with O_DIRECT and one fdatasync each, to a file that was
-// written before; one after the other, where the journal has several under way. Reads and images are of a volume that was rewritten ten times with
-// writes of 512 B to 1 MiB (history.go), as of its middle, with cold caches, no cell
-// twice; each byte is compared with a model that shares no code with the journal.
+// written before; one after the other, where the journal has several under way. Reads
+// and images are of a volume that was rewritten ten times with writes of 512 B to
+// 1 MiB (history.go), as of its middle, with cold caches, no cell twice; each byte is
+// compared with a model that shares no code with the journal.
 // What a whole life writes is measured on a history that is folded after each version,
 // a point of each kept, and at the end thinned to one (folded.go).
 //
