@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 )
@@ -77,6 +79,10 @@ func (b *bed) fillPool(ctx context.Context) error {
 	b.o.PoolReclaim = true
 	return errors.Join(err, b.close())
 }
+
+// uncounted has the journal use the operating system's files from its next opening
+// on, as it does in use: what is counted is not read past the page cache.
+func (b *bed) uncounted() { b.o.FS = vfs.Default }
 
 // open opens the journal and runs it.
 func (b *bed) open() error {

@@ -96,6 +96,7 @@ func (r *journalRun) newHistory(ctx context.Context, l look, each func(context.C
 	if h.device = d1 - d0 - size; d0 < 0 {
 		h.device = h.process
 	}
+	b.uncounted()
 	return h, b.open()
 }
 
