@@ -97,15 +97,24 @@ func (w *world) benchJournal(c *cli.Context) error {
 
 // journalScreen is the figures with their targets beside, and what is missed.
 func journalScreen(p *printer, r bench.JournalResult) string {
-	t := p.newTable("FIGURE", "VALUE", "RANGE", "TARGET", "", "OURS", "BASELINE")
+	s := figureTable(p, r.Names(), r.Figures, "OURS", "BASELINE") + fmt.Sprintf("\n%d of %d figures missed; range: of the rounds\n", len(r.MissedNames()), len(r.Names()))
+	o := r.Setting
+	s += fmt.Sprintf("%s on %d CPUs, Linux %s, %s; written bytes: %s; page cache dropped by %s; O_DIRECT %v\n", o.Dir, o.CPUs, o.Kernel, o.Go, o.WrittenBy, o.CacheBy, o.Direct)
+	s += fmt.Sprintf("%s a size, image of %s written %d times, seed %d; took %s\n", seconds(o.Seconds), size(o.ImageBytes), o.Versions, o.Seed, seconds(o.Took))
+	return s
+}
+
+// figureTable is figures beside their targets, and the two sides of each.
+func figureTable(p *printer, names []string, figures map[string]bench.Figure, ours, baseline string) string {
+	t := p.newTable("FIGURE", "VALUE", "RANGE", "TARGET", "", ours, baseline)
 	t.tint = func(column int, cell string) string {
 		if column == 4 && cell != "" {
 			return p.colored(map[bool]string{true: red, false: green}[strings.HasPrefix(cell, "MISSED")], cell)
 		}
 		return cell
 	}
-	for _, n := range r.Names() {
-		f := r.Figures[n]
+	for _, n := range names {
+		f := figures[n]
 		target, verdict := "-", ""
 		if f.Target != nil {
 			target, verdict = fmt.Sprintf("%s %g", f.Want, *f.Target), "met"
@@ -115,11 +124,7 @@ func journalScreen(p *printer, r bench.JournalResult) string {
 		}
 		t.row(n, figureText(f.Value), figureText(f.Low)+" to "+figureText(f.High), target, verdict, rateText(f.Ours), rateText(f.Baseline))
 	}
-	s := t.String() + fmt.Sprintf("\n%d of %d figures missed; range: of the rounds\n", len(r.MissedNames()), len(r.Names()))
-	o := r.Setting
-	s += fmt.Sprintf("%s on %d CPUs, Linux %s, %s; written bytes: %s; page cache dropped by %s; O_DIRECT %v\n", o.Dir, o.CPUs, o.Kernel, o.Go, o.WrittenBy, o.CacheBy, o.Direct)
-	s += fmt.Sprintf("%s a size, image of %s written %d times, seed %d; took %s\n", seconds(o.Seconds), size(o.ImageBytes), o.Versions, o.Seed, seconds(o.Took))
-	return s
+	return t.String()
 }
 
 func figureText(v float64) string { return fmt.Sprintf("%.3g", v) }

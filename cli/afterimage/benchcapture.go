@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -39,25 +38,7 @@ func (w *world) benchCapture(c *cli.Context) error {
 
 // captureScreen is the figures with their targets beside.
 func captureScreen(p *printer, r bench.CaptureResult) string {
-	t := p.newTable("FIGURE", "VALUE", "RANGE", "TARGET", "", "ABOVE", "BELOW")
-	t.tint = func(column int, cell string) string {
-		if column == 4 && cell != "" {
-			return p.colored(map[bool]string{true: red, false: green}[strings.HasPrefix(cell, "MISSED")], cell)
-		}
-		return cell
-	}
-	for _, n := range r.Names() {
-		f := r.Figures[n]
-		target, verdict := "-", ""
-		if f.Target != nil {
-			target, verdict = fmt.Sprintf("%s %g", f.Want, *f.Target), "met"
-		}
-		if f.Missed() {
-			verdict = "MISSED"
-		}
-		t.row(n, figureText(f.Value), figureText(f.Low)+" to "+figureText(f.High), target, verdict, rateText(f.Ours), rateText(f.Baseline))
-	}
 	o := r.Setting
-	return t.String() + fmt.Sprintf("\nABOVE and BELOW are the two sides of a ratio; latencies are mean/p99\nfloor: %s\n%d rounds of %s on %d CPUs, Linux %s, %s, %s, %s; took %s\n",
+	return figureTable(p, r.Names(), r.Figures, "ABOVE", "BELOW") + fmt.Sprintf("\nABOVE and BELOW are the two sides of a ratio; latencies are mean/p99\nfloor: %s\n%d rounds of %s on %d CPUs, Linux %s, %s, %s, %s; took %s\n",
 		o.Floor, o.Rounds, seconds(o.Seconds), o.CPUs, o.Kernel, o.Tools["fio"], o.Tools["nbdkit"], o.Tools["qemu-storage-daemon"], seconds(o.Took))
 }
