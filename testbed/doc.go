@@ -8,9 +8,10 @@
 //	stamp    numbered, checksummed blocks: what a load writes and a check reads
 //	guest    a Linux guest that boots in seconds, and QEMU around it
 //	link     a network path between two loopback addresses, with its vices
+//	tunnel   a path of IP packets between two network namespaces, with the same vices
 //	libvirtd a libvirtd that belongs to one test
 //
-// scale, port, stamp, guest, link and libvirtd are leaves: they import nothing of the
+// scale, port, stamp, guest, link, tunnel and libvirtd are leaves: they import nothing of the
 // product, so the tests of every package may import them, and what they find shares no code
 // with what they check. The demo and the benches of cli use stamp, guest and
 // link too; scale and port are for tests alone.

@@ -15,6 +15,9 @@
 // the machine's scheduler takes. Memory is bounded by QueueBytes for each direction
 // (plus, at a rate, what is on the way during the delay) and by maxClients.
 //
+// A Pipe is one direction of such a path without the sockets: package tunnel lays two
+// of them between network namespaces.
+//
 // New binds a socket and starts nothing; Run relays until its context ends; Close
 // frees. All methods are safe for concurrent use. The package imports nothing of
 // the product.

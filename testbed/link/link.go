@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -27,9 +26,8 @@ const (
 type Link struct {
 	target netip.AddrPort
 	near   *net.UDPConn
-	cut    atomic.Bool
-	toward *pipe // clients → target
-	back   *pipe // target → clients
+	toward *Pipe // clients → target
+	back   *Pipe // target → clients
 
 	mu      sync.Mutex // guards clients and closed
 	clients map[netip.AddrPort]*net.UDPConn
@@ -38,7 +36,12 @@ type Link struct {
 
 // New binds a loopback address for a path to target.
 func New(target netip.AddrPort, c Config) (*Link, error) {
-	if err := c.validate(); err != nil {
+	toward, err := NewPipe(c, 0)
+	if err != nil {
+		return nil, err
+	}
+	back, err := NewPipe(c, 1)
+	if err != nil {
 		return nil, err
 	}
 	near, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
@@ -46,10 +49,7 @@ func New(target netip.AddrPort, c Config) (*Link, error) {
 		return nil, fmt.Errorf("bind link: %w", err)
 	}
 	widen(near)
-	l := &Link{target: target, near: near, clients: map[netip.AddrPort]*net.UDPConn{}}
-	l.toward = newPipe(newLane(c, 0), &l.cut)
-	l.back = newPipe(newLane(c, 1), &l.cut)
-	return l, nil
+	return &Link{target: target, near: near, toward: toward, back: back, clients: map[netip.AddrPort]*net.UDPConn{}}, nil
 }
 
 // Addr is where clients send to.
@@ -59,35 +59,35 @@ func (l *Link) Addr() netip.AddrPort {
 
 // Cut drops everything in both directions, what is on the way included, until Heal.
 func (l *Link) Cut() {
-	l.cut.Store(true)
-	l.toward.clear()
-	l.back.clear()
+	l.toward.Cut()
+	l.back.Cut()
 }
 
 // Heal ends a Cut.
-func (l *Link) Heal() { l.cut.Store(false) }
+func (l *Link) Heal() {
+	l.toward.Heal()
+	l.back.Heal()
+}
 
 // Set changes the path's conditions for datagrams that arrive from now on. The dice
 // go on where they are; Seed is not looked at.
 func (l *Link) Set(c Config) error {
-	if err := c.validate(); err != nil {
+	if err := l.toward.Set(c); err != nil {
 		return err
 	}
-	l.toward.set(c)
-	l.back.set(c)
-	return nil
+	return l.back.Set(c)
 }
 
 // Stats are the sums of both directions so far.
-func (l *Link) Stats() (toward, back Stats) { return l.toward.stats(), l.back.stats() }
+func (l *Link) Stats() (toward, back Stats) { return l.toward.Stats(), l.back.Stats() }
 
 // Run relays until ctx ends (nil) or a socket fails. It may be called once.
 func (l *Link) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	g.Go(func() error { return l.toward.run(ctx) })
-	g.Go(func() error { return l.back.run(ctx) })
+	g.Go(func() error { return l.toward.Run(ctx) })
+	g.Go(func() error { return l.back.Run(ctx) })
 	g.Go(func() error { return l.readNear(ctx, g) })
 	err := g.Wait()
 	if errors.Is(err, net.ErrClosed) {
@@ -124,7 +124,7 @@ func (l *Link) readNear(ctx context.Context, g *errgroup.Group) error {
 		if fresh {
 			g.Go(func() error { return l.readFar(ctx, far, from) })
 		}
-		l.toward.take(buf[:n], func(p []byte) {
+		l.toward.Take(buf[:n], func(p []byte) {
 			// The target may be down: its ICMP answer is a lost datagram to us.
 			far.Write(p)
 		})
@@ -141,7 +141,7 @@ func (l *Link) readFar(ctx context.Context, far *net.UDPConn, client netip.AddrP
 		if err != nil {
 			return err
 		}
-		l.back.take(buf[:n], func(p []byte) { l.near.WriteToUDPAddrPort(p, client) })
+		l.back.Take(buf[:n], func(p []byte) { l.near.WriteToUDPAddrPort(p, client) })
 	}
 }
 

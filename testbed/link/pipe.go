@@ -36,10 +36,11 @@ func (p *parcels) Pop() any {
 	return x
 }
 
-// pipe is one direction of a Link: its lane and what is on the way.
-type pipe struct {
+// Pipe is one direction of a path: its lane and what is on the way. It relays what
+// its owner hands to Take, while Run runs. All methods are safe for concurrent use.
+type Pipe struct {
 	start time.Time
-	cut   *atomic.Bool
+	cut   atomic.Bool
 	wake  chan struct{} // holds a token when an earlier arrival than before came in
 	small sync.Pool     // of *[smallDatagram]byte
 
@@ -50,18 +51,22 @@ type pipe struct {
 	waiting int64 // bytes in queue
 }
 
-func newPipe(l *lane, cut *atomic.Bool) *pipe {
-	return &pipe{
+// NewPipe makes one direction; its dice follow c.Seed and the direction's number.
+func NewPipe(c Config, direction uint64) (*Pipe, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	return &Pipe{
 		start: time.Now(),
-		cut:   cut,
 		wake:  make(chan struct{}, 1),
 		small: sync.Pool{New: func() any { return new([smallDatagram]byte) }},
-		lane:  l,
-	}
+		lane:  newLane(c, direction),
+	}, nil
 }
 
-// take admits a datagram; it copies data.
-func (p *pipe) take(data []byte, send func([]byte)) {
+// Take admits a datagram, which send is handed when its time has come, by the
+// goroutine of Run; neither may keep it. It copies data.
+func (p *Pipe) Take(data []byte, send func([]byte)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at, n := p.lane.admit(time.Since(p.start), int64(len(data)), p.waiting)
@@ -82,8 +87,8 @@ func (p *pipe) take(data []byte, send func([]byte)) {
 	}
 }
 
-// run delivers until ctx ends.
-func (p *pipe) run(ctx context.Context) error {
+// Run delivers until ctx ends, and returns nil.
+func (p *Pipe) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -99,7 +104,7 @@ func (p *pipe) run(ctx context.Context) error {
 }
 
 // deliver sends all whose time has come and returns how long the next one has.
-func (p *pipe) deliver(ctx context.Context) time.Duration {
+func (p *Pipe) deliver(ctx context.Context) time.Duration {
 	for ctx.Err() == nil {
 		p.mu.Lock()
 		if len(p.queue) == 0 {
@@ -128,8 +133,9 @@ func (p *pipe) deliver(ctx context.Context) time.Duration {
 	return time.Hour
 }
 
-// clear drops what is on the way.
-func (p *pipe) clear() {
+// Cut drops everything, what is on the way included, until Heal.
+func (p *Pipe) Cut() {
+	p.cut.Store(true)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lane.stats.Cut += uint64(len(p.queue))
@@ -141,19 +147,28 @@ func (p *pipe) clear() {
 	p.lane.free, p.lane.latest = 0, 0
 }
 
-func (p *pipe) set(c Config) {
+// Heal ends a Cut.
+func (p *Pipe) Heal() { p.cut.Store(false) }
+
+// Set changes the conditions for what comes from now on; the dice go on where they are.
+func (p *Pipe) Set(c Config) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lane.config = c
+	return nil
 }
 
-func (p *pipe) stats() Stats {
+// Stats are the sums so far.
+func (p *Pipe) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.lane.stats
 }
 
-func (p *pipe) copied(data []byte) []byte {
+func (p *Pipe) copied(data []byte) []byte {
 	if len(data) > smallDatagram {
 		return append([]byte(nil), data...)
 	}
@@ -162,7 +177,7 @@ func (p *pipe) copied(data []byte) []byte {
 	return buf
 }
 
-func (p *pipe) recycle(data []byte) {
+func (p *Pipe) recycle(data []byte) {
 	if cap(data) == smallDatagram {
 		p.small.Put((*[smallDatagram]byte)(data[:smallDatagram]))
 	}
