@@ -6,7 +6,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/quic-go/quic-go"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // maxConnectionsPerPeer leaves room for the connections that a peer lost without
@@ -15,21 +15,21 @@ const maxConnectionsPerPeer = 4
 
 // acceptLoop serves callers until ctx ends. Only pinned ones, and
 // those with a token while there is one, come this far.
-func (r *Replicator) acceptLoop(ctx context.Context, listener *quic.Listener) error {
+func (r *Replicator) acceptLoop(ctx context.Context, from transport.Transport) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	joining := make(chan struct{}, maxJoining)
 	var mu sync.Mutex // guards conns
-	conns := map[*peer][]*quic.Conn{}
+	conns := map[*peer][]transport.Conn{}
 	for {
-		conn, err := listener.Accept(ctx)
+		conn, err := from.Accept(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			return fmt.Errorf("accept connection: %w", err)
 		}
-		if conn.ConnectionState().TLS.NegotiatedProtocol == alpnJoin {
+		if conn.State().NegotiatedProtocol == alpnJoin {
 			select {
 			case joining <- struct{}{}:
 				serving.Go(func() {
@@ -37,14 +37,14 @@ func (r *Replicator) acceptLoop(ctx context.Context, listener *quic.Listener) er
 					<-joining
 				})
 			default:
-				_ = conn.CloseWithError(quic.ApplicationErrorCode(CodeBusy), "")
+				conn.Close(uint16(CodeBusy), "")
 			}
 			continue
 		}
 		// The handshake has checked this; nothing hangs on its having been called.
-		p := r.peerByPin(shownPin(conn.ConnectionState().TLS))
+		p := r.peerByPin(shownPin(conn.State()))
 		if p == nil {
-			_ = conn.CloseWithError(quic.ApplicationErrorCode(CodeUnpinned), "")
+			conn.Close(uint16(CodeUnpinned), "")
 			continue
 		}
 		mu.Lock()
@@ -66,7 +66,7 @@ func (r *Replicator) acceptLoop(ctx context.Context, listener *quic.Listener) er
 }
 
 // serve takes what p sends over conn until it ends.
-func (r *Replicator) serve(ctx context.Context, p *peer, conn *quic.Conn) {
+func (r *Replicator) serve(ctx context.Context, p *peer, conn transport.Conn) {
 	serving := ctx
 	ctx, leave := until(ctx, p)
 	defer leave()
@@ -87,10 +87,10 @@ func (r *Replicator) serve(ctx context.Context, p *peer, conn *quic.Conn) {
 	r.o.Events.Disconnected(p.Name, false, err)
 }
 
-func (r *Replicator) receive(ctx context.Context, p *peer, conn *quic.Conn) error {
+func (r *Replicator) receive(ctx context.Context, p *peer, conn transport.Conn) error {
 	greeting, cancel := context.WithTimeout(ctx, r.o.HandshakeTimeout)
 	defer cancel()
-	control, err := conn.AcceptStream(greeting)
+	control, err := conn.Control(greeting)
 	if err != nil {
 		return fmt.Errorf("accept control stream: %w", err)
 	}

@@ -10,9 +10,8 @@ import (
 	"io"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // Where a replica lacks frames that the source has no more, or is so far behind that
@@ -163,11 +162,11 @@ func (s *sender) await(ctx context.Context, o *opening) (body, error) {
 
 // writeDelta sends a delta's bytes. Who refuses it in the middle ends that.
 func (s *sender) writeDelta(ctx context.Context, o *opening, d Delta, at journal.DeltaPlace) error {
-	data, err := s.conn.OpenUniStreamSync(ctx)
+	data, err := s.conn.OpenLane(ctx)
 	if err != nil {
 		return fmt.Errorf("open data stream: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { data.CancelWrite(quic.StreamErrorCode(CodeWithdrawn)) })
+	stop := context.AfterFunc(ctx, data.Cancel)
 	defer stop()
 	w := &deltaWriter{ctx: ctx, s: s, o: o, data: data, buf: make([]byte, chunkBytes)}
 	_, err = data.Write(streamHeader{o.number, o.group.Source.Identity()}.encode())
@@ -182,7 +181,7 @@ func (s *sender) writeDelta(ctx context.Context, o *opening, d Delta, at journal
 	if err == nil {
 		return data.Close()
 	}
-	data.CancelWrite(quic.StreamErrorCode(CodeLocal))
+	data.Cancel()
 	select {
 	case m := <-o.replies: // why it does not go on tells more than that
 		if no, ok := m.body.(*refuse); ok {
@@ -198,7 +197,7 @@ type deltaWriter struct {
 	ctx   context.Context
 	s     *sender
 	o     *opening
-	data  *quic.SendStream
+	data  transport.SendLane
 	buf   []byte
 	total uint64
 	err   error // of the connection
@@ -346,15 +345,15 @@ func (in *inbound) takeDelta(ctx context.Context, replica Replica, of *offer) (j
 	defer l.Close()
 	at := l.Place()
 	in.send(in.number, in.id, &landingPlace{run: at.Run, epochs: uint32(at.Epochs)})
-	var data *quic.ReceiveStream
+	var data transport.ReceiveLane
 	select {
 	case data = <-in.data:
 	case <-ctx.Done():
 		return journal.Cursor{}, context.Cause(ctx)
 	}
-	stop := context.AfterFunc(ctx, func() { data.CancelRead(quic.StreamErrorCode(CodeShutdown)) })
+	stop := context.AfterFunc(ctx, data.Cancel)
 	defer stop()
-	defer data.CancelRead(quic.StreamErrorCode(CodeShutdown))
+	defer data.Cancel()
 	r := &deltaReader{r: data, moved: in.progressNow().carried}
 	c, err := l.Take(ctx, r, journal.DeltaEnd{Cursor: of.to, Time: of.time})
 	if r.err != nil && !errors.Is(r.err, ErrProtocol) {

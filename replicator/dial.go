@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"time"
 
-	"github.com/quic-go/quic-go"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // dialLoop keeps a connection to p while there are groups for it.
-func (r *Replicator) dialLoop(ctx context.Context, transport *quic.Transport, p *peer) error {
+func (r *Replicator) dialLoop(ctx context.Context, by transport.Transport, p *peer) error {
 	wait := backoff{first: r.o.RetryFirst, limit: r.o.RetryLimit}
 	for {
 		refreshed := r.refreshSignal()
@@ -24,7 +22,7 @@ func (r *Replicator) dialLoop(ctx context.Context, transport *quic.Transport, p 
 				return ctx.Err()
 			}
 		}
-		greeted, err := r.dial(ctx, transport, p)
+		greeted, err := r.dial(ctx, by, p)
 		for _, g := range r.groupsFor(p.Name) {
 			g.progress.enter(StateDisconnected, err)
 		}
@@ -50,24 +48,20 @@ func (r *Replicator) dialLoop(ctx context.Context, transport *quic.Transport, p 
 
 // dial connects once and replicates until the connection ends. greeted says
 // whether the peer was reached and spoke.
-func (r *Replicator) dial(ctx context.Context, transport *quic.Transport, p *peer) (greeted bool, err error) {
+func (r *Replicator) dial(ctx context.Context, by transport.Transport, p *peer) (greeted bool, err error) {
 	defer func() {
 		if err != nil {
 			err = r.explain(p.Name, err)
 		}
 	}()
-	addr, err := resolve(ctx, p.Address)
-	if err != nil {
-		return false, err
-	}
-	conn, err := transport.Dial(ctx, addr, dialTLS(r.cert, p.Name, p.pins()), quicConfig(r.o, false))
+	conn, err := by.Dial(ctx, p.Address, dialTLS(r.cert, p.Name, p.pins()))
 	if err != nil {
 		return false, fmt.Errorf("dial peer %s at %s: %w", p.Name, p.Address, err)
 	}
 	defer func() { closeLink(conn, err) }()
 	stop := context.AfterFunc(ctx, func() { closeLink(conn, context.Cause(ctx)) })
 	defer stop()
-	control, err := conn.OpenStreamSync(ctx)
+	control, err := conn.Control(ctx)
 	if err != nil {
 		return false, fmt.Errorf("open control stream to %s: %w", p.Name, err)
 	}
@@ -77,26 +71,4 @@ func (r *Replicator) dial(ctx context.Context, transport *quic.Transport, p *pee
 	}
 	r.o.Events.Connected(p.Name, conn.RemoteAddr(), true)
 	return true, newSender(l).run(ctx)
-}
-
-// resolve finds the UDP address of host:port.
-func resolve(ctx context.Context, address string) (*net.UDPAddr, error) {
-	host, service, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", address, err)
-	}
-	port, err := net.DefaultResolver.LookupPort(ctx, "udp", service)
-	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", address, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	ips, err := net.DefaultResolver.LookupIPAddr(ctx, host)
-	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", address, err)
-	}
-	if len(ips) == 0 {
-		return nil, fmt.Errorf("resolve %s: %w", address, errors.New("no address"))
-	}
-	return &net.UDPAddr{IP: ips[0].IP, Zone: ips[0].Zone, Port: port}, nil
 }

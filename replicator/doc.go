@@ -1,4 +1,5 @@
-// Package replicator moves the records of groups to peers, in order, over QUIC.
+// Package replicator moves the records of groups to peers, in order. What carries them
+// lies behind a seam: package transport, with QUIC as the one that is used.
 //
 // It promises (numbers as in the design): an acknowledgement means durable at the
 // peer, only durable records are sent, and the lag shown is never less than the

@@ -11,10 +11,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // A site that found damage asks a peer for the frame that holds a record, or for the
@@ -240,27 +239,26 @@ func (l *link) attend(ctx context.Context) error {
 		l.r.links = slices.DeleteFunc(l.r.links, func(x *link) bool { return x == l })
 	}()
 	for {
-		s, err := l.conn.AcceptStream(ctx)
+		s, err := l.conn.NextQuestion(ctx)
 		if err != nil {
 			return fmt.Errorf("accept question: %w", err)
 		}
 		if err := l.reply(ctx, s); err != nil { // one at a time: the rest waits in the stream limit
 			l.r.o.Log.Debug("question not answered", "peer", l.peer.Name, "err", err)
-			s.CancelRead(quic.StreamErrorCode(CodeProtocol))
-			s.CancelWrite(quic.StreamErrorCode(CodeProtocol))
+			s.Cancel()
 		}
 	}
 }
 
 // ask asks one question.
 func (l *link) ask(ctx context.Context, q question) ([]byte, error) {
-	s, err := l.conn.OpenStreamSync(ctx)
+	s, err := l.conn.Ask(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { s.CancelRead(quic.StreamErrorCode(CodeShutdown)) })
+	stop := context.AfterFunc(ctx, s.Cancel)
 	defer stop()
-	defer s.CancelRead(quic.StreamErrorCode(CodeShutdown))
+	defer s.Cancel()
 	if _, err := s.Write(q.encode()); err != nil {
 		return nil, fmt.Errorf("ask: %w", err)
 	}
@@ -282,7 +280,7 @@ func (l *link) ask(ctx context.Context, q question) ([]byte, error) {
 }
 
 // reply answers one question, at the rate that frames go to the peer.
-func (l *link) reply(ctx context.Context, s *quic.Stream) error {
+func (l *link) reply(ctx context.Context, s transport.Stream) error {
 	if err := s.SetReadDeadline(time.Now().Add(l.r.o.HandshakeTimeout)); err != nil {
 		return err
 	}
@@ -290,7 +288,7 @@ func (l *link) reply(ctx context.Context, s *quic.Stream) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { s.CancelWrite(quic.StreamErrorCode(CodeShutdown)) })
+	stop := context.AfterFunc(ctx, s.Cancel)
 	defer stop()
 	f, n, err := l.r.find(ctx, l.peer.Name, q)
 	if err != nil {

@@ -8,10 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // inbound is one opening of a group by a peer.
@@ -22,7 +22,7 @@ type inbound struct {
 	tenant, group string
 	theirs        site // the source's history
 	cancel        context.CancelCauseFunc
-	data          chan *quic.ReceiveStream
+	data          chan transport.ReceiveLane
 	offers        chan *offer
 	done          chan struct{} // closed when nothing is appended any more
 	wake          chan struct{} // there is something to acknowledge
@@ -213,10 +213,10 @@ func (a *arrival) Read(b []byte) (int, error) {
 }
 
 // frames appends what arrives on data, in order, straight from the stream.
-func (in *inbound) frames(ctx context.Context, replica Replica, data *quic.ReceiveStream) error {
-	stop := context.AfterFunc(ctx, func() { data.CancelRead(quic.StreamErrorCode(CodeShutdown)) })
+func (in *inbound) frames(ctx context.Context, replica Replica, data transport.ReceiveLane) error {
+	stop := context.AfterFunc(ctx, data.Cancel)
 	defer stop()
-	defer data.CancelRead(quic.StreamErrorCode(CodeShutdown))
+	defer data.Cancel()
 	p := in.progressNow()
 	for {
 		h, err := readFrameHeader(data, in.r.o.MaxFrameBytes)

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/quic-go/quic-go"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // Two sites come to know each other's keys by a token that a person carries from one
@@ -149,7 +149,7 @@ func (m *joined) pack(p *packer)   { p.text(m.site, maxNameBytes) }
 func (m *joined) unpack(p *parser) { m.site = p.text(maxNameBytes) }
 
 // receiveJoiner answers one caller with a token; nothing else is read from it.
-func (r *Replicator) receiveJoiner(ctx context.Context, conn *quic.Conn) {
+func (r *Replicator) receiveJoiner(ctx context.Context, conn transport.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	err := r.answerJoiner(ctx, conn)
@@ -159,14 +159,14 @@ func (r *Replicator) receiveJoiner(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	select {
-	case <-conn.Context().Done(): // it has heard
+	case <-conn.Done(): // it has heard
 	case <-ctx.Done():
 		closeLink(conn, nil)
 	}
 }
 
-func (r *Replicator) answerJoiner(ctx context.Context, conn *quic.Conn) error {
-	s, err := conn.AcceptStream(ctx)
+func (r *Replicator) answerJoiner(ctx context.Context, conn transport.Conn) error {
+	s, err := conn.Control(ctx)
 	if err != nil {
 		return fmt.Errorf("accept joining: %w", err)
 	}
@@ -181,7 +181,7 @@ func (r *Replicator) answerJoiner(ctx context.Context, conn *quic.Conn) error {
 	if !ok {
 		return fmt.Errorf("join: first message is none: %w", ErrProtocol)
 	}
-	err = r.o.Join(Joiner{Pin: shownPin(conn.ConnectionState().TLS), Secret: j.secret, Site: j.site, Address: j.address})
+	err = r.o.Join(Joiner{Pin: shownPin(conn.State()), Secret: j.secret, Site: j.site, Address: j.address})
 	var answer body = &joined{site: r.o.Site}
 	if err != nil {
 		answer = &bye{code: joinCode(err), text: clipText(err.Error(), maxTextBytes)}
@@ -196,7 +196,7 @@ func (r *Replicator) answerJoiner(ctx context.Context, conn *quic.Conn) error {
 	_ = s.Close() // the answer is on its way; the caller ends the connection
 	if err != nil {
 		select {
-		case <-conn.Context().Done():
+		case <-conn.Done():
 		case <-ctx.Done():
 		}
 	}
@@ -218,14 +218,14 @@ func (r *Replicator) Join(ctx context.Context, i Invite, address string) error {
 		return fmt.Errorf("join %s: %w at %s", i.Site, ErrInviteExpired, i.Expires.Format(time.RFC3339))
 	}
 	r.mu.Lock()
-	transport := r.transport
+	by := r.by
 	r.mu.Unlock()
-	if transport == nil {
+	if by == nil {
 		return fmt.Errorf("join %s: %w: this site's replicator does not run", i.Site, ErrNotConnected)
 	}
 	var errs []error
 	for _, a := range i.Addresses {
-		err := r.joinAt(ctx, transport, a, i, address)
+		err := r.joinAt(ctx, by, a, i, address)
 		var no *RefusedError
 		if err == nil || errors.As(err, &no) {
 			return err
@@ -235,16 +235,12 @@ func (r *Replicator) Join(ctx context.Context, i Invite, address string) error {
 	return fmt.Errorf("join %s: %w: %w", i.Site, ErrNotConnected, errors.Join(errs...))
 }
 
-func (r *Replicator) joinAt(ctx context.Context, transport *quic.Transport, at string, i Invite, address string) error {
+func (r *Replicator) joinAt(ctx context.Context, by transport.Transport, at string, i Invite, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	addr, err := resolve(ctx, at)
-	if err != nil {
-		return err
-	}
 	c := dialTLS(r.cert, i.Site, []Pin{i.Pin})
 	c.NextProtos = []string{alpnJoin}
-	conn, err := transport.Dial(ctx, addr, c, quicConfig(r.o, false))
+	conn, err := by.Dial(ctx, at, c)
 	if err != nil {
 		err = r.explain(i.Site, fmt.Errorf("dial %s: %w", at, err))
 		var no *RefusedError
@@ -254,7 +250,7 @@ func (r *Replicator) joinAt(ctx context.Context, transport *quic.Transport, at s
 		return err
 	}
 	defer closeLink(conn, nil)
-	s, err := conn.OpenStreamSync(ctx)
+	s, err := conn.Control(ctx)
 	if err == nil {
 		err = s.SetDeadline(time.Now().Add(joinTimeout))
 	}

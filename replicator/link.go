@@ -7,18 +7,18 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // link is one connection's control stream; both ends of it are alike.
 type link struct {
 	r       *Replicator
 	peer    *peer
-	conn    *quic.Conn
-	control *quic.Stream
+	conn    transport.Conn
+	control transport.Stream
 	out     *outbox
 	theirs  uint64 // compatible features of the peer, known once greeted
 
@@ -28,7 +28,7 @@ type link struct {
 	heard  time.Time // when the last message came
 }
 
-func newLink(r *Replicator, p *peer, conn *quic.Conn, control *quic.Stream) *link {
+func newLink(r *Replicator, p *peer, conn transport.Conn, control transport.Stream) *link {
 	return &link{r: r, peer: p, conn: conn, control: control, out: newOutbox(), heard: r.o.Now()}
 }
 
@@ -194,7 +194,7 @@ func (l *link) pingLoop(ctx context.Context) error {
 }
 
 // closeLink closes the connection with the code that err stands for.
-func closeLink(conn *quic.Conn, err error) {
+func closeLink(conn transport.Conn, err error) {
 	code, text := CodeShutdown, "replicator ends"
 	var refused *RefusedError
 	switch {
@@ -209,7 +209,7 @@ func closeLink(conn *quic.Conn, err error) {
 	case errors.Is(err, ErrRevoked):
 		code, text = CodeRevoked, err.Error()
 	}
-	_ = conn.CloseWithError(quic.ApplicationErrorCode(code), clipText(text, 200)) // nil or already closed
+	conn.Close(uint16(code), clipText(text, 200))
 }
 
 // clipText shortens s to at most n bytes of valid UTF-8.
@@ -226,18 +226,17 @@ func clipText(s string, n int) string {
 	return s
 }
 
-// explain turns what QUIC says of a connection's end into our own errors.
+// explain turns what a transport says of a connection's end into our own errors.
 func (r *Replicator) explain(peer string, err error) error {
 	var pin *PinError
 	if errors.As(err, &pin) {
 		return pin
 	}
-	var app *quic.ApplicationError
-	if errors.As(err, &app) && app.Remote {
-		return &RefusedError{Peer: peer, Code: Code(app.ErrorCode), Text: app.ErrorMessage}
+	var closed *transport.ClosedError
+	if errors.As(err, &closed) {
+		return &RefusedError{Peer: peer, Code: Code(closed.Code), Text: closed.Text}
 	}
-	var transport *quic.TransportError
-	if errors.As(err, &transport) && transport.Remote && transport.ErrorCode.IsCryptoError() {
+	if errors.Is(err, transport.ErrUntrusted) {
 		text := fmt.Sprintf("the peer does not accept this site's key; its configuration must name pin %s", r.o.Identity.Pin())
 		return &RefusedError{Peer: peer, Code: CodeUnpinned, Text: text}
 	}

@@ -2,11 +2,13 @@ package replicator
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // Peer is another site, known by its key. An address is only where to look for it.
@@ -68,6 +70,9 @@ type Options struct {
 	WindowBytes       int64         // bytes in flight per group, our memory for it; 8 MiB
 	MaxFrameBytes     int64         // frames announced larger are refused; 1 GiB
 
+	// Transport opens what carries sessions; nil: QUIC over UDP. Tests put another in its place.
+	Transport func(transport.Options) (transport.Transport, error)
+
 	Events Events
 	Log    *slog.Logger
 	Now    func() time.Time // time.Now; must carry a monotonic reading
@@ -88,6 +93,15 @@ func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Transport == nil {
+		o.Transport = func(t transport.Options) (transport.Transport, error) {
+			q, err := transport.NewQUIC(t)
+			if err != nil {
+				return nil, err
+			}
+			return q, nil
+		}
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -106,6 +120,16 @@ func (o Options) withDefaults() Options {
 	o.WindowBytes = cmp.Or(o.WindowBytes, 8<<20)
 	o.MaxFrameBytes = cmp.Or(o.MaxFrameBytes, 1<<30)
 	return o
+}
+
+// wantUDPBufferBytes is what quic-go asks of the kernel (its wiki page "UDP Buffer Sizes").
+const wantUDPBufferBytes = 7 << 20
+
+// forTransport are the options of a transport that callers reach through accept.
+func (o Options) forTransport(accept *tls.Config) transport.Options {
+	return transport.Options{Listen: o.Listen, Accept: accept, HandshakeTimeout: o.HandshakeTimeout, IdleTimeout: o.IdleTimeout,
+		LaneBytes: o.WindowBytes, MaxLanes: o.MaxGroups, MaxQuestions: maxQuestions,
+		ResetKey: o.Identity.derived("stateless reset"), TokenKey: o.Identity.derived("address token")}
 }
 
 func (o Options) validate() error {

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/quic-go/quic-go"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // peer is one that is configured. It does not change: other keys or another address
@@ -110,7 +110,7 @@ func (r *Replicator) peerByPin(pin Pin) *peer {
 }
 
 // dialPeers runs one dial loop for each peer that has an address, and follows SetPeers.
-func (r *Replicator) dialPeers(ctx context.Context, transport *quic.Transport) error {
+func (r *Replicator) dialPeers(ctx context.Context, by transport.Transport) error {
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	running := map[*peer]bool{}
@@ -124,7 +124,7 @@ func (r *Replicator) dialPeers(ctx context.Context, transport *quic.Transport) e
 			loops.Go(func() {
 				ctx, stop := until(ctx, p)
 				defer stop()
-				_ = r.dialLoop(ctx, transport, p) // it ends with ctx alone
+				_ = r.dialLoop(ctx, by, p) // it ends with ctx alone
 			})
 		}
 		for p := range running {

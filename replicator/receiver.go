@@ -7,10 +7,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // receiver takes a peer's groups over one connection that the peer dialled.
@@ -91,7 +91,7 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
-		theirs: site{b.branches, b.head}, data: make(chan *quic.ReceiveStream, 1), offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+		theirs: site{b.branches, b.head}, data: make(chan transport.ReceiveLane, 1), offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	v.opens.byNumber[e.open] = in
 	sessions.Go(func() {
 		defer cancel(nil)
@@ -116,20 +116,20 @@ func (v *receiver) measured(o offset) {
 // streamLoop hands each data stream to the opening that its header names.
 func (v *receiver) streamLoop(ctx context.Context, sessions *sync.WaitGroup) error {
 	for {
-		data, err := v.conn.AcceptUniStream(ctx)
+		data, err := v.conn.NextLane(ctx)
 		if err != nil {
 			return fmt.Errorf("accept data stream: %w", err)
 		}
 		sessions.Go(func() {
 			if err := v.route(data); err != nil {
 				v.r.o.Log.Debug("data stream dropped", "peer", v.peer.Name, "err", err)
-				data.CancelRead(quic.StreamErrorCode(CodeProtocol))
+				data.Cancel()
 			}
 		})
 	}
 }
 
-func (v *receiver) route(data *quic.ReceiveStream) error {
+func (v *receiver) route(data transport.ReceiveLane) error {
 	if err := data.SetReadDeadline(time.Now().Add(v.r.o.HandshakeTimeout)); err != nil {
 		return err
 	}

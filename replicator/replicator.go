@@ -13,11 +13,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // Replicator moves records of groups to peers, and takes those of peers. All
@@ -32,7 +32,7 @@ type Replicator struct {
 	mu        sync.Mutex // guards all below
 	peers     []*peer    // as configured
 	addr      net.Addr
-	transport *quic.Transport // while Run runs
+	by        transport.Transport // while Run runs
 	outbound  map[outKey]*outgroup
 	inbound   map[inKey]*progress
 	receiving map[journal.Identity]*inbound // the session that appends
@@ -87,39 +87,28 @@ func New(o Options) (*Replicator, error) {
 // Run replicates until ctx ends, then returns nil; it returns an error when it
 // cannot listen. It owns every goroutine of the package.
 func (r *Replicator) Run(ctx context.Context) error {
-	transport, conn, err := bind(r.o)
+	known := func(p Pin) bool { return r.peerByPin(p) != nil }
+	by, err := r.o.Transport(r.o.forTransport(listenTLS(r.cert, known, r.o.Inviting, r.unpinned)))
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	defer transport.Close()
+	defer by.Close() // nil, or of sockets that nobody uses any more
 	defer func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.transport = nil
+		r.by = nil
 	}()
-	var listener *quic.Listener
-	if r.o.Listen != "" {
-		known := func(p Pin) bool { return r.peerByPin(p) != nil }
-		listener, err = transport.Listen(listenTLS(r.cert, known, r.o.Inviting, r.unpinned), quicConfig(r.o, true))
-		if err != nil {
-			return fmt.Errorf("listen on %s: %w", r.o.Listen, err)
-		}
-		defer listener.Close()
-	}
 	r.mu.Lock()
-	r.addr, r.transport = conn.LocalAddr(), transport
+	r.addr, r.by = by.Addr(), by
 	r.mu.Unlock()
-	r.o.Events.Listening(conn.LocalAddr())
+	r.o.Events.Listening(by.Addr())
 	r.Refresh()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.sampleLoop(ctx) })
 	g.Go(func() error { return r.limitLoop(ctx) })
-	if listener != nil {
-		g.Go(func() error { return r.acceptLoop(ctx, listener) })
-	}
-	g.Go(func() error { return r.dialPeers(ctx, transport) })
-	r.checkBuffers(conn) // after the transport asked the kernel for its wish
+	g.Go(func() error { return r.acceptLoop(ctx, by) })
+	g.Go(func() error { return r.dialPeers(ctx, by) })
+	r.checkBuffers(by) // after the transport asked the kernel for its wish
 	<-ctx.Done()
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -133,8 +122,15 @@ func (r *Replicator) unpinned(err *PinError) {
 	r.o.Events.Unpinned(err)
 }
 
-func (r *Replicator) checkBuffers(conn *net.UDPConn) {
-	receive, send, err := udpBuffers(conn)
+// checkBuffers says so when the kernel grants a transport smaller buffers than it wants.
+func (r *Replicator) checkBuffers(by transport.Transport) {
+	b, ok := by.(interface {
+		Buffers() (receive, send int, err error)
+	})
+	if !ok {
+		return
+	}
+	receive, send, err := b.Buffers()
 	if err != nil {
 		r.o.Log.Warn("UDP buffers unknown", "err", err)
 		return

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"github.com/novacron/afterimage/journal"
 )
 
@@ -182,13 +180,13 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 	if err := s.reaches(g, f, err); err != nil {
 		return err
 	}
-	data, err := s.conn.OpenUniStreamSync(ctx)
+	data, err := s.conn.OpenLane(ctx)
 	if err != nil {
 		return fmt.Errorf("open data stream: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { data.CancelWrite(quic.StreamErrorCode(CodeWithdrawn)) })
+	stop := context.AfterFunc(ctx, data.Cancel)
 	defer stop()
-	defer data.CancelWrite(quic.StreamErrorCode(CodeLocal)) // frames never end by themselves
+	defer data.Cancel() // frames never end by themselves
 	if _, err := data.Write(streamHeader{o.number, g.Source.Identity()}.encode()); err != nil {
 		return fmt.Errorf("write data stream: %w", err)
 	}
