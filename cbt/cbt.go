@@ -129,6 +129,7 @@ const (
 	CauseBitmapUntrusted Cause = "bitmap-untrusted"  // no trusted bitmap: everything is read again
 	CauseLost            Cause = "history-lost"      // records that were durable are lost; a person accepted it
 	CauseMachine         Cause = "machine-not-there" // no QMP socket answers
+	CauseCycle           Cause = "between-cycles"    // bitmap capture: a closed cycle is one point
 )
 
 // EventKind is what happened to a volume.

@@ -36,6 +36,10 @@ type VolumeStatus struct {
 	Cause  Cause     // of the newest break, empty if there was none
 	Detail string    // of the newest break, for people
 
+	Mode      Mode
+	ModeSince time.Time
+	ModeWhy   string // why it is in this mode, where there is more to say than its name
+
 	Resync Resync // the newest one, also while it runs
 }
 

@@ -2,39 +2,157 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
-	"github.com/novacron/afterimage/cbt/qmp"
+	"github.com/novacron/afterimage/cbt/mode"
 )
 
-// prepare clears what an earlier attachment left in the machine and checks that
-// the node is what the volume believes it to be.
-func (m *machine) prepare(ctx context.Context, d *disk) (func(*tap) attached, error) {
-	if err := d.sweep(ctx, m); err != nil {
-		return nil, fmt.Errorf("clear an earlier tap: %w", err)
+// way is what differs between the ways in which a tap gets into a machine.
+type way interface {
+	// judge says what tells the part of the disk that the sink may not know.
+	judge(ctx context.Context) (mode.Verdict, error)
+	// listen returns a channel that is signalled when something may have happened
+	// to the tap's job.
+	listen() (woken <-chan struct{}, leave func())
+	// start makes the machine send every write, which it does once ready says so.
+	start(ctx context.Context) error
+	ready(ctx context.Context) (bool, error)
+	// bring makes the sink durably know what the disk holds.
+	bring(ctx context.Context, a *attachment, found mode.Verdict) error
+	// check makes sure that the machine still sends every write.
+	check(ctx context.Context) error
+	// rotate bounds what the next break will cost.
+	rotate(ctx context.Context) error
+	// remove takes the tap, which drains, out of the machine.
+	remove(ctx context.Context)
+}
+
+var (
+	_ way = (*mirror)(nil)
+	_ way = (*copying)(nil)
+)
+
+// attachment is one tap inside the machine, from its beginning to its end.
+type attachment struct {
+	disk   *disk
+	tap    *tap
+	link   link
+	way    way
+	woken  <-chan struct{}
+	synced time.Time // zero until then
+}
+
+// run puts the tap in, brings the sink to what the disk holds, and holds until the
+// tap ends; the error says why. The rules of package mode agree to every step.
+func (a *attachment) run(ctx context.Context) error {
+	d, t := a.disk, a.tap
+	found, err := a.way.judge(ctx)
+	if err != nil {
+		return err
 	}
-	node := d.conf.Node
-	if d.conf.Find != nil {
-		var err error
-		if node, err = d.conf.Find(ctx, m.Monitor); err != nil {
-			return nil, fmt.Errorf("find node: %w", err)
+	if err := d.advance(mode.Event{Kind: mode.Judged, Trusted: found.Trusted, Why: found.Why}); err != nil {
+		return err
+	}
+	var leave func()
+	a.woken, leave = a.way.listen()
+	defer leave()
+	if err := a.way.start(ctx); err != nil {
+		return err
+	}
+	const patience = 10 * time.Second
+	if err := a.await(ctx, patience, a.way.ready); err != nil {
+		return err
+	}
+	if err := d.advance(mode.Event{Kind: mode.Tapped}); err != nil {
+		return err
+	}
+	if err := a.way.bring(ctx, a, found); err != nil {
+		return err
+	}
+	if err := d.advance(mode.Event{Kind: mode.Brought}); err != nil {
+		return err
+	}
+	if err := a.check(ctx); err != nil {
+		return err
+	}
+	if err := d.advance(mode.Event{Kind: mode.Mark}); err != nil {
+		return err
+	}
+	if err := t.markSynced(); err != nil {
+		return err
+	}
+	a.synced = time.Now()
+	d.opts.Log.Info("synced", "volume", d.conf.Volume.Name)
+	return a.hold(ctx)
+}
+
+// await returns once ok does, or says why that cannot be; patience 0 has no end.
+func (a *attachment) await(ctx context.Context, patience time.Duration, ok func(context.Context) (bool, error)) error {
+	const look = 50 * time.Millisecond
+	if patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, patience, fmt.Errorf("the tap was not ready after %v", patience))
+		defer cancel()
+	}
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		if yes, err := ok(ctx); err != nil || yes {
+			return err
+		}
+		select {
+		case <-a.woken:
+		case <-tick.C:
+		case <-a.tap.live.Done():
+			return context.Cause(a.tap.live)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-a.link.Done():
+			return a.link.Err()
 		}
 	}
-	n, err := m.node(ctx, node)
-	if err != nil {
-		return nil, err
+}
+
+// check makes sure that every write arrives, and has.
+func (a *attachment) check(ctx context.Context) error {
+	err := a.way.check(ctx)
+	if a.tap.live.Err() != nil {
+		return context.Cause(a.tap.live)
 	}
-	if n.ReadOnly {
-		return nil, fmt.Errorf("%w: node %q is read-only; after a snapshot the guest writes to another one", ErrNode, n.Name)
+	return err
+}
+
+// hold keeps the volume synced until the tap ends.
+func (a *attachment) hold(ctx context.Context) error {
+	const look = 2 * time.Second
+	o := a.disk.opts
+	poll := time.NewTicker(look)
+	defer poll.Stop()
+	rotate := time.NewTimer(min(2*ageBeforeOlderDrops*o.StallBudget, o.Rotate))
+	defer rotate.Stop()
+	for {
+		do := a.check
+		select {
+		case <-a.tap.live.Done():
+			return context.Cause(a.tap.live)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-a.link.Done():
+			return a.link.Err()
+		case <-a.woken:
+		case <-poll.C:
+		case <-o.faults.rotateNow:
+			do = a.way.rotate
+		case <-rotate.C:
+			do = a.way.rotate
+			rotate.Reset(o.Rotate)
+		}
+		if err := do(ctx); err != nil {
+			return err
+		}
 	}
-	if err := d.agree(ctx, n.Image.VirtualSize); err != nil {
-		return nil, err
-	}
-	return func(t *tap) attached { return &attachment{disk: d, machine: m, tap: t, node: n} }, nil
 }
 
 // agree makes size the volume's, if the owner has nothing against it.
@@ -56,212 +174,4 @@ func (d *disk) agree(ctx context.Context, size int64) error {
 	d.volume = v
 	d.mu.Unlock()
 	return nil
-}
-
-// sweep removes jobs, exports and nodes of ours that outlived their attachment.
-func (d *disk) sweep(ctx context.Context, m *machine) error {
-	id := d.conf.Volume.ID
-	exports, err := m.exports(ctx)
-	if err != nil {
-		return err
-	}
-	for _, x := range exports {
-		if isOurs(id, x) {
-			if err := m.deleteExport(ctx, x); err != nil && !qmp.IsRefused(err) {
-				return err
-			}
-		}
-	}
-	jobs, err := m.jobs(ctx)
-	if err != nil {
-		return err
-	}
-	for _, j := range jobs {
-		if !isOurs(id, j.ID) {
-			continue
-		}
-		// Another process may serve it, and be a stopped one, which would freeze
-		// a cancel. What this process made it drains itself.
-		if d.made != j.ID {
-			if err := m.yank(ctx, j.ID); err != nil && m.Err() != nil {
-				return err
-			}
-		}
-		if err := m.endJob(ctx, j.ID); err != nil {
-			return err
-		}
-	}
-	nodes, err := m.nodes(ctx)
-	if err != nil {
-		return err
-	}
-	for _, n := range nodes {
-		if isOurs(id, n.Name) {
-			if err := m.deleteNode(ctx, n.Name); err != nil && !qmp.IsRefused(err) {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// attachment is one tap inside the machine.
-type attachment struct {
-	disk    *disk
-	machine *machine
-	tap     *tap
-	node    nodeInfo
-
-	bitmaps []string  // the delta's, oldest first
-	newest  time.Time // when the newest of them was added
-	synced  time.Time // zero until then
-}
-
-// run puts the tap in, resyncs, and holds until it ends; the error says why.
-func (a *attachment) run(ctx context.Context) error {
-	d, m, t := a.disk, a.machine, a.tap
-	found, err := a.trust(ctx)
-	if err != nil {
-		return err
-	}
-	d.made = t.node
-	d.tracker.announce()
-	if err := m.addTarget(ctx, t.node, d.opts.captureSocket(), t.export); err != nil {
-		return fmt.Errorf("add capture node: %w", err)
-	}
-	woken, leave := m.listen(t.node)
-	defer leave()
-	if err := m.mirror(ctx, t.node, a.node.Name, t.node); err != nil {
-		return fmt.Errorf("start mirror: %w", err)
-	}
-	if err := a.ready(ctx, woken); err != nil {
-		return err
-	}
-	d.advance(stepTapped)
-	if err := a.resync(ctx, found); err != nil {
-		return err
-	}
-	if err := a.settleBitmaps(ctx); err != nil {
-		return err
-	}
-	if err := a.check(ctx); err != nil {
-		return err
-	}
-	if err := t.markSynced(); err != nil {
-		return err
-	}
-	a.synced = time.Now()
-	d.advance(stepSynced)
-	d.opts.Log.Info("synced", "volume", d.conf.Volume.Name)
-	return a.hold(ctx, woken)
-}
-
-// trust settles which bitmaps tell the delta; without any it begins a new one.
-func (a *attachment) trust(ctx context.Context) (verdict, error) {
-	d, m := a.disk, a.machine
-	var mem remembered
-	known, err := d.opts.Memory.Recall(memoryKey(d.conf.Volume.ID), &mem)
-	if err != nil {
-		return verdict{}, fmt.Errorf("recall bitmaps: %w", err)
-	}
-	found := judge(d.conf.Volume.ID, mem, known, a.node)
-	if mem.Granularity != d.opts.Granularity && found.trusted {
-		found = verdict{why: "the configured granularity is another", remove: append(found.remove, found.keep...)}
-	}
-	if found.busy {
-		return found, fmt.Errorf("%w: %s", errBitmapBusy, found.why)
-	}
-	for _, name := range found.remove {
-		if err := m.removeBitmap(ctx, a.node.Name, name); err != nil {
-			return found, fmt.Errorf("remove bitmap %s: %w", name, err)
-		}
-	}
-	if a.bitmaps = found.keep; found.trusted {
-		return found, nil
-	}
-	d.opts.Log.Info("full read", "volume", d.conf.Volume.Name, "reason", found.why)
-	return found, a.addBitmap(ctx)
-}
-
-// addBitmap begins one more bitmap. It says nothing to Memory.
-func (a *attachment) addBitmap(ctx context.Context) error {
-	name := freshName(a.disk.conf.Volume.ID, "b")
-	persistent := a.disk.conf.Persistent && a.node.Driver == "qcow2"
-	if err := a.machine.addBitmap(ctx, a.node.Name, name, a.disk.opts.Granularity, persistent, false); err != nil {
-		return fmt.Errorf("add bitmap: %w", err)
-	}
-	a.bitmaps = append(a.bitmaps[:len(a.bitmaps):len(a.bitmaps)], name)
-	a.newest = time.Now()
-	return nil
-}
-
-// ready waits until the mirror job says so.
-func (a *attachment) ready(ctx context.Context, woken <-chan struct{}) error {
-	const patience = 10 * time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the mirror was not ready after %v", patience))
-	defer cancel()
-	for {
-		j, err := a.job(ctx)
-		if err != nil {
-			return err
-		}
-		if j.Ready {
-			return nil
-		}
-		select {
-		case <-woken:
-		case <-a.tap.live.Done():
-			return context.Cause(a.tap.live)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-a.machine.Done():
-			return a.machine.Err()
-		}
-	}
-}
-
-// job is the mirror job, or the reason why there is none.
-func (a *attachment) job(ctx context.Context) (*jobInfo, error) {
-	j, err := a.machine.job(ctx, a.tap.node)
-	if err != nil {
-		return nil, err
-	}
-	if j != nil && (j.IOStatus == "" || j.IOStatus == "ok") && j.Error == "" {
-		return j, nil
-	}
-	why := a.machine.jobError(a.tap.node)
-	if j != nil && why == "" {
-		why = strings.TrimSpace(j.IOStatus + " " + j.Error)
-	}
-	if why == "" {
-		return nil, breakage(cbt.CauseTapEnded, errJobEnded)
-	}
-	return nil, breakage(cbt.CauseTapError, fmt.Errorf("%w: %s", errJobEnded, why))
-}
-
-// check makes sure that the job runs, is ready, and has seen no error.
-func (a *attachment) check(ctx context.Context) error {
-	j, err := a.job(ctx)
-	if err == nil && !j.Ready {
-		err = breakage(cbt.CauseTapError, errors.New("the mirror is not ready any more"))
-	}
-	if err == nil && a.tap.live.Err() != nil {
-		err = context.Cause(a.tap.live)
-	}
-	return err
-}
-
-func (a *attachment) since() time.Time { return a.synced }
-
-// remove takes everything but the bitmaps out of the machine. The tap has let
-// go and drains, so that the job ends in order.
-func (a *attachment) remove(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
-	defer cancel()
-	if a.machine.Err() != nil {
-		return
-	}
-	if err := a.disk.sweep(ctx, a.machine); err != nil {
-		a.disk.opts.Log.Warn("remove tap", "volume", a.disk.conf.Volume.Name, "error", err)
-	}
 }

@@ -13,6 +13,9 @@ import (
 // while writes to it wait.
 const zeroedAtOnce = 16 << 20
 
+// wholeCopy is why an attachment by a copy reads everything.
+const wholeCopy = "a copy begins with the whole disk"
+
 // comparison drops, from what arrives while a copy sends the disk whole, the
 // cells that the head has already.
 //
@@ -38,7 +41,7 @@ func (t *tap) compareWith(size int64, show func(cbt.Resync)) {
 	t.comparing, t.complete = c, true
 	t.mu.Unlock()
 	c.account(func(r *cbt.Resync) {
-		*r = cbt.Resync{Full: true, Why: "a copy begins with the whole disk", BytesToRead: size, Began: time.Now()}
+		*r = cbt.Resync{Full: true, Why: wholeCopy, BytesToRead: size, Began: time.Now()}
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/mode"
 )
 
 // Copier taps disks by copies that the machine's manager makes and owns. Such a
@@ -58,7 +59,7 @@ func (c *copies) yank(context.Context, string) error {
 	return errNoYank
 }
 
-func (c *copies) prepare(ctx context.Context, d *disk) (func(*tap) attached, error) {
+func (c *copies) prepare(ctx context.Context, d *disk) (func(*tap) *attachment, error) {
 	if err := c.clear(ctx, d); err != nil {
 		return nil, fmt.Errorf("clear an earlier tap: %w", err)
 	}
@@ -73,7 +74,9 @@ func (c *copies) prepare(ctx context.Context, d *disk) (func(*tap) attached, err
 	if err := Forget(d.opts.Memory, d.conf.Volume.ID); err != nil {
 		return nil, err
 	}
-	return func(t *tap) attached { return &copying{disk: d, copies: c, tap: t} }, nil
+	return func(t *tap) *attachment {
+		return &attachment{disk: d, tap: t, link: c, way: &copying{disk: d, copies: c, tap: t}}
+	}, nil
 }
 
 // clear ends a copy of ours that outlived its attachment and waits until it is
@@ -107,111 +110,79 @@ func (c *copies) clear(ctx context.Context, d *disk) error {
 	}
 }
 
-// copying is an attachment by a copy.
+// copying is the way by a copy. Until it has sent all, what arrives may be the disk's
+// old content as well as a write: it is compared with the head, and what differs is
+// recorded. Then every write is.
 type copying struct {
 	disk   *disk
 	copies *copies
 	tap    *tap
-	synced time.Time
 }
 
-func (a *copying) since() time.Time { return a.synced }
+func (w *copying) judge(context.Context) (mode.Verdict, error) {
+	return mode.Verdict{Why: wholeCopy}, nil
+}
 
-// run begins the copy. Until it has sent all, what arrives may be the disk's old
-// content as well as a write: it is compared with the head, and what differs is
-// recorded. Then every write is.
-func (a *copying) run(ctx context.Context) error {
-	d, t := a.disk, a.tap
+func (w *copying) listen() (<-chan struct{}, func()) {
+	return w.copies.Woken(w.disk.conf.Node), func() {}
+}
+
+func (w *copying) start(ctx context.Context) error {
+	d, t := w.disk, w.tap
 	t.compareWith(t.volume.Size, func(c cbt.Resync) {
 		d.mu.Lock()
 		d.status.Resync = c
 		d.mu.Unlock()
 	})
 	d.tracker.announce()
-	woken := a.copies.Woken(d.conf.Node)
-	if err := a.copies.Begin(ctx, d.conf.Node, d.opts.captureSocket(), t.export); err != nil {
+	if err := w.copies.Begin(ctx, d.conf.Node, d.opts.captureSocket(), t.export); err != nil {
 		return fmt.Errorf("begin copy: %w", err)
 	}
-	d.advance(stepTapped)
-	// Ready twice, with nothing having failed in between: the manager tells of a
-	// job's progress, and a job that fails is seen as none.
+	return nil
+}
+
+// ready is at once: a copy sends every write from its beginning.
+func (w *copying) ready(context.Context) (bool, error) { return true, nil }
+
+// bring waits until the copy has sent all. It is asked twice, with nothing having
+// failed in between: a job that fails is seen as none.
+func (w *copying) bring(ctx context.Context, a *attachment, _ mode.Verdict) error {
+	sent := func(ctx context.Context) (bool, error) {
+		s, err := w.state(ctx)
+		return s == CopyReady, err
+	}
 	for range 2 {
-		if err := a.await(ctx, woken, CopyReady); err != nil {
+		if err := a.await(ctx, 0, sent); err != nil {
 			return err
 		}
 	}
-	if err := t.endComparing(ctx); err != nil {
+	if err := w.tap.endComparing(ctx); err != nil {
 		return err
 	}
-	if err := d.opts.Sink.WaitDurable(ctx); err != nil {
-		return t.journalBreak(err)
+	if err := w.disk.opts.Sink.WaitDurable(ctx); err != nil {
+		return w.tap.journalBreak(err)
 	}
-	if err := a.await(ctx, woken, CopyReady); err != nil {
-		return err
-	}
-	if err := t.markSynced(); err != nil {
-		return err
-	}
-	a.synced = time.Now()
-	d.advance(stepSynced)
-	d.opts.Log.Info("synced", "volume", d.conf.Volume.Name)
-	return a.hold(ctx, woken)
+	return a.await(ctx, 0, sent)
 }
 
-// await returns once the copy is in state want; a copy that has gone, or the end
-// of the tap, is an error.
-func (a *copying) await(ctx context.Context, woken <-chan struct{}, want CopyState) error {
-	const look = 50 * time.Millisecond
-	tick := time.NewTicker(look)
-	defer tick.Stop()
-	for {
-		s, err := a.state(ctx)
-		if err != nil || s == want {
-			return err
-		}
-		select {
-		case <-woken:
-		case <-tick.C:
-		case <-a.tap.live.Done():
-			return context.Cause(a.tap.live)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-a.copies.Done():
-			return a.copies.Err()
-		}
-	}
+// check accepts a copy that somebody is just ending: until it has ended every write
+// arrives, and then it is seen as none.
+func (w *copying) check(ctx context.Context) error {
+	_, err := w.state(ctx)
+	return err
 }
 
-// hold keeps the volume synced until the copy or the tap ends.
-func (a *copying) hold(ctx context.Context, woken <-chan struct{}) error {
-	const look = 2 * time.Second
-	poll := time.NewTicker(look)
-	defer poll.Stop()
-	for {
-		select {
-		case <-a.tap.live.Done():
-			return context.Cause(a.tap.live)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-a.copies.Done():
-			return a.copies.Err()
-		case <-woken:
-		case <-poll.C:
-		}
-		if _, err := a.state(ctx); err != nil {
-			return err
-		}
-	}
-}
+// rotate has nothing to do: every break costs the whole disk.
+func (w *copying) rotate(context.Context) error { return nil }
 
 // state is the copy's, or why there is none of ours.
-func (a *copying) state(ctx context.Context) (CopyState, error) {
-	s, err := a.copies.Copied(ctx, a.disk.conf.Node, a.disk.opts.captureSocket())
+func (w *copying) state(ctx context.Context) (CopyState, error) {
+	s, err := w.copies.Copied(ctx, w.disk.conf.Node, w.disk.opts.captureSocket())
 	switch {
 	case err != nil:
 		return s, err
-	case a.tap.live.Err() != nil:
-		return s, context.Cause(a.tap.live)
+	case w.tap.live.Err() != nil:
+		return s, context.Cause(w.tap.live)
 	case s == CopyNone || s == CopyForeign:
 		return s, breakage(cbt.CauseTapEnded, errJobEnded)
 	}
@@ -219,13 +190,13 @@ func (a *copying) state(ctx context.Context) (CopyState, error) {
 }
 
 // remove ends the copy in order, while the tap drains.
-func (a *copying) remove(ctx context.Context) {
+func (w *copying) remove(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
 	defer cancel()
-	if a.copies.Err() != nil {
+	if w.copies.Err() != nil {
 		return
 	}
-	if err := a.copies.clear(ctx, a.disk); err != nil {
-		a.disk.opts.Log.Warn("remove tap", "volume", a.disk.conf.Volume.Name, "error", err)
+	if err := w.copies.clear(ctx, w.disk); err != nil {
+		w.disk.opts.Log.Warn("remove tap", "volume", w.disk.conf.Volume.Name, "error", err)
 	}
 }

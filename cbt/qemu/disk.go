@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/mode"
 )
 
 // disk is one volume of a tracker. Its attachments follow one another in follow.
@@ -20,15 +21,18 @@ type disk struct {
 
 	mu       sync.Mutex // guards what follows
 	volume   cbt.Volume // conf.Volume, with the size that was last agreed on
-	progress progress
+	standing mode.State
 	status   cbt.VolumeStatus
 	leaving  bool // the tracker ends: a break is a detachment
 }
 
 func newDisk(t *Tracker, conf Disk) *disk {
-	d := &disk{tracker: t, opts: &t.opts, conf: conf, volume: conf.Volume, progress: progress{state: cbt.StateDetached}}
-	d.status = cbt.VolumeStatus{Volume: conf.Volume, State: cbt.StateDetached, Since: time.Now()}
+	d := &disk{tracker: t, opts: &t.opts, conf: conf, volume: conf.Volume}
+	d.status = cbt.VolumeStatus{Volume: conf.Volume, State: cbt.StateDetached, Since: time.Now(), Mode: cbt.ModeNone, ModeSince: time.Now()}
 	d.gaps = newGaps(t.opts.Sink, t.opts.Gate, func(due gapDue) {
+		d.mu.Lock()
+		d.standing, _, _ = d.standing.Next(mode.Event{Kind: mode.GapTold})
+		d.mu.Unlock()
 		if f := t.opts.Events.GapRecorded; f != nil {
 			f(conf.Volume.ID, due.event.Cause, time.Since(due.since))
 		}
@@ -42,20 +46,31 @@ func (d *disk) snapshot() cbt.VolumeStatus {
 	return d.status
 }
 
-// advance makes a step that is no break.
-func (d *disk) advance(kind stepKind) {
+// advance takes an event that is no break. One that the rules refuse, such as a mark
+// while something is missing, ends the attachment.
+func (d *disk) advance(e mode.Event) error {
 	d.mu.Lock()
-	d.progress, _ = d.progress.step(kind, "", false)
+	next, _, err := d.standing.Next(e)
+	if err != nil {
+		d.mu.Unlock()
+		return err
+	}
+	d.standing = next
 	st := d.showState()
 	d.mu.Unlock()
 	d.tell(st)
+	return nil
 }
 
-// showState copies progress into the status; d.mu is held.
+// showState copies where the volume stands into the status; d.mu is held.
 func (d *disk) showState() cbt.VolumeStatus {
-	if d.status.State != d.progress.state {
-		d.status.State, d.status.Since = d.progress.state, time.Now()
+	if d.status.State != d.standing.Phase {
+		d.status.State, d.status.Since = d.standing.Phase, time.Now()
 	}
+	if d.status.Mode != d.standing.Mode {
+		d.status.Mode, d.status.ModeSince = d.standing.Mode, time.Now()
+	}
+	d.status.ModeWhy = d.standing.Why
 	d.status.Volume = d.volume
 	return d.status
 }
@@ -70,13 +85,17 @@ func (d *disk) tell(st cbt.VolumeStatus) {
 // the gap. gated says that the interval was open and the gate is shut for it.
 func (d *disk) broke(t *tap, b *breakError, gated bool) {
 	d.mu.Lock()
-	kind := stepBreak
+	kind := mode.Break
 	if d.leaving {
-		kind = stepDetach
+		kind = mode.Release
 		b = breakage(cbt.CauseDetached, b.err)
 	}
-	var gap bool
-	d.progress, gap = d.progress.step(kind, b.cause, gated)
+	next, order, err := d.standing.Next(mode.Event{Kind: kind, Cause: b.cause, Why: b.err.Error()})
+	if err != nil {
+		panic(err) // a break can come at any time
+	}
+	d.standing = next
+	gap := order == mode.TellGap || gated
 	d.status.Cause, d.status.Detail = b.cause, b.err.Error()
 	if gap {
 		d.gaps.add(gapDue{tap: t, gated: gated, event: cbt.Event{
@@ -125,8 +144,11 @@ func (d *disk) attempt(ctx context.Context, l link) (held time.Duration, err err
 		}
 		return 0, err
 	}
-	d.advance(stepAttach)
-	attach, err := l.prepare(ctx, d)
+	err = d.advance(mode.Event{Kind: mode.Attach})
+	var attach func(*tap) *attachment
+	if err == nil {
+		attach, err = l.prepare(ctx, d)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			d.broke(nil, asBreak(err), false)
@@ -147,15 +169,15 @@ func (d *disk) attempt(ctx context.Context, l link) (held time.Duration, err err
 	if l.Err() != nil {
 		err = breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %w", ErrMonitor, l.Err()))
 	}
-	if since := a.since(); !since.IsZero() {
-		held = time.Since(since)
+	if !a.synced.IsZero() {
+		held = time.Since(a.synced)
 	}
 	if ctx.Err() != nil {
 		d.leave()
 	}
 	t.letGo(asBreak(err))
 	err = context.Cause(t.live)
-	a.remove(ctx)
+	a.way.remove(ctx)
 	return held, errors.Join(err, d.drain(ctx, t))
 }
 
@@ -181,7 +203,7 @@ func (d *disk) finish(ctx context.Context) {
 		d.opts.Log.Warn("leave without the gap being recorded", "volume", d.conf.Volume.Name, "error", err)
 	}
 	d.mu.Lock()
-	d.progress, _ = d.progress.step(stepDetach, "", false)
+	d.standing, _, _ = d.standing.Next(mode.Event{Kind: mode.Release, Cause: cbt.CauseDetached})
 	st := d.showState()
 	d.mu.Unlock()
 	d.tell(st)

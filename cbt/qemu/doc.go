@@ -8,7 +8,8 @@
 // disk before another disk's writes in the microseconds between a connection
 // that somebody else cut (yank, QEMU's own error) and our noticing it.
 //
-// One attachment of one disk (attach.go), after what an earlier one left was swept:
+// One attachment of one disk (attach.go), after what an earlier one left was swept;
+// the rules of package mode agree to each step, or the attachment ends:
 //
 //  1. judge (trust.go) decides which bitmaps may be believed; none: a new one
 //     begins and the disk is read whole;
@@ -34,9 +35,9 @@
 // cancel is for dead processes only: QEMU 7.2 uses freed memory then, when guest
 // writes are under way (tap says more). A yank, or our death, cannot avoid it.
 //
-// With Options.Copies there is no monitor (copy.go): a manager's copy sends the
-// disk whole and every write with it; until it is ready compare.go drops what the
-// head has already.
+// That is the way through the monitor (mirror.go). With Options.Copies there is
+// none (copy.go): a manager's copy sends the disk whole and every write with it;
+// until it is ready compare.go drops what the head has already.
 //
 // Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
 // recorder of gaps per disk, and per session one for events and one per disk.

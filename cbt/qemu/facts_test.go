@@ -12,6 +12,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/cbttest"
+	"github.com/novacron/afterimage/cbt/mode"
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/cbt/qmp"
 )
@@ -250,7 +251,7 @@ func TestFactKilledBitmapsCannotBeTrusted(t *testing.T) {
 	m := cbttest.StartStorageDaemon(t, cbttest.DiskSpec{Name: "q", Bytes: 8 << 20, Format: "qcow2"}, cbttest.DiskSpec{Name: "r", Bytes: 8 << 20})
 	c, ctx := commands{qmpMonitor{m.Own}}, cbttest.Context(t, patience)
 	v := cbt.VolumeID(cbt.NewID())
-	mem := map[string]remembered{}
+	mem := map[string]mode.Remembered{}
 	for _, node := range []string{"q", "r"} {
 		name := freshName(v, "b")
 		if err := c.addBitmap(ctx, node, name, 65536, node == "q", false); err != nil {
@@ -259,7 +260,7 @@ func TestFactKilledBitmapsCannotBeTrusted(t *testing.T) {
 		if err := m.Guest(t, node).WriteAt(ctx, []byte("changed"), 0, true); err != nil {
 			t.Fatal(err)
 		}
-		mem[node] = remembered{Node: node, Size: 8 << 20, Granularity: 65536, Bitmaps: []string{name}}
+		mem[node] = mode.Remembered{Node: node, Size: 8 << 20, Granularity: 65536, Bitmaps: []string{name}}
 	}
 	// Only what was stored once can come back at all, so store it once.
 	if err := m.Own.Execute(ctx, "quit", nil, nil); err != nil {
@@ -272,7 +273,7 @@ func TestFactKilledBitmapsCannotBeTrusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := judge(v, mem["q"], true, n); !got.trusted {
+	if got := judge(v, mem["q"], true, n); !got.Trusted {
 		t.Errorf("after a clean end: %+v of %+v", got, n.Bitmaps)
 	}
 	if err := m.Guest(t, "q").WriteAt(ctx, []byte("changed"), 1<<20, true); err != nil {
@@ -286,10 +287,10 @@ func TestFactKilledBitmapsCannotBeTrusted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := judge(v, mem[node], true, n); got.trusted || got.busy {
+		if got := judge(v, mem[node], true, n); got.Trusted || got.Busy {
 			t.Errorf("%s: %+v of %+v", node, got, n.Bitmaps)
 		} else {
-			t.Logf("%s: %s", node, got.why)
+			t.Logf("%s: %s", node, got.Why)
 		}
 		if node == "q" && (len(n.Bitmaps) != 1 || !n.Bitmaps[0].Inconsistent || n.Bitmaps[0].Count != 0) {
 			t.Errorf("%+v", n.Bitmaps)

@@ -94,6 +94,7 @@ func (g *gaps) head() (gapDue, bool) {
 }
 
 func (g *gaps) pop(due gapDue) {
+	g.wrote(due) // before anybody is told that all are settled
 	g.mu.Lock()
 	g.queue = g.queue[1:]
 	none := len(g.queue) == 0
@@ -101,7 +102,6 @@ func (g *gaps) pop(due gapDue) {
 	if due.gated {
 		g.gate.release()
 	}
-	g.wrote(due)
 	if none {
 		signal(g.empty)
 	}

@@ -10,16 +10,17 @@ import (
 	"testing"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/mode"
 )
 
 func TestJudgeTrustsOnlyWhatItKnows(t *testing.T) {
 	v := cbt.VolumeID(cbt.NewID())
 	a, b, stray := freshName(v, "b"), freshName(v, "b"), freshName(v, "t")
-	mem := remembered{Node: "disk", Size: 1 << 20, Granularity: 65536, Bitmaps: []string{a, b}}
+	mem := mode.Remembered{Node: "disk", Size: 1 << 20, Granularity: 65536, Bitmaps: []string{a, b}}
 	sound := func(name string) bitmapInfo {
 		return bitmapInfo{Name: name, Recording: true, Granularity: 65536}
 	}
-	type change func(*remembered, *bool, *nodeInfo)
+	type change func(*mode.Remembered, *bool, *nodeInfo)
 	for name, tc := range map[string]struct {
 		change change
 		why    string // part of the reason; empty: trusted
@@ -27,19 +28,19 @@ func TestJudgeTrustsOnlyWhatItKnows(t *testing.T) {
 		remove int
 	}{
 		"sound":              {nil, "", false, 0},
-		"with a stray one":   {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps = append(n.Bitmaps, sound(stray)) }, "", false, 1},
-		"with a foreign one": {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps = append(n.Bitmaps, sound("theirs")) }, "", false, 0},
-		"nothing known":      {func(_ *remembered, known *bool, _ *nodeInfo) { *known = false }, "remembered", false, 2},
-		"nothing listed":     {func(m *remembered, _ *bool, _ *nodeInfo) { m.Bitmaps = nil }, "remembered", false, 2},
-		"one is gone":        {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps = n.Bitmaps[:1] }, "gone", false, 1},
-		"another nonce":      {func(m *remembered, _ *bool, _ *nodeInfo) { m.Bitmaps = []string{a, freshName(v, "b")} }, "gone", false, 2},
-		"inconsistent":       {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps[1].Inconsistent = true }, "inconsistent", false, 2},
-		"not recording":      {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps[0].Recording = false }, "recording", false, 2},
-		"busy":               {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps[0].Busy = true }, "busy", true, 0},
-		"coarser":            {func(_ *remembered, _ *bool, n *nodeInfo) { n.Bitmaps[0].Granularity = 1 << 20 }, "granularity", false, 2},
-		"another node":       {func(m *remembered, _ *bool, _ *nodeInfo) { m.Node = "other" }, "node", false, 2},
-		"another size":       {func(_ *remembered, _ *bool, n *nodeInfo) { n.Image.VirtualSize = 2 << 20 }, "bytes", false, 2},
-		"snapshots": {func(_ *remembered, _ *bool, n *nodeInfo) {
+		"with a stray one":   {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps = append(n.Bitmaps, sound(stray)) }, "", false, 1},
+		"with a foreign one": {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps = append(n.Bitmaps, sound("theirs")) }, "", false, 0},
+		"nothing known":      {func(_ *mode.Remembered, known *bool, _ *nodeInfo) { *known = false }, "remembered", false, 2},
+		"nothing listed":     {func(m *mode.Remembered, _ *bool, _ *nodeInfo) { m.Bitmaps = nil }, "remembered", false, 2},
+		"one is gone":        {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps = n.Bitmaps[:1] }, "gone", false, 1},
+		"another nonce":      {func(m *mode.Remembered, _ *bool, _ *nodeInfo) { m.Bitmaps = []string{a, freshName(v, "b")} }, "gone", false, 2},
+		"inconsistent":       {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps[1].Inconsistent = true }, "inconsistent", false, 2},
+		"not recording":      {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps[0].Recording = false }, "recording", false, 2},
+		"busy":               {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps[0].Busy = true }, "busy", true, 0},
+		"coarser":            {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Bitmaps[0].Granularity = 1 << 20 }, "granularity", false, 2},
+		"another node":       {func(m *mode.Remembered, _ *bool, _ *nodeInfo) { m.Node = "other" }, "node", false, 2},
+		"another size":       {func(_ *mode.Remembered, _ *bool, n *nodeInfo) { n.Image.VirtualSize = 2 << 20 }, "bytes", false, 2},
+		"snapshots": {func(_ *mode.Remembered, _ *bool, n *nodeInfo) {
 			n.Image.Snapshots = append(n.Image.Snapshots, struct {
 				ID string `json:"id"`
 			}{"1"})
@@ -53,13 +54,13 @@ func TestJudgeTrustsOnlyWhatItKnows(t *testing.T) {
 				tc.change(&m, &known, &n)
 			}
 			got := judge(v, m, known, n)
-			if got.trusted != (tc.why == "") || got.busy != tc.busy || !strings.Contains(got.why, tc.why) || len(got.remove) != tc.remove {
+			if got.Trusted != (tc.why == "") || got.Busy != tc.busy || !strings.Contains(got.Why, tc.why) || len(got.Remove) != tc.remove {
 				t.Errorf("got %+v", got)
 			}
-			if got.trusted && !slices.Equal(got.keep, m.Bitmaps) {
-				t.Errorf("keeps %v", got.keep)
+			if got.Trusted && !slices.Equal(got.Keep, m.Bitmaps) {
+				t.Errorf("keeps %v", got.Keep)
 			}
-			if slices.Contains(got.remove, "theirs") {
+			if slices.Contains(got.Remove, "theirs") {
 				t.Error("removes what is not ours")
 			}
 		})
@@ -169,38 +170,6 @@ func TestSplitKeepsParts(t *testing.T) {
 	parts := split(ev)
 	if len(parts) != 2 || parts[0].Extent != (cbt.Extent{Offset: 512, Length: cbt.MaxWriteBytes}) || parts[1].Extent != (cbt.Extent{Offset: 512 + cbt.MaxWriteBytes, Length: 1024}) || len(parts[1].Data) != 1024 {
 		t.Errorf("%d parts, %v, %v", len(parts), parts[0].Extent, parts[1].Extent)
-	}
-}
-
-func TestAutomatonTellsEachGapOnce(t *testing.T) {
-	type move struct {
-		kind  stepKind
-		cause cbt.Cause
-		open  bool
-		state cbt.State
-		gap   bool
-	}
-	p := progress{state: cbt.StateDetached}
-	for i, m := range []move{
-		{stepBreak, cbt.CauseMachine, false, cbt.StateBroken, true}, // never seen: said once
-		{stepBreak, cbt.CauseMachine, false, cbt.StateBroken, false},
-		{stepAttach, "", false, cbt.StateAttaching, false},
-		{stepTapped, "", false, cbt.StateSyncing, false},
-		{stepBreak, cbt.CauseTapError, false, cbt.StateBroken, true}, // another cause
-		{stepAttach, "", false, cbt.StateAttaching, false},
-		{stepTapped, "", false, cbt.StateSyncing, false},
-		{stepSynced, "", false, cbt.StateSynced, false},
-		{stepBreak, cbt.CauseTapError, true, cbt.StateBroken, true}, // the interval was open: always
-		{stepAttach, "", false, cbt.StateAttaching, false},
-		{stepTapped, "", false, cbt.StateSyncing, false},
-		{stepSynced, "", false, cbt.StateSynced, false},
-		{stepDetach, cbt.CauseDetached, true, cbt.StateDetached, true},
-		{stepDetach, cbt.CauseDetached, false, cbt.StateDetached, false},
-	} {
-		var gap bool
-		if p, gap = p.step(m.kind, m.cause, m.open); p.state != m.state || gap != m.gap {
-			t.Fatalf("move %d: state %s, gap %v", i, p.state, gap)
-		}
 	}
 }
 

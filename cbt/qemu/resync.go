@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/mode"
 	"github.com/novacron/afterimage/cbt/nbd"
 )
 
@@ -19,7 +20,7 @@ const windowBytes = 1 << 30
 // resync reads from the live disk what the sink may not know: the bitmaps'
 // delta, or everything. It runs beside the tap.
 type resync struct {
-	a      *attachment
+	a      *mirror
 	live   *nbd.Client
 	bitmap string // its meta context, empty for a full read
 	limit  *rate.Limiter
@@ -30,7 +31,7 @@ type resync struct {
 }
 
 // resync brings the volume to what the disk holds, and makes it complete.
-func (a *attachment) resync(ctx context.Context, found verdict) error {
+func (a *mirror) resync(ctx context.Context, found mode.Verdict) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(a.tap.live, func() { cancel(context.Cause(a.tap.live)) })()
@@ -39,7 +40,7 @@ func (a *attachment) resync(ctx context.Context, found verdict) error {
 	if n := a.disk.opts.FillRate; n > 0 {
 		r.limit = rate.NewLimiter(rate.Limit(n), fillBytes)
 	}
-	r.cost = cbt.Resync{Full: !found.trusted, Why: found.why, Began: time.Now()}
+	r.cost = cbt.Resync{Full: !found.Trusted, Why: found.Why, Began: time.Now()}
 	r.show()
 	closeReader, err := r.open(ctx, found)
 	if err != nil {
@@ -62,7 +63,7 @@ func (a *attachment) resync(ctx context.Context, found verdict) error {
 
 // open makes QEMU show the live disk, and for a delta the union of the bitmaps
 // as of now: every write from before the tap is in it, every later one arrives.
-func (r *resync) open(ctx context.Context, found verdict) (closeAll func(), err error) {
+func (r *resync) open(ctx context.Context, found mode.Verdict) (closeAll func(), err error) {
 	a, m := r.a, r.a.machine
 	var undo []func(context.Context)
 	undoAll := func() {
@@ -78,13 +79,13 @@ func (r *resync) open(ctx context.Context, found verdict) (closeAll func(), err 
 		}
 	}()
 	export, bitmap := freshName(a.disk.conf.Volume.ID, "x"), ""
-	if found.trusted {
+	if found.Trusted {
 		bitmap = freshName(a.disk.conf.Volume.ID, "t")
 		if err := m.addBitmap(ctx, a.node.Name, bitmap, a.disk.opts.Granularity, false, true); err != nil {
 			return nil, fmt.Errorf("add delta bitmap: %w", err)
 		}
 		undo = append(undo, func(ctx context.Context) { m.removeBitmap(ctx, a.node.Name, bitmap) })
-		if err := m.mergeBitmaps(ctx, a.node.Name, bitmap, found.keep); err != nil {
+		if err := m.mergeBitmaps(ctx, a.node.Name, bitmap, found.Keep); err != nil {
 			return nil, fmt.Errorf("merge bitmaps: %w", err)
 		}
 		r.bitmap = "qemu:dirty-bitmap:" + bitmap
