@@ -3,11 +3,9 @@ package transporttest
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 
 	"github.com/novacron/afterimage/replicator/transport"
@@ -106,14 +104,6 @@ func (m *memory) forget(c *conn) {
 	delete(m.conns, c)
 }
 
-// caller is what a tls.Config sees of who calls.
-type caller struct {
-	net.Conn
-	from address
-}
-
-func (c caller) RemoteAddr() net.Addr { return c.from }
-
 func (m *memory) Dial(ctx context.Context, at string, ours *tls.Config) (transport.Conn, error) {
 	m.n.mu.Lock()
 	there := m.n.sites[at]
@@ -121,27 +111,9 @@ func (m *memory) Dial(ctx context.Context, at string, ours *tls.Config) (transpo
 	if there == nil || there.o.Listen == "" {
 		return nil, fmt.Errorf("dial %s: nobody listens", at)
 	}
-	theirs := there.o.Accept
-	if theirs.GetConfigForClient != nil {
-		c, err := theirs.GetConfigForClient(&tls.ClientHelloInfo{SupportedProtos: ours.NextProtos, Conn: caller{from: m.addr}})
-		if err != nil {
-			return nil, err
-		}
-		theirs = c
-	}
-	here, err := shown(theirs, ours)
-	if err == nil {
-		err = ours.VerifyConnection(here)
-	}
+	here, beyond, err := Introduce(m.addr, ours, there.o.Accept)
 	if err != nil {
 		return nil, err
-	}
-	beyond, err := shown(ours, theirs)
-	if err == nil {
-		err = theirs.VerifyConnection(beyond)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", transport.ErrUntrusted, err)
 	}
 	near, far := newPair(m, there, here, beyond)
 	if err := errors.Join(m.keep(near), there.keep(far)); err != nil {
@@ -159,27 +131,4 @@ func (m *memory) Dial(ctx context.Context, at string, ours *tls.Config) (transpo
 	}
 	near.end(err, err)
 	return nil, fmt.Errorf("dial %s: %w", at, err)
-}
-
-// shown is what the end with config to learns in a handshake of the one with config of.
-func shown(of, to *tls.Config) (tls.ConnectionState, error) {
-	s := tls.ConnectionState{Version: tls.VersionTLS13, HandshakeComplete: true}
-	for _, p := range of.NextProtos {
-		if slices.Contains(to.NextProtos, p) {
-			s.NegotiatedProtocol = p
-			break
-		}
-	}
-	if s.NegotiatedProtocol == "" {
-		return s, errors.New("no application protocol in common")
-	}
-	if len(of.Certificates) == 0 {
-		return s, nil
-	}
-	leaf, err := x509.ParseCertificate(of.Certificates[0].Certificate[0])
-	if err != nil {
-		return s, fmt.Errorf("read certificate: %w", err)
-	}
-	s.PeerCertificates = []*x509.Certificate{leaf}
-	return s, nil
 }
