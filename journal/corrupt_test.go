@@ -264,7 +264,7 @@ func (h *herbarium) harm(rng *rand.Rand, files map[string][]byte) string {
 // named reports that an error of an opening or a read is one that says what is wrong.
 func named(err error) bool {
 	var d *DamageError
-	for _, e := range []error{ErrTailLost, ErrRolledBack, ErrMissingSegment, ErrWrongJournal, ErrIncompatible, ErrNotFound, ErrNotContiguous, ErrUnknownParent, ErrReclaimed} {
+	for _, e := range []error{ErrTailLost, ErrRolledBack, ErrMissingSegment, ErrWrongJournal, ErrIncompatible, ErrNotFound, ErrNotContiguous, ErrUnknownParent, ErrReclaimed, ErrSiteLogLost} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -326,7 +326,7 @@ func (h *herbarium) endure(t testing.TB, files map[string][]byte, mend bool) (op
 			if !named(err) {
 				return false, fmt.Errorf("open: %w", err)
 			}
-			return opened, nil
+			return opened, h.leftAlone(t, o.FS, files)
 		}
 		opened = true
 		err = h.inspect(t, j, files, mend)
@@ -336,6 +336,23 @@ func (h *herbarium) endure(t testing.TB, files map[string][]byte, mend bool) (op
 		}
 	}
 	return true, errors.New("the index is damaged still after it was built anew")
+}
+
+// leftAlone wants segments and runs as they were: an opening that refuses takes nothing
+// away.
+func (h *herbarium) leftAlone(t testing.TB, fs vfs.FS, files map[string][]byte) error {
+	for name, b := range files {
+		if !strings.HasSuffix(name, segmentSuffix) && !strings.HasSuffix(name, runSuffix) {
+			continue
+		}
+		if there, err := exists(fs, name); err != nil || !there {
+			return fmt.Errorf("the refused opening has removed %s: %w", name, err)
+		}
+		if !bytes.Equal(contentOf(t, fs, name), b) {
+			return fmt.Errorf("the refused opening has changed %s", name)
+		}
+	}
+	return nil
 }
 
 // errIndexStale is that the next opening builds the index anew.

@@ -92,13 +92,14 @@ func diffHistory(t *testing.T, rng *rand.Rand, plant faults, kinds map[string]in
 	}
 	defer func() { err = errors.Join(err, d.end()) }()
 	author := journaltest.NewAuthor(rng, shape)
+	images := make(journaltest.Images)
 	for range 3 {
 		if err := d.run(rng, author.Script(40+rng.IntN(60))); err != nil {
 			return err
 		}
 		for range 12 {
 			p, q := d.moments[rng.IntN(len(d.moments))], d.moments[rng.IntN(len(d.moments))]
-			if err := d.checkDiff(p, q, kinds); err != nil {
+			if err := d.checkDiff(p, q, kinds, images); err != nil {
 				return fmt.Errorf("from %s to %s: %w", p.at, q.at, err)
 			}
 		}
@@ -107,7 +108,7 @@ func diffHistory(t *testing.T, rng *rand.Rand, plant faults, kinds map[string]in
 }
 
 // checkDiff compares one answer with the states on the way between two moments.
-func (d *driver) checkDiff(p, q moment, kinds map[string]int) error {
+func (d *driver) checkDiff(p, q moment, kinds map[string]int, images journaltest.Images) error {
 	for _, m := range []moment{p, q} {
 		switch _, folded, kept := d.j.keptPoint(m.at); {
 		case kept:
@@ -158,7 +159,7 @@ func (d *driver) checkDiff(p, q moment, kinds map[string]int) error {
 	}
 	states = append(states, q.state)
 	for i, v := range d.vols {
-		first, last := p.state.Image(i), q.state.Image(i)
+		first, last := images.Of(p.state, i), images.Of(q.state, i)
 		if err := listsAll(got[v.ID], first, last); err != nil {
 			return fmt.Errorf("volume %d: %w", i, err)
 		}
@@ -167,7 +168,7 @@ func (d *driver) checkDiff(p, q moment, kinds map[string]int) error {
 			if states[k] == states[k-1] {
 				continue
 			}
-			is := states[k].Image(i)
+			is := images.Of(states[k], i)
 			n := min(len(is), len(was), max(len(first), len(last)))
 			if err := listsAll(got[v.ID], was[:n], is[:n]); err != nil {
 				return fmt.Errorf("volume %d, on the way: %w", i, err)

@@ -28,7 +28,10 @@ var (
 	ErrMissingSegment = errors.New("a segment is missing in the middle of the journal")
 	// ErrRunLost: the index cannot be built anew, for a run that it must be built from is
 	// missing or damaged.
-	ErrRunLost       = errors.New("a run is missing or damaged that the index must be built anew from")
+	ErrRunLost = errors.New("a run is missing or damaged that the index must be built anew from")
+	// ErrSiteLogLost: entries of the site log are lost, and with them, perhaps, pins,
+	// cursors and what this site had taken on.
+	ErrSiteLogLost   = errors.New("entries of the site log are lost")
 	ErrNoPoint       = errors.New("no point there")
 	ErrUnknownVolume = errors.New("no such volume")
 	ErrOutOfRange    = errors.New("the range lies outside the volume")
@@ -54,7 +57,7 @@ func synced(err error) error {
 // IsLoss reports that a journal does not open because less is there than was
 // durable: Options.AcceptLoss opens it.
 func IsLoss(err error) bool {
-	return errors.Is(err, ErrTailLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrMissingSegment) || errors.Is(err, ErrRunLost)
+	return errors.Is(err, ErrTailLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrMissingSegment) || errors.Is(err, ErrRunLost) || errors.Is(err, ErrSiteLogLost)
 }
 
 // DamageError names bytes that failed verification. It is never a torn tail.

@@ -98,6 +98,7 @@ const (
 	prefixTail   = 'c' // copies of runs' tails
 	keyThrough   = "t" // how far the index has come
 	keyFormat    = "v" // indexFormat of the index
+	keySiteCopy  = "e" // the site log's values (sitecopy.go)
 
 	indexKeyBytes = 1 + 4 + 1 + 8 + 4 + 8
 

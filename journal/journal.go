@@ -164,20 +164,15 @@ func (j *Journal) open() error {
 	if err := j.identify(here); err != nil {
 		return err
 	}
-	if j.site, err = openSiteLog(fs, j.dir); err != nil {
+	if err := j.openSite(); err != nil {
 		return err
 	}
 	if err := j.openPool(); err != nil {
 		return err
 	}
-	if err := j.loadPast(); err != nil {
+	if err := errors.Join(j.loadPast(), j.loadRewrapped()); err != nil {
 		return err
 	}
-	if err := j.loadRewrapped(); err != nil {
-		return err
-	}
-	// A site log that cannot be written ends the journal: what it said is not known.
-	j.site.dead = func(err error) { _ = j.fail(err) }
 	err = j.openIndex()
 	if errors.Is(err, ErrRunLost) && j.o.AcceptLoss {
 		if err = j.loseRuns(err); err == nil {
@@ -187,13 +182,13 @@ func (j *Journal) open() error {
 	if err != nil {
 		return err
 	}
-	if err := j.loadKept(); err != nil {
+	if err := errors.Join(j.checkSiteLog(), j.loadKept()); err != nil {
 		return err
 	}
 	if err := errors.Join(j.recover(), j.loadDamage()); err != nil {
 		return err
 	}
-	return j.settleTails()
+	return errors.Join(j.removeStrayRuns(), j.settleTails())
 }
 
 // identify reads the identity file or, in a new directory, writes it.

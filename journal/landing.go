@@ -103,6 +103,11 @@ func (l *Landing) open(ctx context.Context, after Position, refs []Reference) (e
 
 // mayLand is why nothing may land, or nil.
 func (j *Journal) mayLand() error {
+	if _, unknown, err := j.SiteLogLoss(); err != nil {
+		return err
+	} else if unknown { // what is kept would be chosen by pins that may be missing
+		return ErrSiteLogLost
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.readOnly {
@@ -425,7 +430,7 @@ func (l *Landing) indexDelta(d *landed, end frameEnd) error {
 		})
 	}
 	if err == nil {
-		err = errors.Join(keepTail(b, d.run), b.Set([]byte(keyRuns), binary.AppendUvarint(nil, d.manifest.Run), nil))
+		err = errors.Join(keepTail(b, d.run), j.copySiteLog(b), b.Set([]byte(keyRuns), binary.AppendUvarint(nil, d.manifest.Run), nil))
 	}
 	if err != nil {
 		return err

@@ -14,6 +14,9 @@ type Maintenance struct {
 	Now        time.Time   // zero: Options.Now
 	// TrustClock is a person's word that the wall clock is right: see clock.go.
 	TrustClock bool
+	// TrustSiteLog is a person's word that pins and peers are right again after entries
+	// of the site log were lost: see sitecopy.go.
+	TrustSiteLog bool
 	// BytesPerSecond bounds what is read and written for it; 0: no bound.
 	BytesPerSecond int64
 	// FoldBytes is how much history that may be folded must have gathered before it
@@ -34,6 +37,8 @@ type Maintained struct {
 	// ClockLeap is how far the wall clock is ahead of what is witnessed: nothing was
 	// folded, merged or thinned. 0: it is not.
 	ClockLeap time.Duration
+	// SiteLogLost says that nothing was for want of Maintenance.TrustSiteLog.
+	SiteLogLost bool
 	Usage
 }
 
@@ -126,6 +131,9 @@ func (j *Journal) Maintain(ctx context.Context, m Maintenance) (Maintained, erro
 	t.done.Usage = j.usage(m.QuotaBytes, m.WarnAt)
 	if t.done.ClockLeap > 0 {
 		t.done.Warning = leapWarning(t.done.ClockLeap)
+	}
+	if l, unknown, lerr := j.SiteLogLoss(); lerr == nil && unknown {
+		t.done.Warning = l.Warning()
 	}
 	if l := j.Lineage(); err == nil && len(l) > 0 {
 		t.done.Oldest = j.Usage().Oldest

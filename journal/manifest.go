@@ -143,8 +143,8 @@ func (p *folds) keeps(o order) (runPoint, bool) {
 // folded reports that o is a record of folded history.
 func (p *folds) folded(o order) bool { return o.Ordinal > 0 && !o.after(p.to) }
 
-// loadPast reads what the site log says of folded history, and removes runs that a
-// crash left unfinished. Which points are kept is in the runs (loadKept).
+// loadPast reads what the site log says of folded history. Which points are kept is in
+// the runs (loadKept).
 func (j *Journal) loadPast() error {
 	var s runState
 	if _, err := j.site.recall(runStateKey, &s); err != nil {
@@ -157,31 +157,58 @@ func (j *Journal) loadPast() error {
 	if s.Change == nil {
 		j.segs.giveBack(s.floor())
 	}
-	return j.removeStrayRuns(s)
+	return nil
 }
 
-// removeStrayRuns removes files that no manifest names.
-func (j *Journal) removeStrayRuns(s runState) error {
-	names, err := j.o.FS.List(j.runs.dir)
-	if err != nil {
-		return fmt.Errorf("list runs: %w", err)
+// removeStrayRuns removes runs that no manifest names: what a crash left unfinished. It
+// comes last in an opening, when nothing says any more that the site log is of an
+// earlier time, or not there: then the run would be all that is left of its range.
+func (j *Journal) removeStrayRuns() error {
+	s := j.past.state
+	stray, err := j.strayRuns(s)
+	if err != nil || len(stray) == 0 {
+		return err
 	}
-	stray := false
-	for _, name := range names {
-		n, ok := parseRunName(name)
-		known := slices.ContainsFunc(s.Runs, func(m manifest) bool { return m.Run == n }) || (s.Change != nil && slices.Contains(s.Change.Runs, n))
-		if !ok || known {
+	for _, n := range stray {
+		if len(j.branches) == 0 && j.isRun(n) { // nothing says that it is not all that is left
+			if err := j.moveLost([]string{j.runs.path(n)}, []string{j.lostName(runName(n))}); err != nil {
+				return fmt.Errorf("keep run aside: %w", err)
+			}
+			j.o.Log.Warn("a whole run that the site log does not list is kept in lost/", "dir", j.dir, "run", runName(n))
 			continue
 		}
-		stray = true
 		if err := j.o.FS.Remove(j.runs.path(n)); err != nil {
 			return fmt.Errorf("remove unfinished run: %w", err)
 		}
 	}
-	if !stray {
-		return nil
-	}
 	return syncDir(j.o.FS, j.runs.dir)
+}
+
+// strayRuns is the files of runs that s does not name.
+func (j *Journal) strayRuns(s runState) ([]uint64, error) {
+	names, err := j.o.FS.List(j.runs.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list runs: %w", err)
+	}
+	var out []uint64
+	for _, name := range names {
+		n, ok := parseRunName(name)
+		known := slices.ContainsFunc(s.Runs, func(m manifest) bool { return m.Run == n }) || (s.Change != nil && slices.Contains(s.Change.Runs, n))
+		if ok && !known {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+// isRun reports that the file of run n is whole, as far as its own footer says.
+func (j *Journal) isRun(n uint64) bool {
+	size, err := j.runs.size(n)
+	if err != nil || size < 3*pageBytes {
+		return false
+	}
+	_, err = j.openRunFile(n, size)
+	return err == nil
 }
 
 func encodeBits(bits []bool) string {

@@ -41,7 +41,11 @@ func (t *maintainer) run(ctx context.Context) error {
 	if readOnly || failed != nil {
 		return errors.Join(failed, map[bool]error{true: ErrReadOnly}[readOnly])
 	}
-	if err := t.finishChange(ctx); err != nil {
+	err := t.finishChange(ctx)
+	if err != nil {
+		return err
+	}
+	if t.done.SiteLogLost, err = j.checkSiteLoss(t.m.TrustSiteLog); err != nil || t.done.SiteLogLost {
 		return err
 	}
 	leap, err := j.checkClock(t.m.TrustClock)

@@ -62,7 +62,7 @@ func (j *Journal) recoverOnce() error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(j.mendHead(), j.checkChainAfterPast(), j.checkAnchor(), j.checkSiteLog(known.Site)); err != nil {
+	if err := errors.Join(j.mendHead(), j.checkChainAfterPast(), j.checkAnchor()); err != nil {
 		return err
 	}
 	return j.setLineage()

@@ -198,6 +198,9 @@ func (j *Journal) settleTails() error {
 			return fmt.Errorf("copy tail of run %s: %w", runName(m.Run), err)
 		}
 	}
+	if err := j.copySiteLog(j.db); err != nil {
+		return err
+	}
 	var found []DamageError
 	for _, l := range j.past.lame {
 		known := slices.ContainsFunc(j.damages, func(d Damage) bool { return d.File == runName(l.m.Run) })

@@ -47,6 +47,9 @@ func (j *Journal) Losses() ([]Loss, error) {
 
 // acceptLoss cuts the log where it last verifies; cause is why it does not open.
 func (j *Journal) acceptLoss(cause error) error {
+	if err := j.checkListed(j.past.state); err != nil {
+		return fmt.Errorf("%w; %w", cause, err)
+	}
 	var known Cursor
 	if _, err := j.site.recall(anchorKey, &known); err != nil {
 		return err

@@ -277,13 +277,7 @@ func (l *siteLog) rewriteLocked() error {
 	if err != nil {
 		return nil
 	}
-	var out []byte
-	var chain Chain
-	for k, v := range l.live {
-		var b []byte
-		b, chain = encodeSiteEntry(siteEntry{k, v, l.n}, chain)
-		out = append(out, b...)
-	}
+	out, chain := l.encode()
 	_, err = f.Write(out)
 	if err == nil {
 		err = synced(f.Sync())
@@ -309,6 +303,16 @@ func (l *siteLog) rewriteLocked() error {
 	l.file = f
 	l.last, l.end, l.size, l.torn = chain, int64(len(out)), int64(len(out)), false
 	return nil
+}
+
+// encode is a file of the live values, and its last chain value.
+func (l *siteLog) encode() (out []byte, chain Chain) {
+	for k, v := range l.live {
+		var b []byte
+		b, chain = encodeSiteEntry(siteEntry{k, v, l.n}, chain)
+		out = append(out, b...)
+	}
+	return out, chain
 }
 
 // endLocked makes a failure of the file terminal.

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 
@@ -49,6 +50,7 @@ func weigh(t *testing.T, rng *rand.Rand, records, volumes, volumeTiB int) footpr
 	}
 	w := beginWith(t, j.Journal, vs...)
 	before := heapAfterGC()
+	defer debug.SetGCPercent(debug.SetGCPercent(100)) // as a server does
 	ctx := soon(t)
 	if records > 1_000_000 {
 		ctx = t.Context()

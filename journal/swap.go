@@ -145,7 +145,7 @@ func (t *maintainer) swap(ctx context.Context, p *folds, c *change) error {
 	for _, n := range c.Runs {
 		err = errors.Join(err, forgetTail(b, n))
 	}
-	err = errors.Join(err, keepTail(b, r))
+	err = errors.Join(err, keepTail(b, r), j.copySiteLog(b))
 	if err = errors.Join(err, b.Set([]byte(keyRuns), binary.AppendUvarint(nil, c.Run), nil)); err != nil {
 		return err
 	}

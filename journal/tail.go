@@ -302,15 +302,6 @@ func (j *Journal) checkAnchor() error {
 	return nil
 }
 
-// checkSiteLog refuses a site log that is older than the index: cursors and roles
-// in it are of an earlier time. known is what the index had seen of it.
-func (j *Journal) checkSiteLog(known uint64) error {
-	if n := j.site.count(); n < known {
-		return fmt.Errorf("%w: %s ends at entry %d, the index was written after entry %d", ErrRolledBack, siteLogName, n, known)
-	}
-	return nil
-}
-
 // closeCleanly anchors the head and flushes the index.
 func (j *Journal) closeCleanly() error {
 	// The anchor goes first: the index then knows of it.
@@ -322,6 +313,9 @@ func (j *Journal) closeCleanly() error {
 		j.through.Durable = j.chained[0]
 		j.mu.Unlock()
 		j.through.Site = j.site.count()
+		if err := j.copySiteLog(j.db); err != nil {
+			return err
+		}
 		if err := j.db.Set([]byte(keyThrough), encodeBody(j.through), pebble.NoSync); err != nil {
 			return fmt.Errorf("write index: %w", err)
 		}

@@ -46,6 +46,7 @@ var codes = []struct {
 	{journal.ErrMissingSegment, fault.SegmentMissing},
 	{journal.ErrTailLost, fault.HistoryLost},
 	{journal.ErrRunLost, fault.RunLost},
+	{journal.ErrSiteLogLost, fault.SiteLogLost},
 	{journal.ErrNoPoint, fault.PointUnknown},
 	{journal.ErrUnknownVolume, fault.VolumeUnknown},
 	{journal.ErrOutOfRange, fault.Unexpected},

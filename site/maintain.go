@@ -88,7 +88,7 @@ func presses(used, quota int64) bool {
 // pace is how much must have gathered before it is folded, and how fast.
 type pace struct {
 	foldBytes, bytesPerSecond int64
-	trustClock                bool
+	trustClock, trustSiteLog  bool
 }
 
 // calm is the pace of the schedule: the journal's own measure of enough.
@@ -127,7 +127,7 @@ func (l *life) maintain(ctx context.Context, p pace, progress func(stage string,
 	refs, holds, err := l.references(ctx, began)
 	var r journal.Maintained
 	if err == nil {
-		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: p.bytesPerSecond, FoldBytes: p.foldBytes, TrustClock: p.trustClock, Progress: progress})
+		r, err = l.j.Maintain(ctx, journal.Maintenance{Retention: retentionOf(l.cfg), References: refs, Now: began, BytesPerSecond: p.bytesPerSecond, FoldBytes: p.foldBytes, TrustClock: p.trustClock, TrustSiteLog: p.trustSiteLog, Progress: progress})
 	}
 	if errors.Is(context.Cause(ctx), errFailoverFirst) {
 		err = fault.Wrap(fault.OperationBusy, what, errFailoverFirst)
@@ -247,7 +247,7 @@ func (s *Site) Maintain(ctx context.Context, q control.MaintainRequest, progress
 	if q.DryRun {
 		return l.forecast(ctx)
 	}
-	return l.maintain(ctx, pace{1, int64(l.cfg.Maintenance.Rate), q.TrustClock}, func(stage string, done, total int64) {
+	return l.maintain(ctx, pace{1, int64(l.cfg.Maintenance.Rate), q.TrustClock, q.TrustSiteLog}, func(stage string, done, total int64) {
 		progress(control.Progress{Step: stage, Done: done, Total: total, Unit: "steps"})
 	})
 }
@@ -301,6 +301,12 @@ func notices(used, quota int64, warn []config.Percent, holds []control.Hold, dam
 		out = append(out, control.Notice{Level: control.Alarm, Code: string(failure.Code), Text: "maintenance fails: " + failure.Why, Hint: failure.Advice()})
 	}
 	return out
+}
+
+// siteLogNotice is what to say while it is not known which pins and peers there were.
+func siteLogNotice(l journal.SiteLogLoss) control.Notice {
+	return control.Notice{Level: control.Warning, Code: string(fault.SiteLogLost), Text: fmt.Sprintf("entries of the site log were lost on %s: no history is thinned", l.Time.Format(timeLayout)),
+		Hint: "Look whether pins (point list), role and peers (group show) are as they were, then run group maintain NAME --trust-site-log"}
 }
 
 // bytesText is a size as configurations say it, or in whole MiB.

@@ -83,6 +83,9 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		leap = upkeep.Last.ClockLeap
 	}
 	line.Notices = notices(usage.Used, int64(g.cfg.Quota), g.cfg.Warn, holds, len(l.j.Damages()), leap, failure)
+	if lost, unknown, err := l.j.SiteLogLoss(); err == nil && unknown {
+		line.Notices = append(line.Notices, siteLogNotice(lost))
+	}
 	if h.Epoch.IsZero() {
 		line.EpochID = ""
 	}

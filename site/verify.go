@@ -199,7 +199,7 @@ func Recover(c *config.Config, o Options, q control.RecoverRequest) (control.Rec
 	if !journal.IsLoss(err) {
 		return out, explain(what, err)
 	}
-	out.Why = err.Error()
+	out.Why, out.SiteLog = err.Error(), errors.Is(err, journal.ErrSiteLogLost)
 	if q.DryRun {
 		return out, nil
 	}
@@ -213,6 +213,9 @@ func Recover(c *config.Config, o Options, q control.RecoverRequest) (control.Rec
 		for _, name := range ls[n-1].Kept {
 			out.Kept = append(out.Kept, filepath.Join(g.dir, "lost", name))
 		}
+	}
+	if lost, unknown, lerr := j.SiteLogLoss(); unknown || lerr != nil {
+		out.SiteLog, out.Older, err = true, lost.Older, errors.Join(err, lerr)
 	}
 	return out, explain(what, errors.Join(err, j.Close()))
 }

@@ -16,6 +16,7 @@ func (w *world) maintainVerb() *cli.Command {
 		[]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
 			&cli.BoolFlag{Name: "trust-clock", Usage: "the clock is right, though it has leapt ahead; what its time makes old goes for good"},
+			&cli.BoolFlag{Name: "trust-site-log", Usage: "pins and peers are right again, after entries of the site log were lost"},
 		}, w.groupMaintain)
 }
 
@@ -26,7 +27,7 @@ func (w *world) groupMaintain(c *cli.Context) error {
 	}
 	p := w.printer(c)
 	m := p.meter()
-	r, err := api.Maintain(c.Context, control.MaintainRequest{Group: c.Args().First(), DryRun: c.Bool("dry-run"), TrustClock: c.Bool("trust-clock")}, m.show)
+	r, err := api.Maintain(c.Context, control.MaintainRequest{Group: c.Args().First(), DryRun: c.Bool("dry-run"), TrustClock: c.Bool("trust-clock"), TrustSiteLog: c.Bool("trust-site-log")}, m.show)
 	m.end()
 	if err != nil {
 		return err

@@ -92,7 +92,7 @@ func (p *printer) verifiedText(r control.Verified) string {
 
 func (w *world) recoverVerb() *cli.Command {
 	return verb("recover", "open a journal of which durable records are lost", "NAME",
-		"A journal that holds less than was durable does not open by itself: a lost tail, a file put back from an older copy, a missing segment. This cuts it where it last verifies. Nothing is deleted: the cut bytes are kept in lost/ beside the segments, the loss is written into the site log and, as a gap, into the history; a peer that holds more gives it back. The daemon must be stopped.",
+		"A journal that holds less than was durable does not open by itself: a lost tail, a file put back from an older copy, a missing segment, a damaged site log. This cuts it where it last verifies. Nothing is deleted: the cut bytes are kept in lost/ beside the segments, the loss is written into the site log and, as a gap, into the history; a peer that holds more gives it back. Of a damaged site log the newest value that is left of each counts, and nothing is thinned until group maintain NAME --trust-site-log. The daemon must be stopped.",
 		[]string{"afterimage group recover web --accept-loss --dry-run", "afterimage group recover web --accept-loss --yes"},
 		[]cli.Flag{
 			&cli.BoolFlag{Name: "accept-loss", Usage: "what is lost here is lost"},
@@ -130,12 +130,27 @@ func (w *world) groupRecover(c *cli.Context) error {
 		case r.Why == "":
 			return fmt.Sprintf("%s: opens, up to record %d; nothing to recover\n", r.Group, r.Head)
 		case r.DryRun:
-			return fmt.Sprintf("%s: %s\nit would be cut where it last verifies; nothing is changed\n", r.Group, r.Why)
+			would := "it would be cut where it last verifies"
+			if r.SiteLog {
+				would = "no record would be cut; what is left of the site log would count"
+			}
+			return fmt.Sprintf("%s: %s\n%s; nothing is changed\n", r.Group, r.Why, would)
 		}
 		s := fmt.Sprintf("%s: opens again, up to record %d\n", r.Group, r.Head)
+		if r.SiteLog {
+			s += "may be of an earlier time: " + older(r.Older) + "\nnothing is thinned until group maintain --trust-site-log\n"
+		}
 		for _, k := range r.Kept {
 			s += "kept: " + k + "\n"
 		}
 		return s
 	})
+}
+
+// older names values of a site log.
+func older(keys []string) string {
+	if len(keys) == 0 {
+		return "nothing that is there; some values may be missing"
+	}
+	return strings.Join(keys, ", ")
 }

@@ -57,6 +57,38 @@ func (s *State) Image(v int) []byte {
 	return img
 }
 
+// Images are those of states near one another: each is made from the nearest before it.
+type Images map[imageOf][]byte
+
+type imageOf struct {
+	s *State
+	v int
+}
+
+// Of is the bytes of volume v in s, not to be changed.
+func (m Images) Of(s *State, v int) []byte {
+	var chain []*State
+	at, img := s, []byte(nil)
+	for ; img == nil; at = at.up {
+		if img = m[imageOf{at, v}]; img != nil {
+			break
+		}
+		if at.up == nil {
+			img = make([]byte, at.sizes[v])
+			break
+		}
+		chain = append(chain, at)
+	}
+	if len(chain) > 0 {
+		img = bytes.Clone(img)
+	}
+	for i := len(chain) - 1; i >= 0; i-- {
+		img = chain[i].op.apply(v, img)
+	}
+	m[imageOf{s, v}] = img
+	return img
+}
+
 // Step brings the images of the State before s, which it may overwrite, to s.
 func (s *State) Step(images [][]byte) {
 	for v := range images {

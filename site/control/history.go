@@ -37,6 +37,8 @@ type MaintainRequest struct {
 	DryRun bool   `json:"dry_run,omitempty"` // say what would be done
 	// TrustClock confirms a wall clock that has leapt ahead.
 	TrustClock bool `json:"trust_clock,omitempty"`
+	// TrustSiteLog confirms pins and peers after entries of the site log were lost.
+	TrustSiteLog bool `json:"trust_site_log,omitempty"`
 }
 
 // Maintained is what a maintenance did, or would do.

@@ -65,7 +65,11 @@ type Recovered struct {
 	DryRun bool     `json:"dry_run,omitempty"`
 	Why    string   `json:"why,omitempty"` // it does not open; empty: it opens
 	Head   uint64   `json:"head"`          // the last record that is left
-	Kept   []string `json:"kept"`          // files of cut bytes
+	Kept   []string `json:"kept"`          // files of cut bytes, or as they were
+	// SiteLog says that it is the site log of which entries are lost, and no record;
+	// Older is which of its values may be of an earlier time.
+	SiteLog bool     `json:"site_log,omitempty"`
+	Older   []string `json:"older,omitempty"`
 }
 
 // Verify implements API.

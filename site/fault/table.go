@@ -64,6 +64,7 @@ const (
 	JournalForeign    Code = "AI-E0423"
 	DamageLeft        Code = "AI-E0424"
 	RunLost           Code = "AI-E0425"
+	SiteLogLost       Code = "AI-E0426"
 
 	KeyMissing   Code = "AI-E0431"
 	KeyWrong     Code = "AI-E0432"
