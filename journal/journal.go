@@ -188,7 +188,7 @@ func (j *Journal) open() error {
 	if err := errors.Join(j.recover(), j.loadDamage()); err != nil {
 		return err
 	}
-	return errors.Join(j.removeStrayRuns(), j.settleTails())
+	return errors.Join(j.removeStrays(), j.settleTails())
 }
 
 // identify reads the identity file or, in a new directory, writes it.

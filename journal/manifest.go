@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 )
 
@@ -160,11 +161,15 @@ func (j *Journal) loadPast() error {
 	return nil
 }
 
-// removeStrayRuns removes runs that no manifest names: what a crash left unfinished. It
-// comes last in an opening, when nothing says any more that the site log is of an
+// removeStrays removes what a crash left unfinished: runs that no manifest names, files
+// that were to take another's place, segments that are folded and given back. It comes
+// last in an opening, when nothing says any more that the site log is of an
 // earlier time, or not there: then the run would be all that is left of its range.
-func (j *Journal) removeStrayRuns() error {
+func (j *Journal) removeStrays() error {
 	s := j.past.state
+	if err := errors.Join(j.removeAside(j.segs), j.removeAside(j.runs), j.removeFolded(s)); err != nil {
+		return err
+	}
 	stray, err := j.strayRuns(s)
 	if err != nil || len(stray) == 0 {
 		return err
@@ -182,6 +187,34 @@ func (j *Journal) removeStrayRuns() error {
 		}
 	}
 	return syncDir(j.o.FS, j.runs.dir)
+}
+
+// removeAside removes what was to take a file's place.
+func (j *Journal) removeAside(set *segments) error {
+	names, err := j.o.FS.List(set.dir)
+	for _, name := range names {
+		if strings.HasSuffix(name, asideSuffix) {
+			err = errors.Join(err, j.o.FS.Remove(j.o.FS.PathJoin(set.dir, name)))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove unfinished file: %w", err)
+	}
+	return nil
+}
+
+// removeFolded removes segments that a finished change has given back.
+func (j *Journal) removeFolded(s runState) error {
+	ns, err := j.segmentList()
+	for _, n := range ns {
+		if n < s.floor() && s.Change == nil {
+			err = errors.Join(err, j.o.FS.Remove(j.segs.path(n)))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove folded segment: %w", err)
+	}
+	return nil
 }
 
 // strayRuns is the files of runs that s does not name.

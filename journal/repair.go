@@ -172,6 +172,9 @@ type mending struct {
 
 // repairSegment writes segment n anew and swaps it in.
 func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch, cells FetchCells) (frames int, size int64, err error) {
+	if n < j.history().state.floor() {
+		return 0, 0, nil // folded
+	}
 	if err := j.sealed(n); err != nil {
 		return 0, 0, err
 	}
@@ -184,7 +187,7 @@ func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch, cell
 	if err != nil && !notThere(err) {
 		return 0, 0, err
 	}
-	err = j.replaceFile(j.segs, n, func(w io.WriterAt) error {
+	err = j.writeAside(j.segs, n, func(w io.WriterAt) error {
 		for !m.ended() {
 			if err := m.frame(ctx, w); err != nil {
 				return err
@@ -195,7 +198,25 @@ func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch, cell
 		}
 		return m.pages(w, first, length)
 	})
-	return m.frames, m.bytes, err
+	return m.frames, m.bytes, j.placeSegment(n, err)
+}
+
+// placeSegment puts a segment that was written anew in its place, unless it was folded
+// meanwhile: then it is mended, whatever err says, and must not be there again.
+func (j *Journal) placeSegment(n uint64, err error) error {
+	j.maintaining.Lock() // no fold gives it back between the look and the rename
+	defer j.maintaining.Unlock()
+	s := j.history().state
+	if n >= s.floor() && err == nil {
+		return j.takePlace(j.segs, n)
+	}
+	if n >= s.floor() {
+		return err
+	}
+	if err := j.o.FS.Remove(j.segs.path(n) + asideSuffix); err != nil && !notThere(err) {
+		return fmt.Errorf("remove mended segment: %w", err)
+	}
+	return nil
 }
 
 // sealed seals segment n if it is the one being written: a repair has it for itself.

@@ -186,8 +186,19 @@ func (j *Journal) copySegment(w io.WriterAt, number uint64, n int64) error {
 // replaceFile puts a new file in the place of segment or run n, durably, and swaps it
 // under the readers: nothing is edited in place.
 func (j *Journal) replaceFile(set *segments, n uint64, write func(io.WriterAt) error) error {
-	fs, path := j.o.FS, set.path(n)
-	tmp := path + ".new"
+	if err := j.writeAside(set, n, write); err != nil {
+		return err
+	}
+	return j.takePlace(set, n)
+}
+
+// asideSuffix is added to the name of a file that is to take another's place. What a
+// crash leaves of it goes at the next opening.
+const asideSuffix = ".new"
+
+// writeAside writes and syncs the new file.
+func (j *Journal) writeAside(set *segments, n uint64, write func(io.WriterAt) error) error {
+	fs, tmp := j.o.FS, set.path(n)+asideSuffix
 	if err := fs.Remove(tmp); err != nil && !notThere(err) {
 		return err
 	}
@@ -202,9 +213,14 @@ func (j *Journal) replaceFile(set *segments, n uint64, write func(io.WriterAt) e
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fullOr(errors.Join(err, fs.Remove(tmp)))
 	}
-	if err := fs.Rename(tmp, path); err != nil {
+	return nil
+}
+
+// takePlace puts the new file in the old one's place.
+func (j *Journal) takePlace(set *segments, n uint64) error {
+	if err := j.o.FS.Rename(set.path(n)+asideSuffix, set.path(n)); err != nil {
 		return err
 	}
 	set.drop(n)
-	return syncDir(fs, set.dir)
+	return syncDir(j.o.FS, set.dir)
 }
