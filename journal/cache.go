@@ -12,7 +12,7 @@ import (
 // a point; only folding moves it to other files, and then a chunk of an older
 // generation (Journal.foldGen) is none.
 //
-// It is two maps of at most half of chunkCacheBytes: what is asked for in the old
+// It is two maps of at most half of the limit: what is asked for in the old
 // one moves to the young one, and when that is full the old one is forgotten. So it
 // is bounded for all views of a journal together, and a view that is closed costs
 // nothing.
@@ -20,6 +20,7 @@ type chunkCache struct {
 	mu         sync.Mutex // guards all below
 	young, old map[chunkKey]*cachedChunk
 	bytes      int64 // of young
+	limit      int64
 }
 
 const (
@@ -60,7 +61,7 @@ func (c *chunkCache) put(k chunkKey, gen uint64, r *resolved) {
 }
 
 func (c *chunkCache) putLocked(k chunkKey, e *cachedChunk) {
-	if c.bytes+e.bytes+chunkEntryBytes > chunkCacheBytes/2 || c.young == nil {
+	if c.bytes+e.bytes+chunkEntryBytes > c.limit/2 || c.young == nil {
 		c.young, c.old, c.bytes = make(map[chunkKey]*cachedChunk), c.young, 0
 	}
 	if was := c.young[k]; was != nil {

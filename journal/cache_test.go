@@ -9,7 +9,7 @@ import (
 // However many chunks of however many views are read, the cache stays in its bound,
 // and a chunk of another generation is never given.
 func TestChunkCacheIsBounded(t *testing.T) {
-	var c chunkCache
+	c := chunkCache{limit: chunkCacheBytes}
 	r := &resolved{e: cbt.Extent{Length: chunkBytes}, bytes: 5000}
 	held := func() (n int64) {
 		for _, m := range []map[chunkKey]*cachedChunk{c.young, c.old} {

@@ -187,7 +187,7 @@ func (j *Journal) gather() *commit {
 		}
 		if begun.IsZero() {
 			begun = time.Now()
-		} else if time.Since(begun) > gatherFor {
+		} else if time.Since(begun) > j.o.gatherFor {
 			return j.take()
 		}
 		last = next

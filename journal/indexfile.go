@@ -23,12 +23,14 @@ func nodeOrder() *pebble.Comparer {
 	return &c
 }
 
+const indexCacheBytes = 32 << 20
+
 // pebbleOptions are the index's. Old versions are read as often as new ones, so
 // their values stay beside their keys.
 func (j *Journal) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
 		FS: j.o.FS, DisableWAL: true, FormatMajorVersion: pebble.FormatNewest, Comparer: nodeOrder(),
-		MemTableSize: 16 << 20, CacheSize: 32 << 20, Logger: pebbleLog{j},
+		MemTableSize: 16 << 20, CacheSize: j.o.indexBytes, Logger: pebbleLog{j},
 		EventListener: &pebble.EventListener{DataCorruption: j.indexDamaged, BackgroundError: func(err error) { pebbleLog{j}.Errorf("%v", err) }},
 	}
 	for i := range o.Levels {

@@ -127,6 +127,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		runs:   newSegments(o.FS, o.FS.PathJoin(dir, "runs"), runName),
 		keys:   newDataKeys(),
 		packer: newPacker(o.Compress),
+		chunks: chunkCache{limit: o.chunkBytes},
 		deep:   deepReader{depth: deepReads}, bulk: deepReader{depth: bulkReads},
 		retained: newRetained(),
 		changed:  make(chan struct{}),

@@ -38,8 +38,11 @@ type Options struct {
 	// cut where it last verifies, and what lies behind is kept in lost/ (salvage.go).
 	AcceptLoss bool
 
-	faults   faults
-	keyCells int64 // cells that a data key seals; default maxKeyCells
+	faults     faults
+	keyCells   int64         // cells that a data key seals; default maxKeyCells
+	gatherFor  time.Duration // that the committer waits for records to come together; default gatherFor; negative: none
+	chunkBytes int64         // of the cache of resolved chunks; default chunkCacheBytes
+	indexBytes int64         // of Pebble's cache; default indexCacheBytes
 }
 
 // faults are planted by tests of this package to see that a check catches them.
@@ -86,6 +89,15 @@ func (o Options) withDefaults() Options {
 	}
 	if o.keyCells == 0 {
 		o.keyCells = maxKeyCells
+	}
+	if o.gatherFor == 0 {
+		o.gatherFor = gatherFor
+	}
+	if o.chunkBytes == 0 {
+		o.chunkBytes = chunkCacheBytes
+	}
+	if o.indexBytes == 0 {
+		o.indexBytes = indexCacheBytes
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
