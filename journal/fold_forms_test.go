@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // Folding keeps every form of payload readable: at the primary, at a site that folds
@@ -24,10 +26,14 @@ func TestFoldForms(t *testing.T) {
 				f.o.Keys = ringOf(t, "acme-1")
 			}
 			f.open()
+			images := 30
+			if scale.Race {
+				images = 6
+			}
 			for range 3 {
 				f.write(70, 2*time.Second)
 				f.maintain()
-				if err := f.checkImages(f.j.Journal, 30); err != nil {
+				if err := f.checkImages(f.j.Journal, images); err != nil {
 					t.Fatal(err)
 				}
 			}

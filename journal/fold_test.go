@@ -203,12 +203,12 @@ func TestFoldKeepsImages(t *testing.T) {
 	t.Parallel()
 	r := Retention{Ladder: []Rung{{0, 2 * time.Minute}, {20 * time.Second, 20 * time.Minute}, {2 * time.Minute, time.Hour}}}
 	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, 768<<10, 256<<10+512)
-	images := 20
+	images, rounds := 20, 14
 	if scale.Race {
-		images = 5
+		images, rounds = 5, 6
 	}
 	var total Maintained
-	for round := range 14 {
+	for round := range rounds {
 		f.write(40, 3*time.Second)
 		got := f.maintain()
 		total.Folded, total.Merged, total.Freed = total.Folded+got.Folded, total.Merged+got.Merged, total.Freed+got.Freed
@@ -232,7 +232,7 @@ func TestFoldKeepsImages(t *testing.T) {
 		}
 	}
 	t.Logf("%+v", total)
-	if total.Folded == 0 || total.Merged == 0 || total.Freed == 0 {
+	if total.Folded == 0 || total.Merged == 0 && !scale.Race || total.Freed == 0 {
 		t.Errorf("nothing was done: %+v", total)
 	}
 	f.j.close()

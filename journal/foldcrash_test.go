@@ -26,6 +26,7 @@ type foldCrasher struct {
 	nested  int
 	failed  error
 	percent []int
+	met     int
 }
 
 // newFoldCrasher has three runs with pinned points, of which one stays pinned, and
@@ -83,7 +84,7 @@ func (c *foldCrasher) fillSegments() error {
 func (c *foldCrasher) crash(mem *vfs.MemFS) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed != nil {
+	if c.met++; c.failed != nil || scale.Race && c.met%5 != 0 {
 		return
 	}
 	percent := c.percent[c.ops%len(c.percent)]

@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // A volume that is rewritten ten times over, a point of each version kept until all
@@ -15,7 +16,11 @@ import (
 // versions once, the base at the end.
 func TestFoldingWritesLittle(t *testing.T) {
 	t.Parallel()
-	const size, versions = 8 << 20, 10
+	const versions = 10
+	size := int64(8 << 20)
+	if scale.Race {
+		size = 2 << 20
+	}
 	r := Retention{Ladder: []Rung{{Every: 24 * time.Hour}}}
 	f := newFoldingOf(t, vfs.NewMem(), r, faults{}, size, 64<<10)
 	defer func() { f.j.close() }()

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 func sumOf(b []byte) Chain { return blake3.Sum256(b) }
@@ -167,7 +168,11 @@ func TestFlippedRun(t *testing.T) {
 	path := "j/runs/" + runName(m.Run)
 	o := f.o
 	o.FS = w.fs
-	for at := int64(3); at < m.Bytes; at += 509 {
+	step := int64(509)
+	if scale.Race {
+		step = 5003
+	}
+	for at := int64(3); at < m.Bytes; at += step {
 		flip(t, w.mem, path, at)
 		j, err := Open("j", o)
 		var d *DamageError

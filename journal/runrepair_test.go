@@ -168,7 +168,10 @@ func TestFoldedFrameIsRepaired(t *testing.T) {
 		}
 		return io.ReadAll(f.Reader)
 	}
-	mended := 0
+	mended, nth, stride := 0, 0, 1
+	if scale.Race {
+		stride = 6
+	}
 	for name, b := range files {
 		n, ok := parseSegmentName(path.Base(name))
 		if !ok || !strings.Contains(name, "/segments/") {
@@ -182,7 +185,7 @@ func TestFoldedFrameIsRepaired(t *testing.T) {
 			rs, err := decodeRecords(h, meta)
 			must(t, err)
 			r := rs[len(rs)-1]
-			if r.stored > 0 && r.volume == j.volumeOrdinal(v.ID) {
+			if nth++; nth%stride == 0 && r.stored > 0 && r.volume == j.volumeOrdinal(v.ID) {
 				bad := bytes.Clone(b)
 				bad[at+r.payload+int64(r.stored)/2] ^= 4
 				replaceFile(t, here.FS, name, bad)

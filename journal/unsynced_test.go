@@ -31,6 +31,9 @@ func TestFailedSyncEnds(t *testing.T) {
 			if !scale.Sweeps() {
 				step = 5 // of each kind the first, and some of the many
 			}
+			if scale.Race {
+				step = 25
+			}
 			for k := 1; ; k += step {
 				hit, err := failSync(t, of, sticky, k)
 				if err != nil {
