@@ -24,5 +24,12 @@
 // mirror and beside a mirror to a server that throws everything away: the floor,
 // which no tap by QEMU's mirror can beat.
 //
+// Replicate measures what reaches another site, with two ends as processes in two
+// network namespaces and a link of IP packets between (testbed/tunnel): what counts is
+// bytes of the volume that are durable there, and both ends must hold the same as of the
+// last record counted. TCP + TLS 1.3 of the standard library takes turns on the same
+// link. Without a link, over the loopback, ours stands beside the libraries' own copy
+// into nothing (bare.go). Ends are asked over their standard input (end.go, endchild.go).
+//
 // Each function blocks until it is done and leaves nothing behind.
 package bench

@@ -79,13 +79,16 @@ func FiguresWith(part string) []string {
 }
 
 // figure judges the rounds' values by name's goal; the value is their median.
-func figure(name string, rounds []float64) Figure {
+func figure(name string, rounds []float64) Figure { return judged(goals, name, rounds) }
+
+// judged is figure by a list of goals. A goal that wants nothing judges nothing.
+func judged(goals []goal, name string, rounds []float64) Figure {
 	f := Figure{Value: median(rounds), Rounds: len(rounds)}
 	if len(rounds) > 0 {
 		f.Low, f.High = slices.Min(rounds), slices.Max(rounds)
 	}
 	for _, g := range goals {
-		if g.name == name {
+		if g.name == name && g.want != "" {
 			met := f.Value >= g.target
 			if g.want == atMost {
 				met = f.Value <= g.target
@@ -128,6 +131,11 @@ func (r JournalResult) MissedNames() []string {
 // MarshalJSON prints one object: every figure's value under its name, then
 // "missed", "details" by name and "setting".
 func (r JournalResult) MarshalJSON() ([]byte, error) {
+	return flat(r.Names(), r.Figures, r.MissedNames(), r.Setting)
+}
+
+// flat prints figures in an order.
+func flat(names []string, figures map[string]Figure, missed []string, setting any) ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteByte('{')
 	put := func(k string, v any) error {
@@ -142,15 +150,15 @@ func (r JournalResult) MarshalJSON() ([]byte, error) {
 		b.Write(raw)
 		return nil
 	}
-	for _, n := range r.Names() {
-		if err := put(n, r.Figures[n].Value); err != nil {
+	for _, n := range names {
+		if err := put(n, figures[n].Value); err != nil {
 			return nil, err
 		}
 	}
 	for _, e := range []struct {
 		k string
 		v any
-	}{{"missed", r.MissedNames()}, {"details", r.Figures}, {"setting", r.Setting}} {
+	}{{"missed", missed}, {"details", figures}, {"setting", setting}} {
 		if err := put(e.k, e.v); err != nil {
 			return nil, err
 		}

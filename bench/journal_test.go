@@ -15,6 +15,13 @@ import (
 const childDir = "AFTERIMAGE_BENCH_CHILD"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(endChild) != "" {
+		if err := EndChild(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if dir := os.Getenv(childDir); dir != "" {
 		if err := JournalChild(context.Background(), dir, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
