@@ -21,6 +21,9 @@
 // Failover (failover.go) is these steps in order with the time of each; its Report
 // (report.go, plot.go) is the evidence, as JSON and as one HTML file.
 //
+// A drill is the same machine, Isolated (isolate.go), over scratch disks; what is done
+// inside a guest is in inside.go. Several machines in order are package runbook's.
+//
 // Beside it: ViewDevice and Scratch (viewdevice.go, scratch.go) are a view as a disk,
 // read-only and writable; Restore (restore.go, qcow2.go) writes a view to a file.
 //

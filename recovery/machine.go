@@ -19,6 +19,7 @@ import (
 // In Args stand for
 //
 //	{dir} {name} {qmp} {qmp2} {serial}  its directory, name, two QMP sockets, serial file
+//	{agent}                             a socket for the guest agent's channel
 //	{disk:VOLUME}                       the value of -blockdev that makes VOLUME a node
 //	{uri:VOLUME}                        where VOLUME is served, as an NBD URI
 //	{KEY}                               Vars[KEY]
@@ -59,6 +60,7 @@ func (m Machine) withDefaults() Machine {
 func (m Machine) qmp() string     { return filepath.Join(m.Dir, "qmp.sock") }
 func (m Machine) qmp2() string    { return filepath.Join(m.Dir, "qmp2.sock") }
 func (m Machine) serial() string  { return filepath.Join(m.Dir, "serial.log") }
+func (m Machine) agent() string   { return filepath.Join(m.Dir, "agent.sock") }
 func (m Machine) pidFile() string { return filepath.Join(m.Dir, "qemu.pid") }
 func (m Machine) logFile() string { return filepath.Join(m.Dir, "qemu.log") }
 
@@ -155,7 +157,7 @@ func (m Machine) Argv(uris map[string]string, uuid string) ([]string, error) {
 
 // fill is what stands for a blank; ok is false for text that is none.
 func (m Machine) fill(name string, uris map[string]string) (text string, ok bool, err error) {
-	fixed := map[string]string{"dir": m.Dir, "name": m.Name, "qmp": m.qmp(), "qmp2": m.qmp2(), "serial": m.serial()}
+	fixed := map[string]string{"dir": m.Dir, "name": m.Name, "qmp": m.qmp(), "qmp2": m.qmp2(), "serial": m.serial(), "agent": m.agent()}
 	if text, ok = fixed[name]; ok {
 		return text, true, nil
 	}

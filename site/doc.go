@@ -22,6 +22,9 @@
 //     it out through package recovery, and hands the reign to the waiting life;
 //     before its epoch begins, dirty bitmaps are forgotten (promoting). Repeated on
 //     a group that it promoted, it only starts the machine that is missing (resume);
+//     A drill (drill.go) starts the same machine isolated over a scratch view and takes
+//     it away; what an earlier life left of one goes before anything else (sweepDrills).
+//     A runbook's run (runs.go) is package runbook's engine over these (steps.go);
 //  6. keepUp thins the history on its schedule (maintain.go), with what peers, disks,
 //     marks and failovers need of the past as references (references.go); a failover
 //     ends it, so that its point cannot go between plan and promotion.
@@ -30,7 +33,7 @@
 //
 // Goroutines of the process. Run: one for each group (group.run), one each for
 // the replicator, the NBD server, the control server, the metrics server, the
-// views' end, the watchdog's keeper (watchdog.run). An open group: journal.Run
+// end of runs, drills and views, the watchdog's keeper (watchdog.run). An open group: journal.Run
 // (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one per embedded disk
 // (checkpoints), one for the tracker (its own doc lists its) with one that ends it
 // for a pause (tapping.tap), and one that thaws what an earlier life left frozen

@@ -13,6 +13,7 @@ import (
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/recovery/runbook"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -103,6 +104,14 @@ var codes = []struct {
 	{recovery.ErrNotRegular, fault.FileExists},
 	{recovery.ErrNoTool, fault.ToolMissing},
 	{recovery.ErrDiffers, fault.RestoreDiffers},
+	{runbook.ErrNoRun, fault.RunUnknown},
+	{runbook.ErrEnded, fault.RunOver},
+	{runbook.ErrRunning, fault.OperationBusy},
+	{runbook.ErrLog, fault.RunDamaged},
+	{runbook.ErrStep, fault.RunHalted},
+	{runbook.ErrAsked, fault.RunAsks},
+	{runbook.ErrAnswer, fault.Usage},
+	{runbook.ErrNotSo, fault.RunHalted},
 	{nbd.ErrUnknownExport, fault.ViewUnknown},
 	{syscall.EADDRINUSE, fault.ListenTrouble},
 	{context.Canceled, fault.Interrupted},

@@ -136,14 +136,7 @@ func stepProgress(t recovery.StepTime) control.Progress {
 }
 
 // machine is the configured machine as recovery starts it.
-func (l *life) machine(c *config.Machine) recovery.Machine {
-	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": l.site.cfg.NBD}, Ready: time.Duration(c.Ready),
-		Dir: filepath.Join(l.site.cfg.Data, "m", named("machine", l.cfg.Tenant, l.cfg.Name).Short())}
-	for _, d := range c.Disks {
-		m.Disks = append(m.Disks, recovery.MachineDisk{Volume: d.Volume, ID: d.ID})
-	}
-	return m
-}
+func (l *life) machine(c *config.Machine) recovery.Machine { return l.site.machineFor(l.group, c) }
 
 // serveEpoch makes w's epoch the group's reign and says where its disks are.
 func (l *life) serveEpoch(ctx context.Context, w *journal.Writer) (map[string]string, error) {
@@ -233,11 +226,15 @@ func (l *life) announce(ctx context.Context, e journal.Epoch) error {
 
 // report writes the evidence of a failover below the data directory.
 func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
-	dir, now := filepath.Join(l.site.cfg.Data, "reports"), l.site.o.Now()
+	return l.writeReport(recovery.NewReport(o, l.site.o.Now()), fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
+}
+
+func (l *life) writeReport(r recovery.Report, base string) (string, error) {
+	dir := filepath.Join(l.site.cfg.Data, "reports")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	files, err := recovery.NewReport(o, now).WriteFiles(dir, fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
+	files, err := r.WriteFiles(dir, base)
 	if err != nil || len(files) == 0 {
 		return "", errors.Join(errors.New("no report"), err)
 	}

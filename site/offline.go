@@ -187,3 +187,35 @@ func (r *reached) PlanFailover(ctx context.Context, q control.FailoverRequest) (
 func (r *reached) Failover(ctx context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {
 	return either(func() (control.FailedOver, error) { return r.site.Failover(ctx, q, progress) }, func() (control.FailedOver, error) { return r.daemon.Failover(ctx, q, progress) })
 }
+
+func (r *reached) TestFailover(ctx context.Context, q control.DrillRequest, progress func(control.Progress)) (control.Drilled, error) {
+	return either(func() (control.Drilled, error) { return r.site.TestFailover(ctx, q, progress) }, func() (control.Drilled, error) { return r.daemon.TestFailover(ctx, q, progress) })
+}
+
+func (r *reached) CheckRunbook(ctx context.Context, q control.RunbookRequest) (control.RunbookPlan, error) {
+	return r.site.CheckRunbook(ctx, q) // against the configuration as it is, also where the daemon has an older one
+}
+
+func (r *reached) PlanRunbook(ctx context.Context, q control.RunbookRequest) (control.RunbookPlan, error) {
+	return either(func() (control.RunbookPlan, error) { return r.site.PlanRunbook(ctx, q) }, func() (control.RunbookPlan, error) { return r.daemon.PlanRunbook(ctx, q) })
+}
+
+func (r *reached) RunRunbook(ctx context.Context, q control.RunbookRequest, progress func(control.Progress)) (control.RunbookRun, error) {
+	return either(func() (control.RunbookRun, error) { return r.site.RunRunbook(ctx, q, progress) }, func() (control.RunbookRun, error) { return r.daemon.RunRunbook(ctx, q, progress) })
+}
+
+func (r *reached) ResumeRun(ctx context.Context, q control.RunRequest, progress func(control.Progress)) (control.RunbookRun, error) {
+	return either(func() (control.RunbookRun, error) { return r.site.ResumeRun(ctx, q, progress) }, func() (control.RunbookRun, error) { return r.daemon.ResumeRun(ctx, q, progress) })
+}
+
+func (r *reached) AbortRun(ctx context.Context, q control.RunRequest, progress func(control.Progress)) (control.RunbookRun, error) {
+	return either(func() (control.RunbookRun, error) { return r.site.AbortRun(ctx, q, progress) }, func() (control.RunbookRun, error) { return r.daemon.AbortRun(ctx, q, progress) })
+}
+
+func (r *reached) Runs(ctx context.Context) ([]control.RunbookRun, error) {
+	return either(func() ([]control.RunbookRun, error) { return r.site.Runs(ctx) }, func() ([]control.RunbookRun, error) { return r.daemon.Runs(ctx) })
+}
+
+func (r *reached) RunDetail(ctx context.Context, id string) (control.RunbookRun, error) {
+	return either(func() (control.RunbookRun, error) { return r.site.RunDetail(ctx, id) }, func() (control.RunbookRun, error) { return r.daemon.RunDetail(ctx, id) })
+}

@@ -61,13 +61,16 @@ type Site struct {
 	peers    *peerBook
 	meters   *meters
 	watchdog *watchdog // nil: no group wants one
+	leftover []string  // of drills of earlier lives that could not be taken away
 
-	mu    sync.Mutex // guards all below
-	since time.Time  // of Run
-	addr  net.Addr   // of the replicator
-	views map[string]*view
-	next  int           // number of the next view
-	reign chan struct{} // closed when a reign begins
+	mu     sync.Mutex // guards all below
+	since  time.Time  // of Run
+	addr   net.Addr   // of the replicator
+	views  map[string]*view
+	drills map[string]*drill     // by group
+	runs   map[string]*activeRun // that are being carried out
+	next   int                   // number of the next view
+	reign  chan struct{}         // closed when a reign begins
 }
 
 var _ control.API = (*Site)(nil)
@@ -88,7 +91,7 @@ func Open(c *config.Config, o Options) (*Site, error) {
 }
 
 func newSite(c *config.Config, o Options) *Site {
-	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, next: 1, reign: make(chan struct{})}
+	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, drills: map[string]*drill{}, runs: map[string]*activeRun{}, next: 1, reign: make(chan struct{})}
 	for _, g := range c.Groups {
 		s.groups = append(s.groups, newGroup(s, g))
 	}
@@ -101,6 +104,7 @@ func (s *Site) prepare() error {
 	if s.identity, err = identify(s.cfg); err != nil {
 		return err
 	}
+	s.sweepDrills()
 	if err := s.sweepSockets(); err != nil {
 		return err
 	}
@@ -187,6 +191,8 @@ func (s *Site) face(ctx context.Context, l listeners) error {
 	}
 	g.Go(func() error {
 		<-ctx.Done()
+		s.endRuns()
+		s.endDrills()
 		s.closeViews(errStopping)
 		return nil
 	})

@@ -86,6 +86,9 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	if lost, unknown, err := l.j.SiteLogLoss(); err == nil && unknown {
 		line.Notices = append(line.Notices, siteLogNotice(lost))
 	}
+	for _, text := range s.leftover {
+		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(fault.DrillLeft), Text: "left-over " + text, Hint: "End the process, remove the directory; the daemon tries again when it starts"})
+	}
 	if h.Epoch.IsZero() {
 		line.EpochID = ""
 	}

@@ -37,9 +37,14 @@ func (a Agent) Thaw(ctx context.Context) (int, error) {
 }
 
 func (a Agent) count(ctx context.Context, command string) (n int, err error) {
+	return n, a.Execute(ctx, command, nil, &n)
+}
+
+// Execute runs a command of the agent and reads what it returns into result.
+func (a Agent) Execute(ctx context.Context, command string, arguments map[string]any, result any) (err error) {
 	c, err := new(net.Dialer).DialContext(ctx, "unix", a.Socket)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrAgent, err)
+		return fmt.Errorf("%w: %w", ErrAgent, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
@@ -51,24 +56,24 @@ func (a Agent) count(ctx context.Context, command string) (n int, err error) {
 	// What an earlier caller left unread comes before the answer to our number.
 	number := rand.Int64N(1 << 50)
 	if err := send(c, "guest-sync", map[string]any{"id": number}); err != nil {
-		return 0, err
+		return err
 	}
 	r := bufio.NewReaderSize(c, longestReply)
 	for {
 		var id int64
 		if err := reply(r, &id); err != nil && !errors.Is(err, ErrAgentRefused) {
-			return 0, fmt.Errorf("%w: %s: %w", ErrAgent, command, err)
+			return fmt.Errorf("%w: %s: %w", ErrAgent, command, err)
 		} else if err == nil && id == number {
 			break
 		}
 	}
-	if err := send(c, command, nil); err != nil {
-		return 0, err
+	if err := send(c, command, arguments); err != nil {
+		return err
 	}
-	if err := reply(r, &n); err != nil {
-		return 0, fmt.Errorf("%w: %s: %w", ErrAgent, command, err)
+	if err := reply(r, result); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrAgent, command, err)
 	}
-	return n, nil
+	return nil
 }
 
 func send(c net.Conn, command string, arguments map[string]any) error {

@@ -12,6 +12,8 @@ import (
 	"github.com/novacron/afterimage/site/fault"
 )
 
+const shopFile = "../../recovery/runbook/testdata/shop.yml"
+
 // commands is a call of every verb that asks a site, by the name of its golden file.
 var commands = map[string][]string{
 	"status":                 {"status"},
@@ -42,6 +44,14 @@ var commands = map[string][]string{
 	"view-close":             {"view", "close", "v1"},
 	"view-restore":           {"view", "restore", "web", "--to", "/srv/root.raw"},
 	"failover-plan":          {"failover", "unplanned", "web", "--dry-run"},
+	"failover-test":          {"failover", "test", "web"},
+	"runbook-check":          {"runbook", "check", shopFile},
+	"runbook-plan":           {"runbook", "plan", shopFile, "--mode", "unplanned"},
+	"runbook-run":            {"runbook", "run", shopFile},
+	"runbook-resume":         {"runbook", "resume", "shop-test-20261122-120000", "--step", "1", "--answer", "yes"},
+	"runbook-abort":          {"runbook", "abort", "shop-test-20261122-120000", "--yes"},
+	"runbook-list":           {"runbook", "list"},
+	"runbook-show":           {"runbook", "show", "shop-test-20261122-120000"},
 	"failover":               {"failover", "unplanned", "web", "--yes"},
 }
 

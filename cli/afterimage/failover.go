@@ -24,6 +24,7 @@ func (w *world) failoverCommand() *cli.Command {
 				&cli.BoolFlag{Name: "force", Usage: "go on although a check refuses"},
 				&cli.BoolFlag{Name: "no-machine", Usage: "promote the history and serve its disks, but start no machine"},
 			}, w.failoverUnplanned),
+		w.failoverTestCommand(),
 	)
 }
 

@@ -298,3 +298,47 @@ func (f *fake) Verify(_ context.Context, q control.VerifyRequest, progress func(
 	r.Left, r.Invalid = r.Found, []control.InvalidPoints{{First: 900, Last: 1100, Why: d.What}}
 	return r, f.err
 }
+
+func (f *fake) TestFailover(_ context.Context, q control.DrillRequest, progress func(control.Progress)) (control.Drilled, error) {
+	progress(control.Progress{Step: "start process 7, isolated (0.300 s)"})
+	return control.Drilled{Group: "default/web", At: q.At, Point: view.Point, Machine: "drill-web1", RTOSeconds: 0.8, Health: "ready", Report: "/r/web-drill.html"}, f.err
+}
+
+func (f *fake) CheckRunbook(context.Context, control.RunbookRequest) (control.RunbookPlan, error) {
+	return control.RunbookPlan{Runbook: "shop", Groups: []string{"db", "acme/web"}}, f.err
+}
+
+func (f *fake) PlanRunbook(_ context.Context, q control.RunbookRequest) (control.RunbookPlan, error) {
+	p := control.RunbookPlan{Runbook: "shop", Mode: q.Mode, At: q.At, Digest: "d2", Groups: []string{"default/web"}, Text: "runbook shop, the plan\n", Warnings: []string{"default/db runs here already"}}
+	if q.Mode == "unplanned" {
+		p.Failover, p.Refused = []control.Plan{plan}, f.refused
+	}
+	return p, f.err
+}
+
+var booked = control.RunbookRun{Run: "shop-test-20261122-120000", Runbook: "shop", Mode: "test", At: "latest", Operator: "ann", State: "done", Begun: at(-60), Ended: at(-40), RTO: ptr(18.5),
+	Steps: []control.RunbookStep{
+		{Step: 1, Boot: "data", Name: "start db", Kind: "start", Machine: "db", State: "done", Seconds: ptr(1.5)},
+		{Step: 2, Boot: "data", Name: "tell the desk", Kind: "notify", After: []int{1}, State: "given-up", Detail: "exit status 1", Output: "no modem"},
+	}}
+
+func (f *fake) RunRunbook(_ context.Context, _ control.RunbookRequest, progress func(control.Progress)) (control.RunbookRun, error) {
+	progress(control.Progress{Step: "step 1 of 2, start db: done"})
+	return booked, f.err
+}
+
+func (f *fake) ResumeRun(context.Context, control.RunRequest, func(control.Progress)) (control.RunbookRun, error) {
+	return booked, f.err
+}
+
+func (f *fake) AbortRun(context.Context, control.RunRequest, func(control.Progress)) (control.RunbookRun, error) {
+	r := booked
+	r.Why = "by ann"
+	return r, f.err
+}
+
+func (f *fake) Runs(context.Context) ([]control.RunbookRun, error) {
+	return []control.RunbookRun{booked}, f.err
+}
+
+func (f *fake) RunDetail(context.Context, string) (control.RunbookRun, error) { return booked, f.err }

@@ -111,6 +111,10 @@ func (e *Engine) Abort(why string) error {
 	return e.note(EventAborted, -1, why, "")
 }
 
+// Renew begins every step anew but what a person said to prompts: what the steps
+// brought about is gone.
+func (e *Engine) Renew(why string) error { return e.note(EventRenewed, -1, why, "") }
+
 // result is how an action ended.
 type result struct {
 	action Action

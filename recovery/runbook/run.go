@@ -20,15 +20,21 @@ type Log interface {
 
 // Run is one carrying-out of a plan.
 type Run struct {
-	ID       string    `json:"id"`
-	Plan     Plan      `json:"plan"`
-	Digest   string    `json:"digest"` // of Plan
-	Operator string    `json:"operator,omitempty"`
-	Begun    time.Time `json:"begun"`
+	ID     string `json:"id"`
+	Plan   Plan   `json:"plan"`
+	Digest string `json:"digest"` // of Plan
+	Order
+	Begun time.Time `json:"begun"`
 
 	Entries []Entry `json:"-"`
 	dir     string
 	log     *fileLog
+}
+
+// Order is who wanted a run, and how.
+type Order struct {
+	Operator string `json:"operator,omitempty"`
+	Forced   bool   `json:"forced,omitempty"` // checks that refused were overridden
 }
 
 // State is where the run stands.
@@ -48,8 +54,8 @@ const (
 
 // Begin makes a plan durable as a run in dir, before its first step. The run is held:
 // Close lets it go.
-func Begin(dir string, p Plan, operator string, now time.Time) (*Run, error) {
-	r := &Run{Plan: p, Digest: p.Digest(), Operator: operator, Begun: now}
+func Begin(dir string, p Plan, o Order, now time.Time) (*Run, error) {
+	r := &Run{Plan: p, Digest: p.Digest(), Order: o, Begun: now}
 	if err := r.begin(dir); err != nil {
 		return nil, fmt.Errorf("begin a run of %s: %w", p.Runbook, err)
 	}

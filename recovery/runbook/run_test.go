@@ -14,7 +14,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
 func begun(t *testing.T, dir string) *Run {
 	t.Helper()
-	r, err := Begin(dir, NewPlan(mustRead(t, "shop.yml"), Test, "latest", nil), "ann", noon)
+	r, err := Begin(dir, NewPlan(mustRead(t, "shop.yml"), Test, "latest", nil), Order{Operator: "ann"}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestAChangedRunIsRefused(t *testing.T) {
 func TestTimesOfARunEstimateTheNext(t *testing.T) {
 	dir := t.TempDir()
 	p := NewPlan(mustRead(t, "tree.yml"), Planned, "", nil)
-	r, err := Begin(dir, p, "ann", noon)
+	r, err := Begin(dir, p, Order{}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ const (
 	EventAnswered Event = "answered" // and said it
 	EventAborted  Event = "aborted"  // nothing more is done but the cleanup
 	EventEnded    Event = "ended"    // the run is over
+	EventRenewed  Event = "renewed"  // a drill begins anew, its machines are gone
 )
 
 // Answer is what a person says to a run.
@@ -70,6 +71,7 @@ type Progress struct {
 	Answer   Answer    `json:"answer,omitempty"` // not acted upon yet
 
 	unknown bool // asked whether it happened, not a prompt
+	said    bool // a prompt that was answered yes
 }
 
 // settled reports that what comes after may begin.
@@ -101,6 +103,13 @@ func (s *State) add(e Entry) error {
 	case e.Event == EventAborted:
 		s.Aborted, s.Why = true, e.Detail
 		return nil
+	case e.Event == EventRenewed:
+		for i, p := range s.Actions {
+			if !p.said {
+				s.Actions[i] = Progress{Phase: Idle}
+			}
+		}
+		return nil
 	case e.Event == EventEnded:
 		s.Over, s.Ended = true, e.Time
 		return nil
@@ -129,6 +138,7 @@ func (s *State) add(e Entry) error {
 		}
 	case EventAnswered:
 		p.Answer = Answer(e.Detail)
+		p.said = p.Answer == Yes
 		if p.Answer == Skip {
 			p.Phase, p.Done = Skipped, e.Time
 		}

@@ -84,6 +84,7 @@ func (s *shape) check(c *Config) {
 		pins.add(s, path+".pin", "pin", p.Pin)
 	}
 	s.keys(c)
+	s.runbooks(c.Runbooks)
 	refs, images, taps := uniques{}, uniques{}, uniques{}
 	for i, g := range c.Groups {
 		path := fmt.Sprintf("groups[%d]", i)

@@ -23,6 +23,8 @@ type Config struct {
 	Peers   []Peer      `yaml:"peers,omitempty"`
 	Keys    []TenantKey `yaml:"keys,omitempty"` // that seal the groups of tenants
 	Groups  []Group     `yaml:"groups,omitempty"`
+
+	Runbooks *Runbooks `yaml:"runbooks,omitempty"`
 }
 
 // Peer is another site.

@@ -46,6 +46,20 @@ type API interface {
 	Restore(ctx context.Context, q RestoreRequest, progress func(Progress)) (Restored, error)
 	// PlanFailover says what a failover to this site would do and lose.
 	PlanFailover(ctx context.Context, q FailoverRequest) (Plan, error)
+	// TestFailover rehearses it: the machine is started isolated, over scratch disks,
+	// and taken away again.
+	TestFailover(ctx context.Context, q DrillRequest, progress func(Progress)) (Drilled, error)
+	// CheckRunbook judges a file, PlanRunbook says what a run of it would do and lose.
+	CheckRunbook(ctx context.Context, q RunbookRequest) (RunbookPlan, error)
+	PlanRunbook(ctx context.Context, q RunbookRequest) (RunbookPlan, error)
+	// RunRunbook begins a run; it and the next two go on until the run is over, a step
+	// fails or a person is asked.
+	RunRunbook(ctx context.Context, q RunbookRequest, progress func(Progress)) (RunbookRun, error)
+	ResumeRun(ctx context.Context, q RunRequest, progress func(Progress)) (RunbookRun, error)
+	AbortRun(ctx context.Context, q RunRequest, progress func(Progress)) (RunbookRun, error)
+	// Runs lists runs, oldest first; RunDetail is one.
+	Runs(ctx context.Context) ([]RunbookRun, error)
+	RunDetail(ctx context.Context, id string) (RunbookRun, error)
 	// Failover does it, if the plan is still the one shown.
 	Failover(ctx context.Context, q FailoverRequest, progress func(Progress)) (FailedOver, error)
 }

@@ -248,3 +248,43 @@ func (c *Client) PlanFailover(ctx context.Context, q FailoverRequest) (p Plan, e
 func (c *Client) Failover(ctx context.Context, q FailoverRequest, progress func(Progress)) (r FailedOver, err error) {
 	return r, c.follow(ctx, "/v1/failover", q, each(progress), &r)
 }
+
+// TestFailover implements API.
+func (c *Client) TestFailover(ctx context.Context, q DrillRequest, progress func(Progress)) (r Drilled, err error) {
+	return r, c.follow(ctx, "/v1/failover/test", q, each(progress), &r)
+}
+
+// CheckRunbook implements API.
+func (c *Client) CheckRunbook(ctx context.Context, q RunbookRequest) (p RunbookPlan, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/runbook/check", q, &p)
+}
+
+// PlanRunbook implements API.
+func (c *Client) PlanRunbook(ctx context.Context, q RunbookRequest) (p RunbookPlan, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/runbook/plan", q, &p)
+}
+
+// RunRunbook implements API.
+func (c *Client) RunRunbook(ctx context.Context, q RunbookRequest, progress func(Progress)) (r RunbookRun, err error) {
+	return r, c.follow(ctx, "/v1/runbook/run", q, each(progress), &r)
+}
+
+// ResumeRun implements API.
+func (c *Client) ResumeRun(ctx context.Context, q RunRequest, progress func(Progress)) (r RunbookRun, err error) {
+	return r, c.follow(ctx, "/v1/run/resume", q, each(progress), &r)
+}
+
+// AbortRun implements API.
+func (c *Client) AbortRun(ctx context.Context, q RunRequest, progress func(Progress)) (r RunbookRun, err error) {
+	return r, c.follow(ctx, "/v1/run/abort", q, each(progress), &r)
+}
+
+// Runs implements API.
+func (c *Client) Runs(ctx context.Context) (rs []RunbookRun, err error) {
+	return rs, c.call(ctx, http.MethodGet, "/v1/runs", nil, &rs)
+}
+
+// RunDetail implements API.
+func (c *Client) RunDetail(ctx context.Context, id string) (r RunbookRun, err error) {
+	return r, c.call(ctx, http.MethodPost, "/v1/run", RunRequest{Run: id}, &r)
+}

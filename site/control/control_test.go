@@ -108,6 +108,33 @@ func (e *echo) Failover(_ context.Context, q FailoverRequest, progress func(Prog
 	return FailedOver{Plan: Plan{Group: q.Group, Digest: q.Expect}}, e.err
 }
 
+func (e *echo) TestFailover(_ context.Context, q DrillRequest, progress func(Progress)) (Drilled, error) {
+	progress(Progress{Step: "start"})
+	return Drilled{Group: q.Group, At: q.At}, e.err
+}
+func (e *echo) CheckRunbook(_ context.Context, q RunbookRequest) (RunbookPlan, error) {
+	return RunbookPlan{Runbook: q.File}, e.err
+}
+func (e *echo) PlanRunbook(_ context.Context, q RunbookRequest) (RunbookPlan, error) {
+	return RunbookPlan{Text: string(q.Text), Mode: q.Mode}, e.err
+}
+func (e *echo) RunRunbook(_ context.Context, q RunbookRequest, progress func(Progress)) (RunbookRun, error) {
+	progress(Progress{Step: "one"})
+	return RunbookRun{Runbook: q.File, Mode: q.Mode}, e.err
+}
+func (e *echo) ResumeRun(_ context.Context, q RunRequest, progress func(Progress)) (RunbookRun, error) {
+	progress(Progress{Step: q.Answer})
+	return RunbookRun{Run: q.Run}, e.err
+}
+func (e *echo) AbortRun(_ context.Context, q RunRequest, progress func(Progress)) (RunbookRun, error) {
+	progress(Progress{Step: q.Reason})
+	return RunbookRun{Run: q.Run, State: "aborted"}, e.err
+}
+func (e *echo) Runs(context.Context) ([]RunbookRun, error) { return []RunbookRun{{Run: "r"}}, e.err }
+func (e *echo) RunDetail(_ context.Context, id string) (RunbookRun, error) {
+	return RunbookRun{Run: id}, e.err
+}
+
 // start serves api and returns a client and the socket's path.
 func start(t *testing.T, api API) (*Client, string) {
 	t.Helper()
@@ -179,6 +206,30 @@ func every(c API) map[string]func() (any, error) {
 			r, err := c.Restore(ctx, RestoreRequest{Group: "web", To: "/x"}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
+		"TestFailover": func() (any, error) {
+			var seen []Progress
+			r, err := c.TestFailover(ctx, DrillRequest{Group: "web", At: "#3"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"CheckRunbook": func() (any, error) { return c.CheckRunbook(ctx, RunbookRequest{File: "x.yml"}) },
+		"PlanRunbook":  func() (any, error) { return c.PlanRunbook(ctx, RunbookRequest{Text: []byte("x: y"), Mode: "test"}) },
+		"RunRunbook": func() (any, error) {
+			var seen []Progress
+			r, err := c.RunRunbook(ctx, RunbookRequest{File: "x.yml", Mode: "test"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"ResumeRun": func() (any, error) {
+			var seen []Progress
+			r, err := c.ResumeRun(ctx, RunRequest{Run: "r", Step: 3, Answer: "yes"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"AbortRun": func() (any, error) {
+			var seen []Progress
+			r, err := c.AbortRun(ctx, RunRequest{Run: "r", Reason: "x"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"Runs":         func() (any, error) { return c.Runs(ctx) },
+		"RunDetail":    func() (any, error) { return c.RunDetail(ctx, "r/../x") },
 		"PlanFailover": func() (any, error) { return c.PlanFailover(ctx, FailoverRequest{Group: "web"}) },
 		"Failover": func() (any, error) {
 			var seen []Progress

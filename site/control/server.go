@@ -101,6 +101,22 @@ func (s *Server) routes() http.Handler {
 	m.HandleFunc("POST /v1/restore", s.long(asked(func(ctx context.Context, q RestoreRequest) (any, error) {
 		return s.api.Restore(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
+	post("/v1/runbook/check", asked(func(ctx context.Context, q RunbookRequest) (any, error) { return s.api.CheckRunbook(ctx, q) }))
+	post("/v1/runbook/plan", asked(func(ctx context.Context, q RunbookRequest) (any, error) { return s.api.PlanRunbook(ctx, q) }))
+	get("/v1/runs", func(ctx context.Context, _ *http.Request) (any, error) { return s.api.Runs(ctx) })
+	post("/v1/run", asked(func(ctx context.Context, q RunRequest) (any, error) { return s.api.RunDetail(ctx, q.Run) }))
+	m.HandleFunc("POST /v1/runbook/run", s.long(asked(func(ctx context.Context, q RunbookRequest) (any, error) {
+		return s.api.RunRunbook(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
+	m.HandleFunc("POST /v1/run/resume", s.long(asked(func(ctx context.Context, q RunRequest) (any, error) {
+		return s.api.ResumeRun(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
+	m.HandleFunc("POST /v1/run/abort", s.long(asked(func(ctx context.Context, q RunRequest) (any, error) {
+		return s.api.AbortRun(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
+	m.HandleFunc("POST /v1/failover/test", s.long(asked(func(ctx context.Context, q DrillRequest) (any, error) {
+		return s.api.TestFailover(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
 	m.HandleFunc("POST /v1/failover", s.long(asked(func(ctx context.Context, q FailoverRequest) (any, error) {
 		return s.api.Failover(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))

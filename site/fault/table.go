@@ -96,6 +96,22 @@ const (
 	FailoverTrouble Code = "AI-E0706"
 	PeerAhead       Code = "AI-E0707"
 	NotFenced       Code = "AI-E0708"
+	DrillLeft       Code = "AI-E0709"
+
+	RunbookSyntax  Code = "AI-E0801"
+	RunbookKey     Code = "AI-E0802"
+	RunbookStep    Code = "AI-E0803"
+	RunbookValue   Code = "AI-E0804"
+	RunbookMachine Code = "AI-E0805"
+	RunbookGroup   Code = "AI-E0806"
+	RunbookCycle   Code = "AI-E0807"
+	RunbookProgram Code = "AI-E0808"
+	RunbookMode    Code = "AI-E0809"
+	RunUnknown     Code = "AI-E0810"
+	RunOver        Code = "AI-E0811"
+	RunHalted      Code = "AI-E0812"
+	RunAsks        Code = "AI-E0813"
+	RunDamaged     Code = "AI-E0814"
 )
 
 // Entry explains one code.

@@ -1,0 +1,304 @@
+package site
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// drill is a group's machine over scratch disks, isolated. What it writes lies in
+// files without a name, and its directory (drillDir) is known before its machine is
+// started: after any end of this process the next one finds it and takes it away.
+type drill struct {
+	group   *group
+	view    *view
+	machine recovery.Machine
+	running *recovery.Running
+	health  string
+	times   []recovery.StepTime
+	began   time.Time
+
+	stop  context.CancelCauseFunc // ends its beginning
+	begun chan struct{}           // closed when that is over, however
+	ended sync.Once
+	left  error // of its end
+}
+
+// drillLimit bounds the end of a drill.
+const drillLimit = 30 * time.Second
+
+func (s *Site) drillsDir() string { return filepath.Join(s.cfg.Data, "d") }
+
+func (s *Site) drillDir(g *group) string {
+	return filepath.Join(s.drillsDir(), named("machine", g.cfg.Tenant, g.cfg.Name).Short())
+}
+
+// drillNote is what a drill's directory says of it.
+type drillNote struct {
+	Group   string    `json:"group"`
+	Machine string    `json:"machine"`
+	Began   time.Time `json:"began"`
+}
+
+const drillNoteFile = "drill.json"
+
+// beginDrill starts the group's machine, isolated, as of at. A drill that fails on its
+// way is taken away again.
+func (s *Site) beginDrill(ctx context.Context, g *group, at string, progress func(recovery.StepTime)) (*drill, error) {
+	what := "test a failover of " + g.cfg.Ref()
+	c := g.cfg.Machine
+	if c == nil {
+		return nil, fault.New(fault.MachineAbsent, what, "the group names no machine here").Advise("Add machine: to the group; its disks alone are shown by view serve --scratch.")
+	}
+	d := &drill{group: g, began: s.o.Now(), begun: make(chan struct{})}
+	beginning, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	d.stop = stop
+	var err error
+	if d.machine, err = s.machineFor(g, c).Isolated(s.drillDir(g)); err != nil {
+		return nil, explain(what, err)
+	}
+	if err := s.enterDrill(d); err != nil {
+		return nil, err
+	}
+	err = s.runDrill(beginning, d, at, progress)
+	close(d.begun)
+	if err != nil {
+		left := s.endDrill(context.WithoutCancel(ctx), d)
+		return nil, errors.Join(explain(what, err), left)
+	}
+	return d, nil
+}
+
+// enterDrill makes d the group's only one, and its directory durable.
+func (s *Site) enterDrill(d *drill) error {
+	what := "test a failover of " + d.group.cfg.Ref()
+	s.mu.Lock()
+	_, taken := s.drills[d.group.cfg.Ref()]
+	if !taken {
+		s.drills[d.group.cfg.Ref()] = d
+	}
+	s.mu.Unlock()
+	if taken {
+		return fault.New(fault.OperationBusy, what, "a drill of it is under way")
+	}
+	err := s.noteDrill(d)
+	if err != nil {
+		close(d.begun)
+		s.leaveDrill(d)
+		return fault.Wrap(fault.FileTrouble, what, err)
+	}
+	return nil
+}
+
+func (s *Site) leaveDrill(d *drill) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.drills, d.group.cfg.Ref())
+}
+
+func (s *Site) noteDrill(d *drill) error {
+	if err := os.MkdirAll(d.machine.Dir, 0o700); err != nil {
+		return err
+	}
+	b, err := json.Marshal(drillNote{d.group.cfg.Ref(), d.machine.Name, d.began})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.machine.Dir, drillNoteFile), b, 0o600)
+}
+
+// runDrill opens the scratch view, starts the machine on it and waits for its health.
+func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(recovery.StepTime)) error {
+	step := func(name recovery.StepName, do func() (string, error)) error {
+		began := s.o.Now()
+		detail, err := do()
+		t := recovery.StepTime{Name: name, Began: began, Seconds: s.o.Now().Sub(began).Seconds(), Detail: detail}
+		if err != nil {
+			t.Error = err.Error()
+		}
+		d.times = append(d.times, t)
+		progress(t)
+		return err
+	}
+	uris := map[string]string{}
+	err := step(recovery.StepServe, func() (string, error) {
+		// The view is the drill's, not the caller's, who may leave before its end.
+		v, err := s.serve(context.WithoutCancel(ctx), control.ServeRequest{Group: d.group.cfg.Ref(), At: at, Scratch: true})
+		if err != nil {
+			return "", err
+		}
+		d.view = v
+		for _, x := range v.Exports {
+			uris[x.Volume] = x.URI
+		}
+		return fmt.Sprintf("%d volumes over scratch files", len(uris)), nil
+	})
+	if err != nil {
+		return err
+	}
+	err = step(recovery.StepStart, func() (_ string, err error) {
+		if d.running, err = d.machine.Ensure(ctx, uris); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("process %d, isolated", d.running.PID), nil
+	})
+	h := d.group.cfg.Machine.Health
+	if err != nil || h == nil {
+		return err
+	}
+	return step(recovery.StepHealth, func() (_ string, err error) {
+		d.health, err = d.running.Healthy(ctx, recovery.Health{Prefix: h.Prefix, Timeout: time.Duration(h.Timeout)})
+		return d.health, err
+	})
+}
+
+// machineFor is the configured machine as recovery starts it.
+func (s *Site) machineFor(g *group, c *config.Machine) recovery.Machine {
+	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": s.cfg.NBD}, Ready: time.Duration(c.Ready),
+		Dir: filepath.Join(s.cfg.Data, "m", named("machine", g.cfg.Tenant, g.cfg.Name).Short())}
+	for _, d := range c.Disks {
+		m.Disks = append(m.Disks, recovery.MachineDisk{Volume: d.Volume, ID: d.ID})
+	}
+	return m
+}
+
+// drillOf is the group's drill, nil if there is none.
+func (s *Site) drillOf(g *group) *drill {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drills[g.cfg.Ref()]
+}
+
+// endDrill takes everything of d away, once; what could not be is the error's to name.
+func (s *Site) endDrill(ctx context.Context, d *drill) error {
+	d.stop(errStopping)
+	<-d.begun
+	d.ended.Do(func() { d.left = s.takeAway(ctx, d) })
+	return d.left
+}
+
+func (s *Site) takeAway(ctx context.Context, d *drill) error {
+	ctx, cancel := context.WithTimeout(ctx, drillLimit)
+	defer cancel()
+	closeMachine(d.running)
+	err := d.machine.End(ctx)
+	if d.view != nil {
+		d.view.close(errClosed)
+		<-d.view.done
+	}
+	if err == nil { // while the machine lives its directory is how it is found
+		err = os.RemoveAll(d.machine.Dir)
+	}
+	s.leaveDrill(d)
+	if err != nil {
+		return fault.Wrap(fault.DrillLeft, "end the drill of "+d.group.cfg.Ref(), err)
+	}
+	return nil
+}
+
+// endDrills ends all drills, at the end of the site.
+func (s *Site) endDrills() {
+	s.mu.Lock()
+	var open []*drill
+	for _, d := range s.drills {
+		open = append(open, d)
+	}
+	s.mu.Unlock()
+	for _, d := range open {
+		if err := s.endDrill(context.Background(), d); err != nil {
+			s.o.Log.Error("drill not ended", "group", d.group.cfg.Ref(), "err", err)
+		}
+	}
+}
+
+// sweepDrills takes away what drills of an earlier life left: machines that outlived
+// it, and their directories. What cannot be is named by every status.
+func (s *Site) sweepDrills() {
+	entries, err := os.ReadDir(s.drillsDir())
+	if err != nil {
+		return // there never was one
+	}
+	for _, e := range entries {
+		dir := filepath.Join(s.drillsDir(), e.Name())
+		var note drillNote
+		if b, err := os.ReadFile(filepath.Join(dir, drillNoteFile)); err == nil {
+			_ = json.Unmarshal(b, &note) // of one cut short the machine was never started
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), drillLimit)
+		err := recovery.Machine{Name: note.Machine, Dir: dir}.End(ctx)
+		cancel()
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			s.leftover = append(s.leftover, fmt.Sprintf("of a drill of %s, begun %s: %v (%s)", note.Group, note.Began.Format(timeLayout), err, dir))
+		}
+		s.o.Log.Warn("left-over of a drill taken away", "group", note.Group, "began", note.Began, "dir", dir, "err", err)
+	}
+}
+
+// TestFailover implements control.API.
+func (s *Site) TestFailover(ctx context.Context, q control.DrillRequest, progress func(control.Progress)) (control.Drilled, error) {
+	what := "test a failover of " + q.Group
+	l, release, err := s.forFailover(ctx, control.FailoverRequest{Group: q.Group})
+	if err != nil {
+		return control.Drilled{}, err
+	}
+	defer release()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(l.ctx, func() { cancel(errDetached) })()
+	before := l.untouched()
+	d, err := s.beginDrill(ctx, l.group, q.At, func(t recovery.StepTime) { progress(stepProgress(t)) })
+	if err != nil {
+		return control.Drilled{}, err
+	}
+	rto := s.o.Now().Sub(d.began)
+	out := control.Drilled{Group: l.cfg.Ref(), At: q.At, Point: d.view.Point, Machine: d.machine.Name, RTOSeconds: rto.Seconds(), Health: d.health, Times: map[string]float64{}}
+	for _, t := range d.times {
+		out.Times[string(t.Name)] = t.Seconds
+	}
+	left := s.endDrill(context.WithoutCancel(ctx), d)
+	if left != nil {
+		out.Left = []string{left.Error()}
+	}
+	checks := []recovery.Check{{Claim: "nothing of the drill is left", Held: left == nil}, {Claim: "role, epoch and branches are as before the drill", Held: l.untouched() == before, Detail: before}}
+	if out.Report, err = l.drillReport(q, d, rto, checks); err != nil {
+		s.o.Log.Error("report of the drill not written", "group", l.cfg.Ref(), "err", err)
+	}
+	s.o.Log.Info("drill ended", "group", l.cfg.Ref(), "point", seqText(d.view.Point), "rto_seconds", rto.Seconds(), "operator", q.Operator, "left", out.Left)
+	if left != nil {
+		return out, explain(what, left)
+	}
+	return out, nil
+}
+
+// untouched is what a drill must not change.
+func (l *life) untouched() string {
+	r := l.roleNow()
+	return fmt.Sprintf("role %s, epoch %s, %d branches", r.Role, l.j.Head().Epoch.Short(), len(l.j.Branches()))
+}
+
+func seqText(p control.Point) string { return fmt.Sprintf("#%d.%d", p.Epoch, p.Seq) }
+
+func (l *life) drillReport(q control.DrillRequest, d *drill, rto time.Duration, checks []recovery.Check) (string, error) {
+	pt := journal.Point{Number: d.view.Point.Epoch, Time: d.view.Point.Time}
+	pt.Seq = journal.Seq(d.view.Point.Seq)
+	o := recovery.Outcome{Plan: recovery.Plan{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Identity: l.id, Site: l.site.cfg.Site, At: q.At, Point: pt, Machine: d.machine.Name, Made: d.began},
+		Operator: q.Operator, Steps: d.times, Began: d.began, RTOSeconds: rto.Seconds()}
+	r := recovery.NewReport(o, l.site.o.Now())
+	r.Title, r.Checks = "Drill of "+l.cfg.Name, checks
+	return l.writeReport(r, fmt.Sprintf("%s-%s-drill-%s", l.cfg.Tenant, l.cfg.Name, d.began.UTC().Format("20060102-150405.000")))
+}
