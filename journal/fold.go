@@ -175,6 +175,9 @@ func (t *maintainer) checkJoint(s *foldScan) error {
 	if there, err := exists(j.o.FS, j.segs.path(s.end.Segment)); err != nil || !there {
 		return err // nothing is written behind them (landing.go)
 	}
+	if j.endsAt(s.end.Position) {
+		return nil // the segment was made for a frame that did not come whole
+	}
 	h, _, err := j.segs.frameAt(s.end.Segment, pageBytes)
 	if err != nil || h.Epoch != s.end.Epoch {
 		return err
@@ -185,6 +188,13 @@ func (t *maintainer) checkJoint(s *foldScan) error {
 	}
 	return &DamageError{Hop: "fold", Epoch: h.Epoch, Seq: h.First, File: segmentName(s.end.Segment), Offset: pageBytes,
 		What: "the index names another chain value before the frame"}
+}
+
+// endsAt reports that nothing is written after the record at p.
+func (j *Journal) endsAt(p Position) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return int(j.ordinalLocked(p.Epoch)) == len(j.branches) && j.written == p.Seq
 }
 
 // choose is the points of the range that the policy keeps.

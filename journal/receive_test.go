@@ -8,6 +8,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -450,4 +452,35 @@ func TestReceivedFramesProveNothing(t *testing.T) {
 		t.Fatalf("opened at %s, want %s", got, frames[len(frames)-4].last)
 	}
 	deliver(t, dst.Journal, frames[len(frames)-3:])
+}
+
+// A connection that ends in the middle of a segment's first frame leaves a segment
+// without any. What lies before it is folded all the same where a delta is to land.
+func TestLandingBehindHalfAFrame(t *testing.T) {
+	f := newFolding(t, vfs.NewMem(), deltaLadder)
+	f.write(100, time.Second)
+	p := newFollower(f, "k", vfs.NewMem())
+	cut := errors.New("cut off")
+	landings := 0
+	for _, fr := range ship(t, f.j.Journal, Position{}) {
+		half := io.MultiReader(bytes.NewReader(fr.bytes[:len(fr.bytes)-1]), iotest.ErrReader(cut))
+		if _, _, err := p.to.AppendFrame(soon(t), half, int64(len(fr.bytes)), Chain{}); !errors.Is(err, cut) {
+			t.Fatalf("append half a frame: %v", err)
+		}
+		if head := p.to.Head(); !head.IsZero() && p.to.out.at == pageBytes { // nobody else writes
+			l, err := p.to.OpenLanding(soon(t), head.Durable.Position, nil)
+			if err != nil {
+				t.Fatalf("open landing up to half of record %s: %v", fr.first, err)
+			}
+			l.Close()
+			landings++
+		}
+		deliver(t, p.to.Journal, []shipped{fr})
+	}
+	if landings < 3 {
+		t.Errorf("%d segments began with half a frame", landings)
+	}
+	if err := p.check(); err != nil {
+		t.Error(err)
+	}
 }
