@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"time"
 
 	"github.com/novacron/afterimage/journal"
-	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // Where a replica lacks frames that the source has no more, or is so far behind that
@@ -21,13 +19,13 @@ import (
 //	DeltaSource.OpenDelta
 //	  ──── control: Offer (after, to) ───────→  DeltaReplica.OpenLanding: folds what it has
 //	  ←─── control: Place ───────────────────
-//	Delta.Write ──── data stream, blocks ────→  Landing.Take: writes, verifies, installs
+//	Delta.Write ──────── lanes, blocks ─ ────→  Landing.Take: writes, verifies, installs
 //	  ←─── control: Landed ──────────────────
 //
 // and the next opening goes on with frames. Nothing between after and to is ever a
 // point there, and nothing counts as safe at the replica before it has landed: until
-// then the lag is that of after. What is cut off is begun anew. The data stream holds, after its
-// header, blocks and an end:
+// then the lag is that of after. What is cut off is begun anew. The opening carries
+// blocks and an end:
 //
 //	block:  | length u32, at most 1 MiB | CRC32C u32 over length and bytes | bytes |
 //	end:    | 0 u32 | CRC32C u32 over length and total | total bytes of blocks u64 |
@@ -113,7 +111,7 @@ func (s *sender) takesDeltas(g *outgroup) bool {
 
 // delta brings the replica from a record on by a delta. It ends with errReopen when
 // that has landed.
-func (s *sender) delta(ctx context.Context, o *opening, after journal.Position, newest bool) error {
+func (s *sender) delta(ctx context.Context, o *opening, after journal.Position, newest bool, data *flow) error {
 	g := o.group
 	d, err := g.Source.(DeltaSource).OpenDelta(ctx, after, newest)
 	if err != nil {
@@ -133,7 +131,7 @@ func (s *sender) delta(ctx context.Context, o *opening, after journal.Position, 
 	if !ok {
 		return fmt.Errorf("offer delta: answered with message %d: %w", m.kind(), ErrProtocol)
 	}
-	if err := s.writeDelta(ctx, o, d, journal.DeltaPlace{After: after, Run: at.run, Epochs: int(at.epochs)}); err != nil {
+	if err := s.writeDelta(ctx, o, d, data, journal.DeltaPlace{After: after, Run: at.run, Epochs: int(at.epochs)}); err != nil {
 		return err
 	}
 	if m, err = s.await(ctx, o); err != nil {
@@ -161,27 +159,18 @@ func (s *sender) await(ctx context.Context, o *opening) (body, error) {
 }
 
 // writeDelta sends a delta's bytes. Who refuses it in the middle ends that.
-func (s *sender) writeDelta(ctx context.Context, o *opening, d Delta, at journal.DeltaPlace) error {
-	data, err := s.conn.OpenLane(ctx)
-	if err != nil {
-		return fmt.Errorf("open data stream: %w", err)
-	}
-	stop := context.AfterFunc(ctx, data.Cancel)
-	defer stop()
+func (s *sender) writeDelta(ctx context.Context, o *opening, d Delta, data *flow, at journal.DeltaPlace) error {
 	w := &deltaWriter{ctx: ctx, s: s, o: o, data: data, buf: make([]byte, chunkBytes)}
-	_, err = data.Write(streamHeader{o.number, o.group.Source.Identity()}.encode())
-	if err == nil {
-		if err = d.Write(ctx, w, at); err != nil && w.err == nil {
-			err = &readError{err}
-		}
+	err := d.Write(ctx, w, at)
+	if err != nil && w.err == nil {
+		err = &readError{err}
 	}
 	if err == nil {
 		err = w.end()
 	}
 	if err == nil {
-		return data.Close()
+		return nil
 	}
-	data.Cancel()
 	select {
 	case m := <-o.replies: // why it does not go on tells more than that
 		if no, ok := m.body.(*refuse); ok {
@@ -197,7 +186,7 @@ type deltaWriter struct {
 	ctx   context.Context
 	s     *sender
 	o     *opening
-	data  transport.SendLane
+	data  *flow
 	buf   []byte
 	total uint64
 	err   error // of the connection
@@ -217,19 +206,11 @@ func (w *deltaWriter) Write(p []byte) (int, error) {
 }
 
 func (w *deltaWriter) block(p []byte) error {
-	// A stream that takes nothing for so long is stuck, though the connection lives.
-	if err := w.data.SetWriteDeadline(time.Now().Add(w.s.r.o.StallTimeout)); err != nil {
-		return err
-	}
 	if _, err := w.data.Write(deltaBlock(p)); err != nil {
-		return fmt.Errorf("write data stream: %w", err)
+		return fmt.Errorf("write delta: %w", err)
 	}
 	w.total += uint64(len(p))
-	moved := func(n int) {
-		w.o.group.progress.carried(n)
-		_ = w.data.SetWriteDeadline(time.Now().Add(w.s.r.o.StallTimeout)) // fails with the stream, as the next write does
-	}
-	return w.s.limits(w.o.group).copyN(w.ctx, w.data, bytes.NewReader(p), int64(len(p)), w.buf, moved)
+	return w.s.limits(w.o.group).copyN(w.ctx, w.data, bytes.NewReader(p), int64(len(p)), w.buf, w.o.group.progress.carried)
 }
 
 // deltaBlock is a block's head.
@@ -240,8 +221,9 @@ func deltaBlock(p []byte) []byte {
 
 func (w *deltaWriter) end() error {
 	if _, err := w.data.Write(w.tail()); err != nil {
-		return fmt.Errorf("write data stream: %w", err)
+		return fmt.Errorf("write delta: %w", err)
 	}
+	w.data.push()
 	return nil
 }
 
@@ -345,16 +327,7 @@ func (in *inbound) takeDelta(ctx context.Context, replica Replica, of *offer) (j
 	defer l.Close()
 	at := l.Place()
 	in.send(in.number, in.id, &landingPlace{run: at.Run, epochs: uint32(at.Epochs)})
-	var data transport.ReceiveLane
-	select {
-	case data = <-in.data:
-	case <-ctx.Done():
-		return journal.Cursor{}, context.Cause(ctx)
-	}
-	stop := context.AfterFunc(ctx, data.Cancel)
-	defer stop()
-	defer data.Cancel()
-	r := &deltaReader{r: data, moved: in.progressNow().carried}
+	r := &deltaReader{r: in.data, moved: in.progressNow().carried}
 	c, err := l.Take(ctx, r, journal.DeltaEnd{Cursor: of.to, Time: of.time})
 	if r.err != nil && !errors.Is(r.err, ErrProtocol) {
 		return c, &arrivalError{r.err}

@@ -95,7 +95,7 @@ func (f *foldedPair) fold() journal.Seq {
 // level waits until the replica has all, and compares the images.
 func (f *foldedPair) level(what string) {
 	f.Helper()
-	eventually(f.T, what, func() bool {
+	eventually(f.TB, what, func() bool {
 		l := f.source.lag()
 		return f.dst.Head().Durable == f.src.Head().Durable && l.Known && l.Records == 0
 	})

@@ -16,8 +16,10 @@
 //		Source.Stream → Frames.Next
 //		  sender.admissible (durable? dense?)
 //		  frameHeader.encode
-//		  throttle.copyN ──── data stream ────→  readFrameHeader
-//		                                         Replica.AppendFrame (verifies, straight from the stream)
+//		  throttle.copyN → flow.Write
+//		  lanes: pieces ──── lane, lane … ────→  receiver.drain → assembly
+//		                                         readFrameHeader
+//		                                         Replica.AppendFrame (verifies)
 //		  progress.acked ←─── control: Ack ────  Replica.WaitDurable, inbound.ackLoop
 //		  progress.heartbeat ─ Heartbeat ──────→ progress.heard
 //
@@ -27,7 +29,10 @@
 //	 3. Open carries the group and the source's history. The replica judges it
 //	    (replicaVerdict) and answers Accept, with its own history and its durable
 //	    cursor, or Refuse, with a code and the same evidence. The source judges too.
-//	 4. Frames flow on one unidirectional stream per group, from the durable cursor on.
+//	 4. Frames flow, from the durable cursor on: as one run of bytes, in pieces over the
+//	    lanes of the session, each with a connection of its own (lanes.go), as many as
+//	    help (laneplan.go), shared by weight, and put in order again (assembly.go). What
+//	    a lane loses goes over another.
 //	    A cut at any point costs what was under way; the next Open finds the cursor.
 //	    Where frames do not reach back to it, or the replica is further behind than
 //	    Group.Coalesce allows, the opening carries a delta, and the next one frames (delta.go).
@@ -46,8 +51,8 @@
 // Goroutines, all under Run: one that samples heads, one that follows the timetables,
 // one that accepts, one that follows the peers and runs a dial loop for each; one for
 // each caller with a token; per connection a control reader, writer and pinger, and one that answers questions; at the source a
-// heartbeat loop, a manager and per group a sender and a watcher; at the replica a
-// router, a refresher and per group a receiver and an acknowledger.
+// heartbeat loop, a manager, a keeper of lanes with one for each, and per group a sender
+// and a watcher; at the replica one that takes lanes in with one for each, a refresher and per group a receiver and an acknowledger.
 //
 // Replicator's methods may be called from anywhere at any time. Options.Receive,
 // Options.Groups and Events are called from these goroutines, several at once. A

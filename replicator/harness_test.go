@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const patience = time.Minute
 
 // eventually polls ok until it holds.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -35,7 +35,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func mustIdentity(t *testing.T) *Identity {
+func mustIdentity(t testing.TB) *Identity {
 	t.Helper()
 	id, err := NewIdentity()
 	if err != nil {
@@ -46,7 +46,7 @@ func mustIdentity(t *testing.T) *Identity {
 
 // endpoint is one site: options, and a replicator while it is up.
 type endpoint struct {
-	t    *testing.T
+	t    testing.TB
 	o    Options
 	rep  *Replicator
 	stop func()
@@ -59,7 +59,7 @@ type endpoint struct {
 	streaming int
 }
 
-func newEndpoint(t *testing.T, name string) *endpoint {
+func newEndpoint(t testing.TB, name string) *endpoint {
 	e := &endpoint{t: t}
 	e.o = Options{Site: name, Identity: mustIdentity(t), HeartbeatInterval: 5 * time.Millisecond, PingInterval: 10 * time.Millisecond,
 		IdleTimeout: 2 * time.Second, RetryFirst: 2 * time.Millisecond, RetryLimit: 50 * time.Millisecond, HandshakeTimeout: 2 * time.Second}
@@ -119,7 +119,7 @@ func (e *endpoint) lag() Lag {
 
 // pair is a group at its primary, and its replica behind a link that can be cut.
 type pair struct {
-	*testing.T
+	testing.TB
 	source, replica *endpoint
 	from, to        *replicatortest.Journal
 	relay           *relay
@@ -132,10 +132,10 @@ const (
 )
 
 // newPair makes both sites; nothing runs yet, so that a test can change options.
-func newPair(t *testing.T) *pair {
+func newPair(t testing.TB) *pair {
 	t.Helper()
 	id := replicatortest.NewIdentity()
-	p := &pair{T: t, source: newEndpoint(t, "a"), replica: newEndpoint(t, "b"),
+	p := &pair{TB: t, source: newEndpoint(t, "a"), replica: newEndpoint(t, "b"),
 		from: replicatortest.New(id, "a"), to: replicatortest.New(id, "b"), relay: newRelay(t)}
 	p.from.BeginEpoch(0, time.Now())
 	p.source.o.Peers = []Peer{{Name: "b", Address: p.relay.address(), Pin: p.replica.o.Identity.Pin()}}
@@ -174,7 +174,7 @@ func (p *pair) caughtUp() {
 			p.Logf("replica at %+v: %+v", p.to.Head(), p.replica.lag())
 		}
 	}()
-	eventually(p.T, "replica caught up", func() bool { return p.to.Head().Durable == want })
+	eventually(p.TB, "replica caught up", func() bool { return p.to.Head().Durable == want })
 	p.sameFrames()
 }
 
@@ -193,7 +193,7 @@ func (p *pair) sameFrames() {
 
 // relay is a UDP link that can be cut. Its address stays while its far end moves.
 type relay struct {
-	t     *testing.T
+	t     testing.TB
 	front *net.UDPConn
 	cut   atomic.Bool
 	wg    sync.WaitGroup
@@ -203,7 +203,7 @@ type relay struct {
 	flows  map[string]*net.UDPConn
 }
 
-func newRelay(t *testing.T) *relay {
+func newRelay(t testing.TB) *relay {
 	t.Helper()
 	front, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/novacron/afterimage/journal"
-	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // inbound is one opening of a group by a peer.
@@ -22,7 +21,7 @@ type inbound struct {
 	tenant, group string
 	theirs        site // the source's history
 	cancel        context.CancelCauseFunc
-	data          chan transport.ReceiveLane
+	data          *assembly // what the opening carries
 	offers        chan *offer
 	done          chan struct{} // closed when nothing is appended any more
 	wake          chan struct{} // there is something to acknowledge
@@ -165,13 +164,13 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 	p.measured(in.offsetNow())
 	ours := siteOf(replica)
 	in.r.o.Events.Streaming(in.peer.Name, Inbound, in.tenant, in.group, from)
-	in.send(in.number, in.id, &accept{head: ours.head, durable: from, branches: ours.branches})
+	in.send(in.number, in.id, &accept{head: ours.head, durable: from, branches: ours.branches, window: in.data.window})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return in.ackLoop(ctx, replica, from.Position) })
 	g.Go(func() error {
 		select {
-		case data := <-in.data:
-			return in.frames(ctx, replica, data)
+		case <-in.data.begun:
+			return in.frames(ctx, replica, in.data)
 		case of := <-in.offers:
 			return in.land(ctx, replica, of)
 		case <-ctx.Done():
@@ -212,11 +211,8 @@ func (a *arrival) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// frames appends what arrives on data, in order, straight from the stream.
-func (in *inbound) frames(ctx context.Context, replica Replica, data transport.ReceiveLane) error {
-	stop := context.AfterFunc(ctx, data.Cancel)
-	defer stop()
-	defer data.Cancel()
+// frames appends what arrives, in order.
+func (in *inbound) frames(ctx context.Context, replica Replica, data io.Reader) error {
 	p := in.progressNow()
 	for {
 		h, err := readFrameHeader(data, in.r.o.MaxFrameBytes)

@@ -33,7 +33,7 @@ func newLink(r *Replicator, p *peer, conn transport.Conn, control transport.Stre
 }
 
 func (l *link) ourHello() *hello {
-	return &hello{minVersion: minWireVersion, maxVersion: wireVersion, incompatible: knownIncompatible,
+	return &hello{minVersion: minWireVersion, maxVersion: wireVersion, incompatible: featurePieces,
 		compatible: ourCompatible, instance: l.r.instance, site: l.r.o.Site}
 }
 

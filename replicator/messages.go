@@ -61,6 +61,7 @@ type accept struct {
 	head     journal.EpochID
 	durable  journal.Cursor
 	branches []journal.Branch
+	window   int64 // bytes that may be on their way, and not be read
 }
 
 func (*accept) kind() messageType { return typeAccept }
@@ -69,13 +70,23 @@ func (m *accept) pack(p *packer) {
 	p.raw(m.head[:])
 	p.cursor(m.durable)
 	p.branches(m.branches)
+	p.u64(uint64(m.window))
 }
 
 func (m *accept) unpack(p *parser) {
 	copy(m.head[:], p.take(16))
 	m.durable = p.cursor()
 	m.branches = p.branches()
+	m.window = int64(p.u64())
 }
+
+// taken says how much of what an opening carries has been read: there is room for a
+// window of bytes after position.
+type taken struct{ position int64 }
+
+func (*taken) kind() messageType  { return typeTaken }
+func (m *taken) pack(p *packer)   { p.u64(uint64(m.position)) }
+func (m *taken) unpack(p *parser) { m.position = int64(p.u64()) }
 
 // refuse ends an opening, from either end, with its sender's history as evidence.
 type refuse struct {

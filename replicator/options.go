@@ -33,6 +33,9 @@ type Group struct {
 	// record in place of all frames; the points in between are not at the peer then.
 	Coalesce map[string]time.Duration
 	Limits   Timetable // of what is sent of it, to all peers together
+	// Weight is its share of a peer's connections beside other groups: one of 4 gets
+	// twice what one of 2 gets. 0 is 1.
+	Weight int
 }
 
 // Options of a Replicator. Identity is required; zero values of the others work.
@@ -67,7 +70,8 @@ type Options struct {
 	RetryLimit        time.Duration // longest wait between attempts; 5 s
 	HaltRetry         time.Duration // wait before a halted group is compared again; 30 s
 	MaxGroups         int           // that one peer may send over one connection; 64
-	WindowBytes       int64         // bytes in flight per group, our memory for it; 8 MiB
+	MaxConnections    int           // that one session uses at most; how many help is found out; 64
+	WindowBytes       int64         // bytes in flight per group, our memory for it; 16 MiB
 	MaxFrameBytes     int64         // frames announced larger are refused; 1 GiB
 
 	// Transport opens what carries sessions; nil: QUIC over UDP. Tests put another in its place.
@@ -117,7 +121,8 @@ func (o Options) withDefaults() Options {
 		*d.field = cmp.Or(*d.field, d.value)
 	}
 	o.MaxGroups = cmp.Or(o.MaxGroups, 64)
-	o.WindowBytes = cmp.Or(o.WindowBytes, 8<<20)
+	o.MaxConnections = cmp.Or(o.MaxConnections, 64)
+	o.WindowBytes = cmp.Or(o.WindowBytes, 16<<20)
 	o.MaxFrameBytes = cmp.Or(o.MaxFrameBytes, 1<<30)
 	return o
 }
@@ -128,7 +133,7 @@ const wantUDPBufferBytes = 7 << 20
 // forTransport are the options of a transport that callers reach through accept.
 func (o Options) forTransport(accept *tls.Config) transport.Options {
 	return transport.Options{Listen: o.Listen, Accept: accept, HandshakeTimeout: o.HandshakeTimeout, IdleTimeout: o.IdleTimeout,
-		LaneBytes: o.WindowBytes, MaxLanes: o.MaxGroups, MaxQuestions: maxQuestions,
+		LaneBytes: o.WindowBytes / 2, MaxLanes: o.MaxConnections + 1, MaxQuestions: maxQuestions,
 		ResetKey: o.Identity.derived("stateless reset"), TokenKey: o.Identity.derived("address token")}
 }
 
@@ -136,8 +141,8 @@ func (o Options) validate() error {
 	if o.Identity == nil {
 		return errors.New("an identity is required")
 	}
-	if o.HeartbeatInterval < 0 || o.IdleTimeout < 0 || o.RetryLimit < o.RetryFirst || o.WindowBytes < chunkBytes || o.MaxGroups < 1 || o.MaxFrameBytes < 1 {
-		return errors.New("intervals are positive, the longest wait is not below the first, the window holds at least 64 KiB")
+	if o.HeartbeatInterval < 0 || o.IdleTimeout < 0 || o.RetryLimit < o.RetryFirst || o.WindowBytes < maxPieceBytes || o.MaxConnections < 1 || o.MaxGroups < 1 || o.MaxFrameBytes < 1 {
+		return errors.New("intervals are positive, the longest wait is not below the first, the window holds at least 128 KiB, connections are at least one")
 	}
 	return checkPeers(o.Peers, o.Identity.Pin())
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -38,7 +38,7 @@ func (v *receiver) run(ctx context.Context) error {
 	defer sessions.Wait()
 	handle := func(ctx context.Context, m message) error { return v.handle(ctx, m, &sessions) }
 	g.Go(func() error { return v.link.run(ctx, handle, v.measured) })
-	g.Go(func() error { return v.streamLoop(ctx, &sessions) })
+	g.Go(func() error { return v.laneLoop(ctx) })
 	g.Go(func() error { return v.refreshLoop(ctx) })
 	return g.Wait()
 }
@@ -91,11 +91,14 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
-		theirs: site{b.branches, b.head}, data: make(chan transport.ReceiveLane, 1), offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+		theirs: site{b.branches, b.head}, offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	in.data = newAssembly(v.r.o.WindowBytes, &v.r.faults, func(read int64) { in.send(in.number, in.id, &taken{position: read}) })
 	v.opens.byNumber[e.open] = in
 	sessions.Go(func() {
 		defer cancel(nil)
+		defer context.AfterFunc(ctx, func() { in.data.stop(context.Cause(ctx)) })()
 		in.run(ctx)
+		in.data.stop(ErrWithdrawn) // what comes yet is for nobody
 		v.opens.Lock()
 		defer v.opens.Unlock()
 		delete(v.opens.byNumber, e.open)
@@ -113,43 +116,66 @@ func (v *receiver) measured(o offset) {
 	}
 }
 
-// streamLoop hands each data stream to the opening that its header names.
-func (v *receiver) streamLoop(ctx context.Context, sessions *sync.WaitGroup) error {
-	for {
-		data, err := v.conn.NextLane(ctx)
-		if err != nil {
-			return fmt.Errorf("accept data stream: %w", err)
-		}
-		sessions.Go(func() {
-			if err := v.route(data); err != nil {
-				v.r.o.Log.Debug("data stream dropped", "peer", v.peer.Name, "err", err)
-				data.Cancel()
+// laneLoop takes the pieces of every lane to the openings that they belong to.
+func (v *receiver) laneLoop(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.r.o.MaxConnections + 2)
+	g.Go(func() error {
+		for {
+			from, err := v.conn.NextLane(ctx)
+			if err != nil {
+				return fmt.Errorf("accept lane: %w", err)
 			}
-		})
+			stop := context.AfterFunc(ctx, from.Cancel)
+			g.Go(func() error {
+				defer stop()
+				return v.drain(from)
+			})
+		}
+	})
+	return g.Wait()
+}
+
+// drain takes in what a lane carries. How a lane ends is the source's affair, which
+// sends what is missing over another one; what no correct source sends ends the session.
+func (v *receiver) drain(from transport.ReceiveLane) error {
+	defer from.Cancel()
+	head := make([]byte, pieceHeaderBytes)
+	for {
+		h, err := readPieceHeader(from, head)
+		if err == nil {
+			err = v.piece(from, h)
+		}
+		switch {
+		case errors.Is(err, ErrProtocol):
+			return err
+		case err != nil:
+			v.r.o.Log.Debug("lane ended", "peer", v.peer.Name, "err", err)
+			return nil
+		}
 	}
 }
 
-func (v *receiver) route(data transport.ReceiveLane) error {
-	if err := data.SetReadDeadline(time.Now().Add(v.r.o.HandshakeTimeout)); err != nil {
-		return err
-	}
-	h, err := readStreamHeader(data)
-	if err != nil {
-		return err
-	}
-	if err := data.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
+// piece takes in one piece. One that nobody waits for is passed over.
+func (v *receiver) piece(from transport.ReceiveLane, h pieceHeader) error {
 	in := v.find(h.open, h.group)
-	if in == nil {
-		return fmt.Errorf("route data stream: no opening %d: %w", h.open, ErrProtocol)
+	news := false
+	if in != nil {
+		var err error
+		if news, err = in.data.wants(h.position, h.bytes); err != nil {
+			return err
+		}
 	}
-	select {
-	case in.data <- data:
-		return nil
-	default:
-		return fmt.Errorf("route data stream: second one for opening %d: %w", h.open, ErrProtocol)
+	if !news {
+		_, err := io.CopyN(io.Discard, from, int64(h.bytes))
+		return err
 	}
+	b := takeBuffer(h.bytes)
+	if _, err := io.ReadFull(from, b); err != nil {
+		giveBuffer(b)
+		return err
+	}
+	return in.data.put(h.position, b)
 }
 
 // refreshLoop asks again, after every Refresh, whether the groups may come in.

@@ -48,6 +48,7 @@ type faults struct {
 	ackEarly        bool // acknowledge before durable at the replica
 	sourceClockOnly bool // compute the replica's lag from the source's clock alone
 	sendUndurable   bool // send before fdatasync
+	anyOrder        bool // hand on pieces in whatever order they came
 }
 
 type outKey struct {

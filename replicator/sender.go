@@ -19,6 +19,7 @@ var errReopen = errors.New("source began a new epoch")
 // sender replicates this site's groups over one connection that it dialled.
 type sender struct {
 	*link
+	lanes *lanes
 
 	opens struct {
 		sync.Mutex // guards all below
@@ -41,7 +42,7 @@ type opening struct {
 }
 
 func newSender(l *link) *sender {
-	s := &sender{link: l}
+	s := &sender{link: l, lanes: newLanes(l.conn, l.r.o)}
 	s.opens.byNumber = map[uint64]*opening{}
 	return s
 }
@@ -55,6 +56,7 @@ func (s *sender) run(ctx context.Context) error {
 	g.Go(func() error { return s.link.run(ctx, s.handle, s.measured) })
 	g.Go(func() error { return s.heartbeatLoop(ctx) })
 	g.Go(func() error { return s.manage(ctx) })
+	g.Go(func() error { return s.lanes.run(ctx) })
 	err := g.Wait()
 	if errors.Is(err, errNoGroups) {
 		return nil
@@ -189,6 +191,10 @@ func (s *sender) handle(_ context.Context, m message) error {
 		}
 	case *ack:
 		return s.acked(o, b)
+	case *taken:
+		if f := s.lanes.find(o.number); f != nil {
+			return f.readUpTo(b.position)
+		}
 	default:
 		return fmt.Errorf("handle message %d: not for a source: %w", b.kind(), ErrProtocol)
 	}

@@ -49,10 +49,16 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 		return true, err
 	}
 
-	err = s.watchedFrames(ctx, o, from, ours)
+	if yes.window < maxPieceBytes {
+		return true, fmt.Errorf("open group at %s: a window of %d bytes: %w", s.peer.Name, yes.window, ErrProtocol)
+	}
+	data := s.lanes.flow(o.number, id, g.Weight, min(yes.window, s.r.o.WindowBytes))
+	defer data.end(ErrWithdrawn)
+	defer data.stopWith(ctx)()
+	err = s.watchedFrames(ctx, o, from, ours, data)
 	var behind *behindError
 	if errors.As(err, &behind) && ctx.Err() == nil {
-		err = s.delta(ctx, o, from.Position, behind.newest)
+		err = s.delta(ctx, o, from.Position, behind.newest, data)
 		var no *RefusedError
 		if behind.newest && errors.As(err, &no) {
 			g.whole.Store(s.r.o.Now().Add(refusedDeltaWait).UnixNano())
@@ -68,14 +74,14 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 }
 
 // watchedFrames sends frames until that ends or the peer refuses them.
-func (s *sender) watchedFrames(ctx context.Context, o *opening, from journal.Cursor, ours site) error {
+func (s *sender) watchedFrames(ctx context.Context, o *opening, from journal.Cursor, ours site, data *flow) error {
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		s.watch(watching, o, ours)
 	}()
-	err := s.frames(ctx, o, from, ours.lineage())
+	err := s.frames(ctx, o, from, ours.lineage(), data)
 	stop()
 	<-watched
 	return err
@@ -169,7 +175,7 @@ func newConflict(peer, tenant, group string, id journal.Identity, v verdict, our
 }
 
 // frames sends durable frames after from until ctx ends or something fails.
-func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, lineage journal.Lineage) error {
+func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, lineage journal.Lineage, data *flow) error {
 	g := o.group
 	frames, err := g.Source.Stream(ctx, from.Position)
 	if err != nil {
@@ -179,16 +185,6 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 	f, err := frames.Next(ctx)
 	if err := s.reaches(g, f, err); err != nil {
 		return err
-	}
-	data, err := s.conn.OpenLane(ctx)
-	if err != nil {
-		return fmt.Errorf("open data stream: %w", err)
-	}
-	stop := context.AfterFunc(ctx, data.Cancel)
-	defer stop()
-	defer data.Cancel() // frames never end by themselves
-	if _, err := data.Write(streamHeader{o.number, g.Source.Identity()}.encode()); err != nil {
-		return fmt.Errorf("write data stream: %w", err)
 	}
 	buf := make([]byte, chunkBytes)
 	next := from.Seq + 1
@@ -202,11 +198,12 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 		o.mu.Unlock()
 		h := frameHeader{bytes: f.Bytes, first: f.First.Seq, last: f.Last.Seq, epoch: f.Last.Epoch, chain: f.Chain}
 		if _, err := data.Write(h.encode()); err != nil {
-			return fmt.Errorf("write data stream: %w", err)
+			return fmt.Errorf("write frame: %w", err)
 		}
 		if err := s.limits(g).copyN(ctx, data, f.Reader, f.Bytes, buf, g.progress.carried); err != nil {
 			return err
 		}
+		data.push()
 		g.progress.frame()
 		if f, err = frames.Next(ctx); err != nil {
 			return &readError{err}

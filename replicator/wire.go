@@ -25,26 +25,24 @@ import (
 // is set: then it closes the connection with CodeFeatures. It ignores bytes
 // after the body that it knows, so that later versions can append fields.
 //
-// A group's data stream begins with a stream header and then carries frames,
-// each a frame header and the journal's frame as stored:
+// What an opening carries, in pieces (piece.go), is frames, each a frame header and the
+// journal's frame as stored; or a delta (delta.go):
 //
-//	stream header                      frame header
-//	 0  "AIS1"                          0  "AIF1"
-//	 4  version u8 | reserved u24       4  version u8 | flags u8 | reserved u16
-//	 8  open u64                        8  length of the frame in bytes u64
-//	16  tenant [16]                    16  first seq u64
-//	32  group  [16]                    24  last seq u64
-//	48  stream [16]                    32  epoch id [16]
-//	64  reserved u32                   48  chain [32]
-//	68  CRC32C u32 over 0..68          80  reserved u32
-//	                                   84  CRC32C u32 over 0..84
+//	 0  "AIF1"
+//	 4  version u8 | flags u8 | reserved u16
+//	 8  length of the frame in bytes u64
+//	16  first seq u64
+//	24  last seq u64
+//	32  epoch id [16]
+//	48  chain [32]
+//	80  reserved u32
+//	84  CRC32C u32 over 0..84
 //
 // Reserved bytes and unknown flags are zero, and checked. CRC32C guards against
 // our own mistakes; TLS guards against everybody else's.
 const (
 	messageHeaderBytes = 64
 	maxBodyBytes       = 2 << 20
-	streamHeaderBytes  = 72
 	frameHeaderBytes   = 88
 	crcBytes           = 4
 
@@ -55,9 +53,12 @@ const (
 	minWireVersion = 1
 	// Features are negotiated in Hello. Every incompatible bit that a peer sets
 	// must be known here; compatible ones are for information.
-	knownIncompatible = uint64(0)
+	knownIncompatible = featurePieces
 	ourCompatible     = featureFetch | featureCells | featureDelta
 )
+
+// featurePieces: what openings carry comes in pieces over any lane.
+const featurePieces = uint64(1) << 0
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -79,6 +80,7 @@ const (
 	typeLanded    messageType = 12
 	typeJoin      messageType = 13
 	typeJoined    messageType = 14
+	typeTaken     messageType = 15
 )
 
 // envelope says what a message is about.
@@ -131,6 +133,8 @@ func newBody(t messageType) body {
 		return &join{}
 	case typeJoined:
 		return &joined{}
+	case typeTaken:
+		return &taken{}
 	}
 	return nil
 }
@@ -208,35 +212,6 @@ func readBounded(r io.Reader, n int) ([]byte, error) {
 		}
 	}
 	return buf, nil
-}
-
-// streamHeader names the group whose frames follow.
-type streamHeader struct {
-	open  uint64
-	group journal.Identity
-}
-
-func (s streamHeader) encode() []byte {
-	b := make([]byte, streamHeaderBytes)
-	copy(b, "AIS1")
-	b[4] = wireVersion
-	binary.LittleEndian.PutUint64(b[8:], s.open)
-	putIdentity(b[16:], s.group)
-	return seal(b)
-}
-
-func readStreamHeader(r io.Reader) (streamHeader, error) {
-	b := make([]byte, streamHeaderBytes)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return streamHeader{}, err
-	}
-	if err := checkHeader(b, "AIS1"); err != nil {
-		return streamHeader{}, fmt.Errorf("read stream header: %w", err)
-	}
-	if b[5]|b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[64:]) != 0 {
-		return streamHeader{}, fmt.Errorf("read stream header: reserved bytes are set: %w", ErrProtocol)
-	}
-	return streamHeader{binary.LittleEndian.Uint64(b[8:]), getIdentity(b[16:])}, nil
 }
 
 // frameHeader announces one frame.

@@ -56,7 +56,7 @@ func everyMessage() []message {
 	return []message{
 		{envelope{}, &hello{1, 3, 0x10, 0x20, cbt.ID{9}, "site a"}},
 		{about, &openGroup{"default", "web", someCursor(2).Epoch, someBranches()}},
-		{about, &accept{someCursor(2).Epoch, someCursor(2), someBranches()}},
+		{about, &accept{someCursor(2).Epoch, someCursor(2), someBranches(), 1 << 20}},
 		{about, &refuse{CodeConflict, "split brain", someCursor(2).Epoch, someBranches()}},
 		{about, &heartbeat{5, someCursor(3).Position, at, 4096, someCursor(2), 4}},
 		{about, &ack{someCursor(2), 5, 6}},
@@ -68,7 +68,14 @@ func everyMessage() []message {
 		{about, &landedDelta{someCursor(3)}},
 		{envelope{}, &join{Secret{1, 2}, "b", "192.0.2.2:7700"}},
 		{envelope{}, &joined{"a"}},
+		{about, &taken{1 << 33}},
 	}
+}
+
+func somePiece() []byte {
+	b := make([]byte, pieceHeaderBytes)
+	pieceHeader{open: 7, group: someGroup(), position: 1 << 33, bytes: 4096}.put(b)
+	return b
 }
 
 // The bytes on the wire are those of the version; a change of them is a new one.
@@ -82,7 +89,7 @@ func TestWireGolden(t *testing.T) {
 		}
 		put(fmt.Sprintf("%T", m.body)[len("*replicator."):], b)
 	}
-	put("stream header", streamHeader{7, someGroup()}.encode())
+	put("piece header", somePiece())
 	put("frame header", frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain}.encode())
 	const path = "testdata/wire.golden"
 	if *update {
@@ -141,10 +148,11 @@ func TestMessagesRoundTrip(t *testing.T) {
 		i64 := rapid.Int64()
 		bodies := []body{
 			&openGroup{text.Draw(t, "tenant"), text.Draw(t, "group"), drawCursor(t).Epoch, bs},
-			&accept{drawCursor(t).Epoch, drawCursor(t), bs},
+			&accept{drawCursor(t).Epoch, drawCursor(t), bs, i64.Draw(t, "window")},
 			&refuse{Code(rapid.Uint16().Draw(t, "code")), text.Draw(t, "text"), drawCursor(t).Epoch, bs},
 			&ack{drawCursor(t), i64.Draw(t, "heard"), i64.Draw(t, "at")},
 			&pong{i64.Draw(t, "1"), i64.Draw(t, "2"), i64.Draw(t, "3")},
+			&taken{i64.Draw(t, "position")},
 		}
 		want := message{envelope{open: rapid.Uint64().Draw(t, "open"), group: someGroup()}, rapid.SampledFrom(bodies).Draw(t, "body")}
 		b, err := encodeMessage(want)
@@ -178,7 +186,7 @@ func TestFlippedBitsAreFound(t *testing.T) {
 		}
 		flip(b, func(r io.Reader) error { _, err := readMessage(r); return err })
 	}
-	flip(streamHeader{7, someGroup()}.encode(), func(r io.Reader) error { _, err := readStreamHeader(r); return err })
+	flip(somePiece(), func(r io.Reader) error { _, err := readPieceHeader(r, make([]byte, pieceHeaderBytes)); return err })
 	flip(frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain}.encode(), func(r io.Reader) error {
 		_, err := readFrameHeader(r, 1<<30)
 		return err

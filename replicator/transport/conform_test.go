@@ -16,3 +16,7 @@ func TestQUICConforms(t *testing.T) {
 }
 
 func TestMemoryConforms(t *testing.T) { transporttest.Conform(t, transporttest.NewNetwork().Open) }
+
+func TestTLSConforms(t *testing.T) {
+	transporttest.Conform(t, func(o transport.Options) (transport.Transport, error) { return transport.NewTLS(o) })
+}

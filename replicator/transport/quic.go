@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,6 +29,11 @@ type QUIC struct {
 	socket    *net.UDPConn
 	transport *quic.Transport
 	listener  *quic.Listener // nil: nobody can call
+	sessions  sessions[*quicConn]
+	begun     chan *quicConn // wait for Accept
+	closed    chan struct{}
+	joining   chan struct{} // a token for each connection that has not named its session
+	wg        sync.WaitGroup
 }
 
 // NewQUIC binds the one UDP socket that is listened on and dialled from.
@@ -48,7 +54,7 @@ func NewQUIC(o Options) (*QUIC, error) {
 	// first packet they send and not from their idle timeout.
 	reset, token := quic.StatelessResetKey(o.ResetKey), quic.TokenGeneratorKey(o.TokenKey)
 	free := rate.NewLimiter(freeHandshakesPerSecond, 2*freeHandshakesPerSecond)
-	q := &QUIC{o: o, socket: socket, transport: &quic.Transport{
+	q := &QUIC{o: o, socket: socket, joining: make(chan struct{}, maxUnjoined), begun: make(chan *quicConn, maxUnjoined), closed: make(chan struct{}), transport: &quic.Transport{
 		Conn:                socket,
 		StatelessResetKey:   &reset,
 		TokenGeneratorKey:   &token,
@@ -57,10 +63,11 @@ func NewQUIC(o Options) (*QUIC, error) {
 	if o.Listen == "" {
 		return q, nil
 	}
-	if q.listener, err = q.transport.Listen(o.Accept, quicConfig(o, true)); err != nil {
+	if q.listener, err = q.transport.Listen(acceptTLS(o.Accept), quicConfig(o, true)); err != nil {
 		q.Close()
 		return nil, fmt.Errorf("listen on %s: %w", o.Listen, err)
 	}
+	q.wg.Go(q.acceptLoop)
 	return q, nil
 }
 
@@ -103,32 +110,109 @@ func (q *QUIC) Dial(ctx context.Context, address string, c *tls.Config) (Conn, e
 	if err != nil {
 		return nil, err
 	}
-	conn, err := q.transport.Dial(ctx, &net.UDPAddr{IP: host.IP, Zone: host.Zone, Port: port}, c, quicConfig(q.o, false))
+	to := &net.UDPAddr{IP: host.IP, Zone: host.Zone, Port: port}
+	conn, err := q.transport.Dial(ctx, to, c, quicConfig(q.o, false))
 	if err != nil {
 		return nil, quicError(err)
 	}
-	return &quicConn{conn: conn, dialled: true}, nil
+	again := func(ctx context.Context) (*quic.Conn, error) {
+		return q.transport.Dial(ctx, to, joiningTLS(c), quicConfig(q.o, false))
+	}
+	return newQUICConn(q, conn, again)
 }
 
-// Accept gives the next caller.
+// Accept gives the next caller that begins a session.
 func (q *QUIC) Accept(ctx context.Context) (Conn, error) {
-	if q.listener == nil {
-		<-ctx.Done()
+	select {
+	case c := <-q.begun:
+		return c, nil
+	case <-q.closed:
+		return nil, fmt.Errorf("accept connection: %w", net.ErrClosed)
+	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	conn, err := q.listener.Accept(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("accept connection: %w", err)
+}
+
+// acceptLoop tells callers that begin a session from those that join one.
+func (q *QUIC) acceptLoop() {
+	for {
+		conn, err := q.listener.Accept(context.Background())
+		if err != nil {
+			return // the listener is closed
+		}
+		if !isJoining(conn.ConnectionState().TLS) {
+			q.begin(conn)
+			continue
+		}
+		select {
+		case q.joining <- struct{}{}:
+			q.wg.Go(func() { q.join(conn) })
+		default:
+			refuse(conn, "too many connections at once")
+		}
 	}
-	return &quicConn{conn: conn}, nil
+}
+
+func refuse(conn *quic.Conn, text string) {
+	_ = conn.CloseWithError(quic.ApplicationErrorCode(CodeNoSession), text) // nil or already closed
+}
+
+func (q *QUIC) begin(conn *quic.Conn) {
+	c, err := newQUICConn(q, conn, nil)
+	if err != nil {
+		refuse(conn, err.Error())
+		return
+	}
+	q.sessions.add(c.secret, c, keyOf(c.State()))
+	context.AfterFunc(conn.Context(), func() { q.sessions.drop(c.secret) })
+	select {
+	case q.begun <- c:
+	default:
+		refuse(conn, "too many sessions at once")
+	}
+}
+
+// join hands a joining connection's one stream to its session.
+func (q *QUIC) join(conn *quic.Conn) {
+	err := q.joinSession(conn)
+	<-q.joining
+	if err != nil {
+		refuse(conn, ErrNoSession.Error())
+	}
+}
+
+func (q *QUIC) joinSession(conn *quic.Conn) error {
+	ctx, cancel := context.WithTimeout(conn.Context(), q.o.HandshakeTimeout)
+	defer cancel()
+	s, err := conn.AcceptUniStream(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.SetReadDeadline(time.Now().Add(q.o.HandshakeTimeout)); err != nil {
+		return err
+	}
+	named, purpose, err := readJoin(s)
+	if err != nil {
+		return err
+	}
+	c, err := q.sessions.find(named, keyOf(conn.ConnectionState().TLS))
+	if err != nil || purpose != purposeLane {
+		return ErrNoSession
+	}
+	if err := s.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return c.joined(conn, s)
 }
 
 // Close ends all.
 func (q *QUIC) Close() error {
+	close(q.closed)
 	if q.listener != nil {
 		_ = q.listener.Close() // what it accepted ends with the transport
 	}
 	err := q.transport.Close()
+	q.wg.Wait()
 	return errors.Join(err, q.socket.Close())
 }
 

@@ -111,6 +111,15 @@ type pair struct {
 	callerS, calleS transport.Stream // the control stream
 }
 
+// Connected is both ends of a connection whose dialling end may open so many lanes.
+func Connected(t *testing.T, open Open, lanes int) (caller, called transport.Conn) {
+	p := newConn(t, func(o transport.Options) (transport.Transport, error) {
+		o.MaxLanes = lanes
+		return open(o)
+	})
+	return p.caller, p.called
+}
+
 func newConn(t *testing.T, open Open) *pair {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

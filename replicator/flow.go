@@ -1,0 +1,224 @@
+package replicator
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+)
+
+// unsentBytes of a flow wait for a lane at most, so that what a replica cannot take
+// yet stays in the journal.
+const unsentBytes = 1 << 20
+
+// flow is what one opening carries, on its way: a writer whose bytes are kept until the
+// replica has read them, so that what a lane loses goes over another one. All fields
+// are guarded by lanes.mu.
+type flow struct {
+	lanes  *lanes
+	open   uint64
+	group  journal.Identity
+	weight float64
+	window int64 // bytes beyond taken that the replica has room for
+
+	made    int64    // bytes that Write took
+	taken   int64    // bytes that the replica has read
+	moved   int64    // bytes that lanes took, for figures
+	tail    *piece   // that grows; nil: none
+	due     bool     // tail may go as it is
+	unsent  []*piece // whole ones, by position
+	flight  []*piece // given to lanes and not taken yet, by position
+	virtual float64  // bytes sent by weight: who has the least goes first
+	err     error
+}
+
+// Write takes bytes for the replica; it waits while it has no room, or lanes none. It
+// fails when that lasts for patience.
+func (f *flow) Write(p []byte) (int, error) {
+	l := f.lanes
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for n < len(p) {
+		if err := f.waitLocked(); err != nil {
+			return n, err
+		}
+		size := l.pieceBytesLocked(f)
+		if f.tail == nil {
+			f.tail, f.due = newPiece(f.made, min(int(size), max(len(p)-n, 8<<10))), false
+		}
+		room := min(int64(len(p)-n), f.roomLocked(), max(size-f.tail.bytes(), 1))
+		f.tail.buf = append(f.tail.buf, p[n:n+int(room)]...)
+		n, f.made = n+int(room), f.made+room
+		if f.tail.bytes() >= size {
+			f.unsent, f.tail = append(f.unsent, f.tail), nil
+			l.work.Signal()
+		}
+	}
+	return n, nil
+}
+
+// push lets go what has been written.
+func (f *flow) push() {
+	f.lanes.mu.Lock()
+	defer f.lanes.mu.Unlock()
+	if f.tail != nil && !f.due {
+		f.due = true
+		f.lanes.work.Signal()
+	}
+}
+
+func (f *flow) roomLocked() int64 {
+	unsent := int64(0)
+	for _, p := range f.unsent {
+		unsent += p.bytes()
+	}
+	if len(f.flight)+len(f.unsent) >= maxPieces {
+		return 0
+	}
+	return min(f.window-(f.made-f.taken), unsentBytes-unsent)
+}
+
+// waitLocked waits for room. What waits for the window goes, however little it is.
+func (f *flow) waitLocked() error {
+	l := f.lanes
+	if f.err != nil || f.roomLocked() > 0 {
+		return f.err
+	}
+	f.due = f.tail != nil
+	before, since := f.taken+f.moved, l.now()
+	for f.err == nil && f.roomLocked() <= 0 {
+		if now := f.taken + f.moved; now != before {
+			before, since = now, l.now()
+		}
+		left := l.patience - l.now().Sub(since)
+		if left <= 0 {
+			return fmt.Errorf("send frames: the peer took nothing for %v: %w", l.patience, ErrStalled)
+		}
+		timer := time.AfterFunc(left, l.look)
+		l.work.Signal()
+		l.room.Wait()
+		timer.Stop()
+	}
+	return f.err
+}
+
+// readUpTo says how far the replica has read.
+func (f *flow) readUpTo(position int64) error {
+	l := f.lanes
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sent := f.made
+	if f.tail != nil {
+		sent = f.tail.position
+	}
+	if position > sent {
+		return fmt.Errorf("handle progress: read up to %d of %d: %w", position, sent, ErrProtocol)
+	}
+	if position <= f.taken {
+		return nil
+	}
+	f.taken = position
+	read := func(p *piece) bool {
+		if p.end() > position {
+			return false
+		}
+		if p.writers == 0 {
+			giveBuffer(p.buf)
+		}
+		return true
+	}
+	f.flight = slices.DeleteFunc(f.flight, read)
+	f.unsent = slices.DeleteFunc(f.unsent, read) // it was to be sent again
+	l.room.Broadcast()
+	return nil
+}
+
+// end drops what is left.
+func (f *flow) end(err error) {
+	l := f.lanes
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.stopLocked(err)
+	l.read += uint64(f.taken)
+	l.flows = slices.DeleteFunc(l.flows, func(x *flow) bool { return x == f })
+}
+
+func (f *flow) stopLocked(err error) {
+	if f.err == nil {
+		f.err = err
+	}
+	f.unsent, f.flight, f.tail = nil, nil, nil
+	f.lanes.wakeAllLocked()
+}
+
+func (f *flow) readyLocked() bool { return len(f.unsent) > 0 || f.tail != nil && f.due }
+
+// nextLocked gives the piece to send next, nil when there is none.
+func (f *flow) nextLocked(to *lane) *piece {
+	var p *piece
+	switch {
+	case len(f.unsent) > 0:
+		p = f.unsent[0]
+		f.unsent = f.unsent[1:]
+	case f.tail != nil && f.due:
+		p, f.tail, f.due = f.tail, nil, false
+	default:
+		return nil
+	}
+	p.lane = to
+	if !p.sealed {
+		pieceHeader{open: f.open, group: f.group, position: p.position, bytes: int(p.bytes())}.put(p.buf)
+		p.sealed = true
+	}
+	at, _ := slices.BinarySearchFunc(f.flight, p.position, func(q *piece, position int64) int { return int(q.position - position) })
+	f.flight = slices.Insert(f.flight, at, p)
+	f.sentLocked(p)
+	return p
+}
+
+func (f *flow) sentLocked(p *piece) {
+	f.moved += p.bytes()
+	f.virtual += float64(p.bytes()) / f.weight
+}
+
+// lateLocked gives the oldest piece of a flow that can go no further for want of it: it
+// is sent once more over a lane that has nothing else to do.
+func (f *flow) lateLocked(to *lane) *piece {
+	if len(f.flight) == 0 || f.window-(f.made-f.taken) > f.window/4 {
+		return nil
+	}
+	p := f.flight[0]
+	if p.twice || p.lane == to || p.lane == nil {
+		return nil
+	}
+	p.twice, p.lane = true, to
+	f.sentLocked(p)
+	return p
+}
+
+// lostLocked puts back what a lane took and the replica is not known to have.
+func (f *flow) lostLocked(by *lane) {
+	var back []*piece
+	f.flight = slices.DeleteFunc(f.flight, func(p *piece) bool {
+		if p.lane != by {
+			return false
+		}
+		p.lane, p.twice = nil, false
+		back = append(back, p)
+		return true
+	})
+	f.unsent = append(back, f.unsent...)
+	slices.SortFunc(f.unsent, func(a, b *piece) int { return int(a.position - b.position) })
+}
+
+// stopWith ends f when ctx does.
+func (f *flow) stopWith(ctx context.Context) func() bool {
+	return context.AfterFunc(ctx, func() {
+		f.lanes.mu.Lock()
+		defer f.lanes.mu.Unlock()
+		f.stopLocked(context.Cause(ctx))
+	})
+}
