@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-
-	"github.com/novacron/afterimage/replicator/transport"
+	"sync"
 )
 
 // dialLoop keeps a connection to p while there are groups for it.
-func (r *Replicator) dialLoop(ctx context.Context, by transport.Transport, p *peer) error {
+func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
+	h := &reach{carriers: by, p: p, c: dialTLS(r.cert, p.Name, p.pins())}
+	defer h.drop()
 	wait := backoff{first: r.o.RetryFirst, limit: r.o.RetryLimit}
 	for {
 		refreshed := r.refreshSignal()
@@ -22,7 +23,7 @@ func (r *Replicator) dialLoop(ctx context.Context, by transport.Transport, p *pe
 				return ctx.Err()
 			}
 		}
-		greeted, err := r.dial(ctx, by, p)
+		greeted, err := r.dial(ctx, h)
 		for _, g := range r.groupsFor(p.Name) {
 			g.progress.enter(StateDisconnected, err)
 		}
@@ -40,6 +41,9 @@ func (r *Replicator) dialLoop(ctx context.Context, by transport.Transport, p *pe
 		if greeted {
 			wait.reset()
 		}
+		if h.ready != nil {
+			continue
+		}
 		if err := sleepUnless(ctx, wait.next(), refreshed); err != nil {
 			return err
 		}
@@ -48,27 +52,38 @@ func (r *Replicator) dialLoop(ctx context.Context, by transport.Transport, p *pe
 
 // dial connects once and replicates until the connection ends. greeted says
 // whether the peer was reached and spoke.
-func (r *Replicator) dial(ctx context.Context, by transport.Transport, p *peer) (greeted bool, err error) {
+func (r *Replicator) dial(ctx context.Context, h *reach) (greeted bool, err error) {
+	p := h.p
 	defer func() {
 		if err != nil {
 			err = r.explain(p.Name, err)
 		}
 	}()
-	conn, err := by.Dial(ctx, p.Address, dialTLS(r.cert, p.Name, p.pins()))
+	way, err := h.dial(ctx)
 	if err != nil {
 		return false, fmt.Errorf("dial peer %s at %s: %w", p.Name, p.Address, err)
 	}
-	defer func() { closeLink(conn, err) }()
-	stop := context.AfterFunc(ctx, func() { closeLink(conn, context.Cause(ctx)) })
-	defer stop()
-	control, err := conn.Control(ctx)
+	ctx, end := context.WithCancelCause(ctx)
+	var retrying sync.WaitGroup
+	defer retrying.Wait()
+	defer end(nil)
+	defer func() { closeLink(way, err) }()
+	defer context.AfterFunc(ctx, func() { closeLink(way, context.Cause(ctx)) })()
+	control, err := way.Control(ctx)
 	if err != nil {
 		return false, fmt.Errorf("open control stream to %s: %w", p.Name, err)
 	}
-	l := newLink(r, p, conn, control)
+	l := newLink(r, p, way.Conn, control)
+	l.why = way.why
 	if err := l.greet(true); err != nil {
 		return false, err
 	}
-	r.o.Events.Connected(p.Name, conn.RemoteAddr(), true)
+	r.o.Events.Connected(p.Name, way.RemoteAddr(), true)
+	if way.why != nil {
+		r.o.Log.Warn("peer is reached over TCP", "peer", p.Name, "err", way.why)
+	}
+	if way.retried {
+		retrying.Go(func() { end(h.retry(ctx, r.o.UDPRetry)) })
+	}
 	return true, newSender(l).run(ctx)
 }

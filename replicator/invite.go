@@ -235,12 +235,13 @@ func (r *Replicator) Join(ctx context.Context, i Invite, address string) error {
 	return fmt.Errorf("join %s: %w: %w", i.Site, ErrNotConnected, errors.Join(errs...))
 }
 
-func (r *Replicator) joinAt(ctx context.Context, by transport.Transport, at string, i Invite, address string) error {
+func (r *Replicator) joinAt(ctx context.Context, by carriers, at string, i Invite, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	c := dialTLS(r.cert, i.Site, []Pin{i.Pin})
 	c.NextProtos = []string{alpnJoin}
-	conn, err := by.Dial(ctx, at, c)
+	h := &reach{carriers: by, p: &peer{Peer: Peer{Address: at}}, c: c}
+	conn, err := h.dial(ctx)
 	if err != nil {
 		err = r.explain(i.Site, fmt.Errorf("dial %s: %w", at, err))
 		var no *RefusedError

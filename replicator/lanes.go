@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -47,8 +48,8 @@ type lane struct {
 	since time.Time // waiting for a piece; zero: at work
 }
 
-func newLanes(conn transport.Conn, o Options) *lanes {
-	l := &lanes{conn: conn, now: o.Now, patience: o.StallTimeout, plan: newLanePlan(o.MaxConnections), wanted: 1}
+func newLanes(conn transport.Conn, o Options, most int) *lanes {
+	l := &lanes{conn: conn, now: o.Now, patience: o.StallTimeout, plan: newLanePlan(cmp.Or(most, o.MaxConnections)), wanted: 1}
 	l.work, l.room, l.turn = sync.NewCond(&l.mu), sync.NewCond(&l.mu), sync.NewCond(&l.mu)
 	return l
 }

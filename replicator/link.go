@@ -20,6 +20,8 @@ type link struct {
 	conn    transport.Conn
 	control transport.Stream
 	out     *outbox
+	dialled bool
+	why     error  // it is not over the preferred transport; nil: it is
 	theirs  uint64 // compatible features of the peer, known once greeted
 
 	mu     sync.Mutex // guards all below
@@ -39,6 +41,7 @@ func (l *link) ourHello() *hello {
 
 // greet exchanges Hello messages; the dialling end speaks first.
 func (l *link) greet(dialled bool) error {
+	l.dialled = dialled
 	if err := l.control.SetDeadline(time.Now().Add(l.r.o.HandshakeTimeout)); err != nil {
 		return err
 	}
@@ -79,6 +82,9 @@ func judgeHello(h *hello) (Code, string) {
 	}
 	if unknown := h.incompatible &^ knownIncompatible; unknown != 0 {
 		return CodeFeatures, fmt.Sprintf("peer needs features %#x, which this site does not know", unknown)
+	}
+	if h.incompatible&featurePieces == 0 {
+		return CodeFeatures, "peer sends groups over one stream each, which this site does no more: bring it up to this site's version"
 	}
 	return CodeNone, ""
 }

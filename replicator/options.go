@@ -18,6 +18,10 @@ type Peer struct {
 	Pin     Pin
 	// AlsoPins are others by which it may show itself: while it changes its key.
 	AlsoPins []Pin
+	// Carrier is what it is called by; empty: CarryAuto.
+	Carrier Carrier
+	// MaxConnections of a session that this site begins; 0: Options.MaxConnections.
+	MaxConnections int
 
 	Limits              Timetable // of what is sent to it; zero: the next field says it
 	LimitBytesPerSecond int64     // 0: no limit
@@ -69,12 +73,14 @@ type Options struct {
 	RetryFirst        time.Duration // first wait between attempts; 100 ms
 	RetryLimit        time.Duration // longest wait between attempts; 5 s
 	HaltRetry         time.Duration // wait before a halted group is compared again; 30 s
+	UDPRetry          time.Duration // a peer that is reached over TCP for want of UDP: wait before UDP is tried again; 1 min
 	MaxGroups         int           // that one peer may send over one connection; 64
-	MaxConnections    int           // that one session uses at most; how many help is found out; 64
+	MaxConnections    int           // that one session uses at most; how many help is found out; 128
 	WindowBytes       int64         // bytes in flight per group, our memory for it; 16 MiB
 	MaxFrameBytes     int64         // frames announced larger are refused; 1 GiB
 
-	// Transport opens what carries sessions; nil: QUIC over UDP. Tests put another in its place.
+	// Transport opens what carries sessions; nil: QUIC, and TLS over TCP beside it. Tests
+	// put another in their place.
 	Transport func(transport.Options) (transport.Transport, error)
 
 	Events Events
@@ -97,15 +103,6 @@ func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Transport == nil {
-		o.Transport = func(t transport.Options) (transport.Transport, error) {
-			q, err := transport.NewQUIC(t)
-			if err != nil {
-				return nil, err
-			}
-			return q, nil
-		}
-	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -116,12 +113,12 @@ func (o Options) withDefaults() Options {
 		{&o.HeartbeatInterval, 250 * time.Millisecond}, {&o.PingInterval, time.Second},
 		{&o.IdleTimeout, 10 * time.Second}, {&o.HandshakeTimeout, 5 * time.Second},
 		{&o.OpenTimeout, 30 * time.Second}, {&o.StallTimeout, time.Minute},
-		{&o.RetryFirst, 100 * time.Millisecond}, {&o.RetryLimit, 5 * time.Second}, {&o.HaltRetry, 30 * time.Second},
+		{&o.RetryFirst, 100 * time.Millisecond}, {&o.RetryLimit, 5 * time.Second}, {&o.UDPRetry, time.Minute}, {&o.HaltRetry, 30 * time.Second},
 	} {
 		*d.field = cmp.Or(*d.field, d.value)
 	}
 	o.MaxGroups = cmp.Or(o.MaxGroups, 64)
-	o.MaxConnections = cmp.Or(o.MaxConnections, 64)
+	o.MaxConnections = cmp.Or(o.MaxConnections, 128)
 	o.WindowBytes = cmp.Or(o.WindowBytes, 16<<20)
 	o.MaxFrameBytes = cmp.Or(o.MaxFrameBytes, 1<<30)
 	return o

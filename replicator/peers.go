@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-
-	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // peer is one that is configured. It does not change: other keys or another address
@@ -34,7 +32,7 @@ func (p Peer) pins() []Pin {
 
 // same reports that q is reached and known as p is.
 func (p Peer) same(q Peer) bool {
-	return p.Name == q.Name && p.Address == q.Address && slices.Equal(p.pins(), q.pins())
+	return p.Name == q.Name && p.Address == q.Address && p.Carrier == q.Carrier && p.MaxConnections == q.MaxConnections && slices.Equal(p.pins(), q.pins())
 }
 
 // checkPeers judges a set of peers of a site whose own pin is given.
@@ -45,6 +43,9 @@ func checkPeers(peers []Peer, own Pin) error {
 			return fmt.Errorf("peer %q: names are unique and not empty", p.Name)
 		}
 		names[p.Name] = true
+		if _, err := ParseCarrier(string(p.Carrier)); err != nil || p.MaxConnections < 0 {
+			return fmt.Errorf("peer %s: transport %q with %d connections", p.Name, p.Carrier, p.MaxConnections)
+		}
 		if len(p.pins()) == 0 {
 			return fmt.Errorf("peer %s: a pin is required", p.Name)
 		}
@@ -110,7 +111,7 @@ func (r *Replicator) peerByPin(pin Pin) *peer {
 }
 
 // dialPeers runs one dial loop for each peer that has an address, and follows SetPeers.
-func (r *Replicator) dialPeers(ctx context.Context, by transport.Transport) error {
+func (r *Replicator) dialPeers(ctx context.Context, by carriers) error {
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	running := map[*peer]bool{}

@@ -32,7 +32,7 @@ type Replicator struct {
 	mu        sync.Mutex // guards all below
 	peers     []*peer    // as configured
 	addr      net.Addr
-	by        transport.Transport // while Run runs
+	by        carriers // while Run runs
 	outbound  map[outKey]*outgroup
 	inbound   map[inKey]*progress
 	receiving map[journal.Identity]*inbound // the session that appends
@@ -89,27 +89,29 @@ func New(o Options) (*Replicator, error) {
 // cannot listen. It owns every goroutine of the package.
 func (r *Replicator) Run(ctx context.Context) error {
 	known := func(p Pin) bool { return r.peerByPin(p) != nil }
-	by, err := r.o.Transport(r.o.forTransport(listenTLS(r.cert, known, r.o.Inviting, r.unpinned)))
+	by, err := r.openCarriers(r.o.forTransport(listenTLS(r.cert, known, r.o.Inviting, r.unpinned)))
 	if err != nil {
 		return err
 	}
-	defer by.Close() // nil, or of sockets that nobody uses any more
+	defer by.close() // nil, or of sockets that nobody uses any more
 	defer func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.by = nil
 	}()
 	r.mu.Lock()
-	r.addr, r.by = by.Addr(), by
+	r.addr, r.by = by[0].Addr(), by
 	r.mu.Unlock()
-	r.o.Events.Listening(by.Addr())
+	r.o.Events.Listening(by[0].Addr())
 	r.Refresh()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.sampleLoop(ctx) })
 	g.Go(func() error { return r.limitLoop(ctx) })
-	g.Go(func() error { return r.acceptLoop(ctx, by) })
+	for _, t := range by {
+		g.Go(func() error { return r.acceptLoop(ctx, t) })
+	}
 	g.Go(func() error { return r.dialPeers(ctx, by) })
-	r.checkBuffers(by) // after the transport asked the kernel for its wish
+	r.checkBuffers(by[0]) // after the transport asked the kernel for its wish
 	<-ctx.Done()
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

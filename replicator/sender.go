@@ -42,7 +42,7 @@ type opening struct {
 }
 
 func newSender(l *link) *sender {
-	s := &sender{link: l, lanes: newLanes(l.conn, l.r.o)}
+	s := &sender{link: l, lanes: newLanes(l.conn, l.r.o, l.peer.MaxConnections)}
 	s.opens.byNumber = map[uint64]*opening{}
 	return s
 }

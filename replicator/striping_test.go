@@ -140,7 +140,7 @@ func newStriped(t *testing.T, open transporttest.Open, n int, window int64) *str
 	o := Options{MaxConnections: n, WindowBytes: window, Identity: mustIdentity(t)}.withDefaults()
 	caller, called := transporttest.Connected(t, open, n+1)
 	s := &striped{conn: &countedConn{Conn: caller}}
-	s.lanes = newLanes(s.conn, o)
+	s.lanes = newLanes(s.conn, o, 0)
 	s.lanes.plan.lanes, s.lanes.wanted = n, n
 	id := someGroup()
 	s.flow = s.lanes.flow(7, id, 1, window)
@@ -255,7 +255,7 @@ func TestLanePlanFindsWhatThePathGives(t *testing.T) {
 
 // Shares follow the weights, and a flow that cannot go on holds up no other.
 func TestFlowsShareByWeight(t *testing.T) {
-	l := newLanes(nil, Options{MaxConnections: 1, StallTimeout: time.Hour, Now: time.Now})
+	l := newLanes(nil, Options{MaxConnections: 1, StallTimeout: time.Hour, Now: time.Now}, 0)
 	x := &lane{}
 	l.live = []*lane{x}
 	const window = 64 << 20
@@ -294,7 +294,7 @@ func (f *flow) roomNow() int64 {
 // A flow that the replica takes nothing of ends, and says so.
 func TestAFlowThatStandsStillEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLanes(nil, Options{MaxConnections: 1, StallTimeout: time.Minute, Now: time.Now})
+		l := newLanes(nil, Options{MaxConnections: 1, StallTimeout: time.Minute, Now: time.Now}, 0)
 		f := l.flow(1, someGroup(), 1, maxPieceBytes)
 		if _, err := f.Write(make([]byte, 2*maxPieceBytes)); !errors.Is(err, ErrStalled) {
 			t.Errorf("it ended with %v, want %v", err, ErrStalled)
@@ -304,7 +304,7 @@ func TestAFlowThatStandsStillEnds(t *testing.T) {
 
 // Nothing that a source is told of its own progress can be more than it sent.
 func TestProgressBeyondWhatWasSentIsRefused(t *testing.T) {
-	l := newLanes(nil, Options{MaxConnections: 1, StallTimeout: time.Minute, Now: time.Now})
+	l := newLanes(nil, Options{MaxConnections: 1, StallTimeout: time.Minute, Now: time.Now}, 0)
 	f := l.flow(1, someGroup(), 1, 1<<20)
 	if _, err := f.Write(make([]byte, 1000)); err != nil {
 		t.Fatal(err)

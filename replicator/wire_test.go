@@ -218,12 +218,13 @@ func TestLaterVersionsAreSkippedOrRefused(t *testing.T) {
 		hello hello
 		want  Code
 	}{
-		{hello{minVersion: 1, maxVersion: 1}, CodeNone},
-		{hello{minVersion: 1, maxVersion: 9, compatible: 1 << 40}, CodeNone},
+		{hello{minVersion: 1, maxVersion: 1, incompatible: featurePieces}, CodeNone},
+		{hello{minVersion: 1, maxVersion: 9, incompatible: featurePieces, compatible: 1 << 40}, CodeNone},
+		{hello{minVersion: 1, maxVersion: 1}, CodeFeatures},
 		{hello{minVersion: 2, maxVersion: 9}, CodeVersion},
 		{hello{minVersion: 0, maxVersion: 0}, CodeVersion},
 		{hello{minVersion: 1, maxVersion: 1, incompatible: 1 << 63}, CodeFeatures},
-		{hello{minVersion: 1, maxVersion: 1, incompatible: 1}, CodeFeatures},
+		{hello{minVersion: 1, maxVersion: 1, incompatible: featurePieces | 2}, CodeFeatures},
 	} {
 		if got, _ := judgeHello(&c.hello); got != c.want {
 			t.Errorf("hello %+v: %v, want %v", c.hello, got, c.want)

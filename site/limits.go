@@ -57,3 +57,16 @@ func (s *Site) limitOf(peer string) control.Limited {
 	}
 	return out
 }
+
+// carried says what carries the session with a peer. Where each end has begun one, it
+// is the session that this site began.
+func (s *Site) carried(e *control.Peer) {
+	if !s.running() || s.repl == nil {
+		return
+	}
+	for _, x := range s.repl.Sessions() {
+		if x.Peer == e.Name && (e.Transport == "" || x.Dialled) {
+			e.Transport, e.TransportWhy, e.Connections, e.RTTSeconds = x.Transport, x.Why, x.Connections, x.RTT.Seconds()
+		}
+	}
+}

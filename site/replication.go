@@ -51,7 +51,12 @@ func (s *Site) pairedPeers() ([]replicator.Peer, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, Limits: limits, LimitBytesPerSecond: int64(p.Limit)})
+		carrier, err := replicator.ParseCarrier(p.Transport)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, Limits: limits, LimitBytesPerSecond: int64(p.Limit),
+			Carrier: carrier, MaxConnections: int(p.Connections)})
 	}
 	return out, nil
 }

@@ -55,6 +55,7 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 			}
 		}
 		e.Groups, e.RPOSeconds = len(lags), worstRPO(lags)
+		s.carried(&e)
 		st.Peers = append(st.Peers, e)
 	}
 	return st, nil

@@ -50,7 +50,7 @@ func (f *fake) Status(context.Context) (control.Status, error) {
 	}
 	return control.Status{Site: "a", Daemon: control.Running, Pin: "sha256:pin", PID: 4711, Since: at(-3600), Time: noon, Groups: []control.Group{web, db},
 		Peers: []control.Peer{
-			{Name: "b", Address: "192.0.2.2:7700", Pin: "sha256:b", State: "connected", RPOSeconds: ptr(0.35), Limit: 10 << 20, Groups: 2},
+			{Name: "b", Address: "192.0.2.2:7700", Pin: "sha256:b", State: "connected", Transport: "tls", Connections: 5, TransportWhy: "no answer over UDP", RPOSeconds: ptr(0.35), Limit: 10 << 20, Groups: 2},
 			{Name: "c", State: "unpaired"},
 		}}, f.err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -40,7 +41,7 @@ func (p *printer) peerTable(peers []control.Peer) string {
 	if len(peers) == 0 {
 		return "no peers\n"
 	}
-	t := p.newTable("PEER", "ADDRESS", "STATE", "RPO", "LIMIT", "GROUPS", "ERROR")
+	t := p.newTable("PEER", "ADDRESS", "STATE", "BY", "RPO", "LIMIT", "GROUPS", "ERROR")
 	t.tint = func(column int, cell string) string {
 		if column != 2 {
 			return cell
@@ -57,9 +58,17 @@ func (p *printer) peerTable(peers []control.Peer) string {
 		} else if e.Groups > 0 {
 			r = "unknown"
 		}
-		t.row(e.Name, orDash(e.Address), e.State, r, limit, fmt.Sprint(e.Groups), orDash(e.Error))
+		t.row(e.Name, orDash(e.Address), e.State, carriedBy(e), r, limit, fmt.Sprint(e.Groups), orDash(cmp.Or(e.Error, e.TransportWhy)))
 	}
 	return t.String()
+}
+
+// carriedBy is the transport of a peer's session and its connections.
+func carriedBy(e control.Peer) string {
+	if e.Transport == "" {
+		return "-"
+	}
+	return fmt.Sprintf("%s x%d", e.Transport, e.Connections)
 }
 
 func (w *world) peerPin(c *cli.Context) error {

@@ -75,6 +75,7 @@ func (s *shape) check(c *Config) {
 		s.address(path+".address", p.Address)
 		s.pin(path+".pin", p.Pin)
 		s.bandwidth(path, p.BWLimit, p.TZ)
+		s.transport(path, p)
 		if p.Limit > 0 && p.BWLimit != "" {
 			s.wrong(path+".limit", "the peer has a limit: and a bwlimit:", "keep one of them")
 		}

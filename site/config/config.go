@@ -37,6 +37,9 @@ type Peer struct {
 	TZ      string `yaml:"tz,omitempty"`      // whose hours those are; default this machine's
 	Hold    *Hold  `yaml:"hold,omitempty"`    // history that is kept for it while it lags
 
+	Transport   string `yaml:"transport,omitempty"`   // auto (default): quic, and tls where UDP does not get through; quic; tls
+	Connections Count  `yaml:"connections,omitempty"` // that a session with it uses at most; how many help is found out; default 128
+
 	Coalesce *Coalesce `yaml:"coalesce,omitempty"` // none: it gets every record that is left
 }
 

@@ -166,6 +166,11 @@ type Peer struct {
 	Groups     int      `json:"groups"`
 	Error      string   `json:"error,omitempty"`
 	RPOSeconds *float64 `json:"rpo_seconds,omitempty"`
+
+	Transport    string  `json:"transport,omitempty"`     // of the session: quic, tls
+	TransportWhy string  `json:"transport_why,omitempty"` // it is not the preferred one
+	Connections  int     `json:"connections,omitempty"`
+	RTTSeconds   float64 `json:"rtt_seconds,omitempty"`
 }
 
 // GroupDetail is all about a group.
