@@ -76,6 +76,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	h := l.j.Head()
 	line.Role, line.Since = string(r.Role), r.Since
 	line.Epoch, line.EpochID, line.Seq, line.Durable = h.Number, h.Epoch.String(), uint64(h.Seq), uint64(h.Durable.Seq)
+	line.Chain = h.Durable.Chain.String()
 	usage := l.j.Usage()
 	line.JournalBytes = usage.Used
 	upkeep, holds, failure := g.upkeep.look()
@@ -91,7 +92,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(fault.DrillLeft), Text: "left-over " + text, Hint: "End the process, remove the directory; the daemon tries again when it starts"})
 	}
 	if h.Epoch.IsZero() {
-		line.EpochID = ""
+		line.EpochID, line.Chain = "", ""
 	}
 	for _, lag := range s.lagsOf(g) {
 		x := lagOf(lag)

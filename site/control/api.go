@@ -96,8 +96,9 @@ type Group struct {
 	Halt    string    `json:"halt,omitempty"`   // of a halted group: see the Halt words
 	Epoch   uint64    `json:"epoch"`
 	EpochID string    `json:"epoch_id,omitempty"`
-	Seq     uint64    `json:"seq"`     // newest record
-	Durable uint64    `json:"durable"` // newest record that survives power loss
+	Seq     uint64    `json:"seq"`             // newest record
+	Durable uint64    `json:"durable"`         // newest record that survives power loss
+	Chain   string    `json:"chain,omitempty"` // hash of the history up to Durable: two sites that hold the same say the same
 	// RPOSeconds is the worst over the group's peers at its primary, and towards
 	// its source at a replica; absent while unknown.
 	RPOSeconds    *float64  `json:"rpo_seconds,omitempty"`

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/testbed/scale"
+	"github.com/novacron/afterimage/testbed/tunnel"
 )
 
 // patience is for what should take no more than a second or two.
@@ -57,6 +59,7 @@ type daemon struct {
 	dir    string
 	config string
 	api    *control.Client
+	space  *tunnel.Space // where the process runs; nil: here
 	cmd    *exec.Cmd
 	exited chan struct{}
 	lives  int
@@ -139,7 +142,11 @@ func (d *daemon) launch() {
 	fmt.Fprintf(log, "=== life %d\n", d.lives)
 	cmd := exec.Command(program, "daemon", "--config", d.config, "--log-level", "debug")
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	start := (*exec.Cmd).Start
+	if d.space != nil {
+		start = d.space.Start
+	}
+	if err := start(cmd); err != nil {
 		d.t.Fatal(err)
 	}
 	exited := make(chan struct{})
@@ -260,8 +267,8 @@ func (d *daemon) connect(volume string) *nbd.Client {
 	return c
 }
 
-// view reads all volumes at a moment, by name, from a served view.
-func (d *daemon) view(at string) (map[string][]byte, control.Point, error) {
+// view reads all volumes at a moment, or those named, by name, from a served view.
+func (d *daemon) view(at string, only ...string) (map[string][]byte, control.Point, error) {
 	ctx, stop := context.WithTimeout(d.t.Context(), patience)
 	defer stop()
 	views, served := make(chan control.View, 1), make(chan error, 1)
@@ -277,6 +284,9 @@ func (d *daemon) view(at string) (map[string][]byte, control.Point, error) {
 	images := map[string][]byte{}
 	var err error
 	for _, e := range v.Exports {
+		if len(only) > 0 && !slices.Contains(only, e.Volume) {
+			continue
+		}
 		if images[e.Volume], err = readExport(ctx, e.URI); err != nil {
 			err = fmt.Errorf("read %s of %s at %s: %w", e.Volume, at, d.name, err)
 			break

@@ -15,6 +15,9 @@
 //	kill_test.go      promises 2 and 3: kill -9 of a source, embedded
 //	tapped_test.go    promises 2, 3 and 8: kill -9 and SIGSTOP of a source, tapped
 //	outage_test.go    promises 9 and 10: kill -9 of a receiver, a link that is cut
+//	apart_test.go     sites in network namespaces, and what lies between them
+//	slowdisk_test.go  a file system of its own, which fills up and stands still
+//	storm_test.go     promises 9, 10 and 16: faults of path, processes and disk
 //	badinput_test.go  wrong keys, a stranger, a second daemon, a flipped byte
 //	full_test.go      a data directory without room
 //
