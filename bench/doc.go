@@ -1,11 +1,12 @@
 // Package bench measures Afterimage end to end. Its figures come from outside the
 // product: what an independent reader finds, against what a load knows it wrote.
 //
-// RPO runs two journals and two replicators over a link with a round-trip time, a
-// loss and a rate (testbed/link). A seeded load writes stamps (testbed/stamp) to the
-// source; every 10 ms a reader opens the newest durable point at the peer, finds
-// the newest stamp there and notes how old it is. Nothing is computed from the
-// product's own acknowledgements; what the product reports is printed beside.
+// RPO runs two sites over a link with a round-trip time, a loss and a rate. A seeded
+// load writes stamps (testbed/stamp) at the source; every 10 ms a reader opens the newest
+// durable point at the peer, finds the newest stamp there and notes how old it is.
+// Nothing is computed from the product's own acknowledgements; what the product reports
+// is printed beside, and held against what is missing. Then the link is cut, and the load
+// goes on until the peer has caught up.
 //
 // Journal measures a journal through its public methods alone, beside the raw device
 // in the same run: rounds of ours and of the baseline take turns, and a figure is the

@@ -31,6 +31,10 @@ type end struct {
 	base     journal.Seq // newest record before the load
 	unit     int64       // bytes of each write of the load
 	bare     bare
+	load     *load
+	loaded   chan error         // how it ended
+	unload   context.CancelFunc // ends it
+	reader   *reader
 }
 
 func newEnd() *end { return &end{over: make(chan struct{})} }
@@ -265,7 +269,7 @@ func (e *end) close() error {
 	close(e.over)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	err := errors.Join(e.bare.close(), e.hangup())
+	err := errors.Join(e.endLoad(), e.bare.close(), e.hangup())
 	if e.b != nil {
 		err = errors.Join(err, e.b.close())
 	}

@@ -5,9 +5,104 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"time"
 
 	"github.com/novacron/afterimage/cbt"
 )
+
+// EndLoad is a load of stamps.
+type EndLoad struct {
+	Writes     int // a second
+	WriteBytes int64
+	Seed       uint64
+}
+
+// Load writes stamps until Unload.
+func (e *end) Load(o EndLoad, _ *None) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ctx, stop := context.WithCancel(context.Background())
+	l := newLoad(e.b.w, e.b.volume, o)
+	e.load, e.unload, e.loaded = l, stop, make(chan error, 1)
+	go func() { e.loaded <- l.run(ctx) }()
+	return nil
+}
+
+// Unload ends the load, and tells how it went.
+func (e *end) Unload(None, *None) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.endLoad()
+}
+
+func (e *end) endLoad() error {
+	if e.unload == nil {
+		return nil
+	}
+	e.unload()
+	e.unload = nil
+	return <-e.loaded
+}
+
+// EndClaim is what the source says of itself at a moment.
+type EndClaim struct {
+	At       time.Time                // before the report was made: waiting for it is not held against it
+	Answered uint64                   // stamps
+	RPO      map[string]time.Duration // by peer, as far as known
+}
+
+// Claim is what the source's replicator says.
+func (e *end) Claim(_ None, c *EndClaim) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.load != nil {
+		c.Answered = e.load.answered.Load()
+	}
+	c.At, c.RPO = time.Now(), map[string]time.Duration{}
+	if e.replica == nil {
+		return nil
+	}
+	for _, lag := range e.replica.Lags() {
+		if lag.Known {
+			c.RPO[lag.Peer] = lag.RPO
+		}
+	}
+	return nil
+}
+
+// EndMissing asks about the stamp after one, at a moment.
+type EndMissing struct {
+	Last uint64
+	At   time.Time
+}
+
+// Missing is how old the first answered write after a stamp was.
+func (e *end) Missing(m EndMissing, d *time.Duration) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	*d = e.load.missing(m.Last, m.At)
+	return nil
+}
+
+// EndStamp is the newest stamp at a moment; number 0: there is none.
+type EndStamp struct {
+	Number uint64
+	Time   time.Time
+	At     time.Time
+}
+
+// Newest finds the newest stamp of the newest durable point here; writes are of so many
+// bytes.
+func (e *end) Newest(writeBytes int64, s *EndStamp) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.reader == nil {
+		e.reader = &reader{b: e.b.j, volume: e.b.volume.ID, writeBytes: writeBytes}
+	}
+	found, at, err := e.reader.newest(context.Background())
+	s.Number, s.Time, s.At = found.Number, found.Time, at
+	return err
+}
 
 // Kinds of what Fill writes.
 const (

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"time"
 
 	"github.com/novacron/afterimage/journal"
@@ -174,32 +173,6 @@ func states(ctx context.Context, of ...*child) ([]EndState, error) {
 		}
 	}
 	return out, nil
-}
-
-// replica starts b in a place, listening, and has a send to it. to says more of how.
-func (r *replicateRun) replica(ctx context.Context, start func(*exec.Cmd) error, address string, a *site, what replicated, o EndOpen, to EndPeer) (*site, error) {
-	b, at, err := r.listener(ctx, start, address, a, what, o)
-	if err != nil {
-		return nil, err
-	}
-	to.Name, to.Address, to.Pin = at.Name, at.Address, at.Pin
-	if err := a.call(ctx, "Dial", EndDial{Peers: []EndPeer{to}}, new(None)); err != nil {
-		return nil, errors.Join(err, b.close())
-	}
-	return b, nil
-}
-
-// listener starts b in a place, listening for a, and says how to reach it.
-func (r *replicateRun) listener(ctx context.Context, start func(*exec.Cmd) error, address string, a *site, what replicated, o EndOpen) (*site, EndPeer, error) {
-	b, err := r.newSite(ctx, "b", start, what, o)
-	if err != nil {
-		return nil, EndPeer{}, err
-	}
-	to := EndPeer{Name: "b", Pin: b.pin}
-	if err := b.call(ctx, "Listen", EndListen{Address: address, Callers: map[string]string{"a": a.pin}}, &to.Address); err != nil {
-		return nil, to, errors.Join(err, b.close())
-	}
-	return b, to, nil
 }
 
 // arrived is what became durable at b between two moments, in bytes of the volume. It

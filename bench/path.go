@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
@@ -83,13 +84,26 @@ type site struct {
 	pin string
 }
 
+// yard is where the ends of a run have their directories.
+type yard struct {
+	dir  string
+	made int
+	end  func(context.Context) *exec.Cmd
+}
+
+// place is a directory for one end.
+func (y *yard) place() string {
+	y.made++
+	return filepath.Join(y.dir, fmt.Sprint(y.made))
+}
+
 // newSite starts an end in a place and opens its journal.
-func (r *replicateRun) newSite(ctx context.Context, name string, start func(*exec.Cmd) error, what replicated, o EndOpen) (*site, error) {
-	c, err := startChild(ctx, name, r.o.End, start)
+func (y *yard) newSite(ctx context.Context, name string, start func(*exec.Cmd) error, what replicated, o EndOpen) (*site, error) {
+	c, err := startChild(ctx, name, y.end, start)
 	if err != nil {
 		return nil, fmt.Errorf("start end %s: %w", name, err)
 	}
-	s := &site{child: c, dir: r.place()}
+	s := &site{child: c, dir: y.place()}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -98,6 +112,32 @@ func (r *replicateRun) newSite(ctx context.Context, name string, start func(*exe
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
+}
+
+// replica starts b in a place, listening, and has a send to it. to says more of how.
+func (y *yard) replica(ctx context.Context, start func(*exec.Cmd) error, address string, a *site, what replicated, o EndOpen, to EndPeer) (*site, error) {
+	b, at, err := y.listener(ctx, start, address, a, what, o)
+	if err != nil {
+		return nil, err
+	}
+	to.Name, to.Address, to.Pin = at.Name, at.Address, at.Pin
+	if err := a.call(ctx, "Dial", EndDial{Peers: []EndPeer{to}}, new(None)); err != nil {
+		return nil, errors.Join(err, b.close())
+	}
+	return b, nil
+}
+
+// listener starts b in a place, listening for a, and says how to reach it.
+func (y *yard) listener(ctx context.Context, start func(*exec.Cmd) error, address string, a *site, what replicated, o EndOpen) (*site, EndPeer, error) {
+	b, err := y.newSite(ctx, "b", start, what, o)
+	if err != nil {
+		return nil, EndPeer{}, err
+	}
+	to := EndPeer{Name: "b", Pin: b.pin}
+	if err := b.call(ctx, "Listen", EndListen{Address: address, Callers: map[string]string{"a": a.pin}}, &to.Address); err != nil {
+		return nil, to, errors.Join(err, b.close())
+	}
+	return b, to, nil
 }
 
 // close ends the process and removes its journal.

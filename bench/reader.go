@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/testbed/stamp"
 )
@@ -13,14 +14,16 @@ import (
 // reader finds the newest stamp in the newest durable point at b. It knows nothing
 // of the product but how to open a point and read a disk.
 type reader struct {
-	rig  *rig
-	last uint64 // found before: the search begins there
+	b          *journal.Journal
+	volume     cbt.VolumeID
+	writeBytes int64
+	last       uint64 // found before: the search begins there
 }
 
 // newest is the stamp and the moment after which it was found to be the newest; the
 // zero stamp while there is none.
 func (r *reader) newest(ctx context.Context) (stamp.Stamp, time.Time, error) {
-	b := r.rig.b
+	b := r.b
 	d := b.Head().Durable
 	if d.Seq == 0 {
 		return stamp.Stamp{}, time.Time{}, nil
@@ -83,7 +86,7 @@ func (r *reader) search(read func(k uint64) (stamp.Stamp, error)) (stamp.Stamp, 
 // read is the stamp in k's slot, zero if there is none.
 func (r *reader) read(ctx context.Context, v *journal.View, k uint64) (stamp.Stamp, error) {
 	p := make([]byte, stampBytes)
-	if err := v.ReadAt(ctx, r.rig.volume.ID, p, int64(k%slots)*r.rig.o.WriteBytes); err != nil {
+	if err := v.ReadAt(ctx, r.volume, p, int64(k%slots)*r.writeBytes); err != nil {
 		return stamp.Stamp{}, err
 	}
 	s, err := stamp.Decode(p)

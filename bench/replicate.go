@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -150,9 +149,8 @@ func (o ReplicateOptions) loopback() int64 {
 
 // replicateRun is a run under way.
 type replicateRun struct {
+	*yard
 	o     ReplicateOptions
-	dir   string
-	made  int // directories of ends so far
 	res   ReplicateResult
 	marks map[string][]float64 // rounds by figure
 	sides map[string][2][]round
@@ -174,7 +172,7 @@ func Replicate(ctx context.Context, o ReplicateOptions) (res ReplicateResult, er
 		return ReplicateResult{}, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r := &replicateRun{o: o, dir: dir, marks: map[string][]float64{}, sides: map[string][2][]round{}}
+	r := &replicateRun{yard: &yard{dir: dir, end: o.End}, o: o, marks: map[string][]float64{}, sides: map[string][2][]round{}}
 	r.res = ReplicateResult{Figures: map[string]Figure{}, Setting: r.setting()}
 	began := time.Now()
 	for _, part := range []func(context.Context) error{r.goodputs, r.loopbacks, r.wires, r.throttled} {
@@ -220,12 +218,6 @@ func (r *replicateRun) beside(name string, ours, theirs round) {
 	s := r.sides[name]
 	s[0], s[1] = append(s[0], ours), append(s[1], theirs)
 	r.sides[name] = s
-}
-
-// place is a directory for one end.
-func (r *replicateRun) place() string {
-	r.made++
-	return filepath.Join(r.dir, fmt.Sprint(r.made))
 }
 
 // Names lists the figures that r holds, in order.

@@ -65,7 +65,7 @@ func TestReplicatePrintsEveryFigure(t *testing.T) {
 
 // Ends that hold different bytes do not pass for the same.
 func TestReplicateComparesItsEnds(t *testing.T) {
-	r := &replicateRun{o: ReplicateOptions{End: endOfTest}, dir: t.TempDir()}
+	r := &yard{end: endOfTest, dir: t.TempDir()}
 	what := newReplicated(4 << 20)
 	var ends [2]*site
 	for i := range ends {

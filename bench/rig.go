@@ -3,150 +3,123 @@ package bench
 import (
 	"context"
 	"errors"
-	"net"
+	"fmt"
 	"net/netip"
-	"path/filepath"
+	"os/exec"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/novacron/afterimage/cbt"
-	"github.com/novacron/afterimage/journal"
-	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/testbed/link"
 )
 
-// rig is two sites, a and b, and the link from a to b.
+// rig is two sites, a and b, each a process, and what lies between them: packets in a
+// tunnel between two namespaces or, where those are not to be had, datagrams in a relay
+// on the loopback.
 type rig struct {
-	o        RPOOptions
-	identity journal.Identity
-	a, b     *journal.Journal
-	writer   *journal.Writer
-	volume   cbt.Volume
-	link     *link.Link
-	cut      atomic.Bool
-	sender   *replicator.Replicator
-	wire     errgroup.Group // replicators and link: they end first
-	disks    errgroup.Group // journals
-	stopWire context.CancelFunc
-	stopDisk context.CancelFunc
+	*yard
+	o     RPOOptions
+	a, b  *site
+	to    EndPeer // b, as a reaches it
+	path  *path
+	relay *link.Link
+	stop  context.CancelFunc // of relay
+	ran   chan error
+	cut   atomic.Bool
 }
 
-// newRig starts everything and waits for nothing but the first interval at a.
-func newRig(ctx context.Context, o RPOOptions) (*rig, error) {
-	r := &rig{
-		o:        o,
-		identity: journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID(), Stream: cbt.NewID()},
-		volume:   cbt.Volume{ID: cbt.VolumeID(cbt.NewID()), Name: "load", Size: slots * o.WriteBytes},
+func (o RPOOptions) conditions() link.Config {
+	c := link.Config{RTT: o.RTT, Loss: o.Loss, BytesPerSecond: o.LinkRate, Seed: o.Seed}
+	if o.LinkRate > 0 { // as much as is under way in a round trip waits at most
+		c.QueueBytes = max(int64(o.RTT.Seconds()*float64(o.LinkRate)), 64<<10)
 	}
-	wire, stopWire := context.WithCancel(ctx)
-	disk, stopDisk := context.WithCancel(context.WithoutCancel(ctx))
-	r.stopWire, r.stopDisk = stopWire, stopDisk
-	err := r.openJournals(disk)
-	if err == nil {
-		err = r.beginLoad(ctx)
-	}
-	if err == nil {
-		err = r.connect(wire)
-	}
-	if err != nil {
-		return nil, errors.Join(err, r.close())
-	}
-	return r, nil
+	return c
 }
 
-func (r *rig) openJournals(ctx context.Context) error {
-	for _, s := range []struct {
-		name string
-		j    **journal.Journal
-	}{{"a", &r.a}, {"b", &r.b}} {
-		j, err := journal.Open(filepath.Join(r.o.Dir, s.name), journal.Options{Create: &r.identity})
+// newRig starts everything but the load.
+func newRig(ctx context.Context, o RPOOptions) (_ *rig, err error) {
+	r := &rig{yard: &yard{dir: o.Dir, end: o.End}, o: o}
+	defer func() {
 		if err != nil {
-			return err
+			err = errors.Join(err, r.close())
 		}
-		*s.j = j
-		r.disks.Go(func() error { return j.Run(ctx) })
+	}()
+	r.path, err = newPath(o.conditions())
+	if err != nil && !errors.Is(err, ErrPrivilege) {
+		return nil, err
 	}
+	start, listen := [2]func(*exec.Cmd) error{}, "127.0.0.1:0"
+	if r.path != nil {
+		start, listen = [2]func(*exec.Cmd) error{r.path.near.Start, r.path.far.Start}, r.path.address(benchPort)
+	}
+	what := newReplicated(slots * o.WriteBytes)
+	if r.a, err = r.newSite(ctx, "a", start[0], what, EndOpen{Source: true, SyncProcess: true}); err != nil {
+		return nil, err
+	}
+	if r.b, r.to, err = r.listener(ctx, start[1], listen, r.a, what, EndOpen{SyncProcess: true}); err != nil {
+		return nil, err
+	}
+	if r.path == nil {
+		if err := r.relayed(); err != nil {
+			return nil, err
+		}
+	}
+	return r, r.a.call(ctx, "Dial", EndDial{Peers: []EndPeer{r.to}}, new(None))
+}
+
+// relayed puts a relay before b.
+func (r *rig) relayed() error {
+	target, err := netip.ParseAddrPort(r.to.Address)
+	if err != nil {
+		return fmt.Errorf("relay to %s: %w", r.to.Address, err)
+	}
+	if r.relay, err = link.New(target, r.o.conditions()); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop, r.ran = stop, make(chan error, 1)
+	go func() { r.ran <- r.relay.Run(ctx) }()
+	r.to.Address = r.relay.Addr().String()
 	return nil
 }
 
-// beginLoad makes a the primary of one synced, empty volume.
-func (r *rig) beginLoad(ctx context.Context) error {
-	w, err := r.a.BeginEpoch(ctx, "a", journal.Position{}, 0)
-	if err != nil {
-		return err
+// between is the path's name in results.
+func (r *rig) between() string {
+	if r.path == nil {
+		return "datagrams"
 	}
-	r.writer = w
-	if err := w.AddVolume(ctx, r.volume); err != nil {
-		return err
-	}
-	p, err := w.Record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: r.volume.ID})
-	if err != nil {
-		return err
-	}
-	return p.Wait(ctx)
+	return "packets"
 }
 
-// connect starts b's replicator, the link to it, and a's, which dials the link.
-func (r *rig) connect(ctx context.Context) error {
-	ida, err := replicator.NewIdentity()
-	if err != nil {
-		return err
+// setCut cuts the path, or makes it whole again.
+func (r *rig) setCut(cut bool) {
+	var path interface {
+		Cut()
+		Heal()
+	} = r.relay
+	if r.path != nil {
+		path = r.path.tunnel
 	}
-	idb, err := replicator.NewIdentity()
-	if err != nil {
-		return err
+	r.cut.Store(cut)
+	if cut {
+		path.Cut()
+	} else {
+		path.Heal()
 	}
-	listening := make(chan net.Addr, 1)
-	receiver, err := replicator.New(replicator.Options{
-		Site: "b", Identity: idb, Listen: "127.0.0.1:0", Peers: []replicator.Peer{{Name: "a", Pin: ida.Pin()}},
-		Receive: func(string, journal.Identity, string, string) (replicator.Replica, error) { return r.b, nil },
-		Events:  replicator.Events{Listening: func(a net.Addr) { listening <- a }},
-	})
-	if err != nil {
-		return err
-	}
-	failed := make(chan error, 1)
-	r.wire.Go(func() error {
-		err := receiver.Run(ctx)
-		failed <- err
-		return err
-	})
-	var target netip.AddrPort
-	select {
-	case a := <-listening:
-		target = a.(*net.UDPAddr).AddrPort()
-	case err := <-failed:
-		return err
-	}
-	r.link, err = link.New(target, link.Config{RTT: r.o.RTT, Loss: r.o.Loss, BytesPerSecond: r.o.LinkRate, Seed: r.o.Seed})
-	if err != nil {
-		return err
-	}
-	r.wire.Go(func() error { return r.link.Run(ctx) })
-	r.sender, err = replicator.New(replicator.Options{
-		Site: "a", Identity: ida, Peers: []replicator.Peer{{Name: "b", Address: r.link.Addr().String(), Pin: idb.Pin()}},
-		Groups: func() []replicator.Group {
-			return []replicator.Group{{Tenant: "default", Name: "load", Source: replicator.JournalSource[*journal.Stream](r.a), Peers: []string{"b"}}}
-		},
-	})
-	if err != nil {
-		return err
-	}
-	r.wire.Go(func() error { return r.sender.Run(ctx) })
-	return nil
 }
 
 // close ends everything that newRig started.
 func (r *rig) close() error {
-	r.stopWire()
-	err := r.wire.Wait()
-	r.stopDisk()
-	err = errors.Join(err, r.disks.Wait())
-	for _, j := range []*journal.Journal{r.a, r.b} {
-		if j != nil {
-			err = errors.Join(err, j.Close())
+	var err error
+	for _, s := range []*site{r.a, r.b} {
+		if s != nil {
+			err = errors.Join(err, s.close())
 		}
+	}
+	if r.relay != nil {
+		r.stop()
+		err = errors.Join(err, <-r.ran)
+	}
+	if r.path != nil {
+		err = errors.Join(err, r.path.close())
 	}
 	return err
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"os/exec"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,19 +14,21 @@ import (
 	"github.com/novacron/afterimage/testbed/stamp"
 )
 
-// RPOOptions describe a run. The zero value is 20 s of 50 writes of 4 KiB a
-// second over 50 ms, 0.1 % loss and 400 Mbit/s.
+// RPOOptions describe a run. The zero value is 30 s of 2,000 writes of 5 KiB a
+// second over 50 ms, 0.1 % loss and 400 Mbit/s, without a cut.
 type RPOOptions struct {
-	For        time.Duration
-	Writes     int   // a second
-	WriteBytes int64 // each; its first 4 KiB are the stamp
+	For        time.Duration // of what is measured before a cut
+	Writes     int           // a second
+	WriteBytes int64         // each; its first 4 KiB are the stamp
 	RTT        time.Duration
-	Loss       float64 // probability that a datagram is lost; negative: none
-	LinkRate   int64   // bytes a second; negative: no limit
-	Cut        time.Duration
+	Loss       float64       // probability that a packet is lost; negative: none
+	LinkRate   int64         // bytes a second; negative: no limit
+	Cut        time.Duration // of the link, after For; then the load goes on until all is caught up
 	Every      time.Duration // between samples; 10 ms
 	Seed       uint64        // of load and link; 0: drawn
 	Dir        string        // for the two journals; empty: a temporary one
+	// End begins this program once more with EndChild as its whole work.
+	End func(ctx context.Context) *exec.Cmd
 	// Sampled, which may be nil, is called with every sample.
 	Sampled func(RPOSample)
 }
@@ -43,24 +45,12 @@ type RPOSample struct {
 	Cut      bool
 }
 
-// RPOResult is what `bench rpo -o json` prints.
-type RPOResult struct {
-	P50           float64 `json:"rpo_p50_seconds"`
-	P99           float64 `json:"rpo_p99_seconds"`
-	Max           float64 `json:"rpo_max_seconds"`
-	Samples       int     `json:"samples"`
-	Writes        uint64  `json:"writes"`
-	WriteBytes    int64   `json:"write_bytes"`
-	Seconds       float64 `json:"seconds"`
-	ReportedP50   float64 `json:"reported_rpo_p50_seconds"`
-	ReportedBelow int     `json:"reported_below_measured"` // samples where the product claimed less than the age of a missing write
-	CutMax        float64 `json:"cut_rpo_max_seconds,omitempty"`
-	CatchUp       float64 `json:"catch_up_seconds,omitempty"` // after a cut, until the RPO was below the p99 of before
-	RTT           float64 `json:"rtt_seconds"`
-	Loss          float64 `json:"loss"`
-	LinkRate      int64   `json:"link_bytes_per_second"`
-	Seed          uint64  `json:"seed"`
-}
+const (
+	stampBytes = stamp.Size
+	slots      = 4096
+	// mostCatchUp is how long a run waits for the peer after a cut, in cuts.
+	mostCatchUp = 2
+)
 
 func (o RPOOptions) withDefaults() RPOOptions {
 	set := func(d *time.Duration, v time.Duration) {
@@ -68,14 +58,14 @@ func (o RPOOptions) withDefaults() RPOOptions {
 			*d = v
 		}
 	}
-	set(&o.For, 20*time.Second)
+	set(&o.For, 30*time.Second)
 	set(&o.RTT, 50*time.Millisecond)
 	set(&o.Every, 10*time.Millisecond)
 	if o.Writes == 0 {
-		o.Writes = 50
+		o.Writes = 2000
 	}
 	if o.WriteBytes == 0 {
-		o.WriteBytes = 4 << 10
+		o.WriteBytes = 5 << 10
 	}
 	if o.Loss == 0 {
 		o.Loss = 0.001
@@ -92,180 +82,194 @@ func (o RPOOptions) withDefaults() RPOOptions {
 
 func (o RPOOptions) validate() error {
 	switch {
+	case o.End == nil:
+		return errors.New("no program for the ends")
 	case o.Writes < 1 || o.Writes > 100_000:
 		return fmt.Errorf("%d writes a second: want 1 to 100000", o.Writes)
 	case o.WriteBytes < stampBytes || o.WriteBytes%cbt.SectorBytes != 0 || o.WriteBytes > cbt.MaxWriteBytes:
 		return fmt.Errorf("writes of %d bytes: want a multiple of 512 from 4096 to 32 MiB", o.WriteBytes)
 	case o.Loss >= 1:
 		return fmt.Errorf("loss of %g: want a probability below 1", o.Loss)
-	case o.For < time.Second || o.Cut < 0 || o.Cut > o.For/2:
-		return errors.New("a run takes at least 1 s, and a cut at most half of it")
+	case o.For < time.Second || o.Cut < 0:
+		return errors.New("a run takes at least 1 s, and a cut does not end before it begins")
 	}
 	return nil
 }
 
 // RPO runs the benchmark.
-func RPO(ctx context.Context, o RPOOptions) (RPOResult, error) {
+func RPO(ctx context.Context, o RPOOptions) (_ RPOResult, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bench rpo: %w", err)
+		}
+	}()
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
-		return RPOResult{}, fmt.Errorf("bench rpo: %w", err)
+		return RPOResult{}, err
 	}
 	if o.Dir == "" {
 		dir, err := os.MkdirTemp("", "afterimage-bench-")
 		if err != nil {
-			return RPOResult{}, fmt.Errorf("bench rpo: %w", err)
+			return RPOResult{}, err
 		}
 		defer func() { _ = os.RemoveAll(dir) }() // a temporary directory
 		o.Dir = dir
 	}
 	r, err := newRig(ctx, o)
 	if err != nil {
-		return RPOResult{}, fmt.Errorf("bench rpo: %w", err)
+		return RPOResult{}, err
 	}
 	res, err := r.run(ctx)
-	if err = errors.Join(err, r.close()); err != nil {
-		return res, fmt.Errorf("bench rpo: %w", err)
-	}
-	return res, nil
+	return res, errors.Join(err, r.close())
 }
-
-const (
-	stampBytes = stamp.Size
-	slots      = 4096
-)
 
 // run loads, samples and sums up.
 func (r *rig) run(ctx context.Context) (RPOResult, error) {
 	o := r.o
-	start := time.Now()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	l := newLoad(r)
-	g, ctx := errgroup.WithContext(ctx)
-	loading, end := context.WithTimeout(ctx, o.For)
-	defer end()
-	g.Go(func() error { return l.run(loading) })
-	if o.Cut > 0 { // in the middle of the run
-		g.Go(func() error { return r.cutAfter(loading, (o.For-o.Cut)/2, o.Cut) })
-	}
-	samples, err := r.sample(loading, l, start)
-	if err = errors.Join(err, g.Wait()); err != nil {
+	if err := r.a.call(ctx, "Load", EndLoad{o.Writes, o.WriteBytes, o.Seed}, new(None)); err != nil {
 		return RPOResult{}, err
 	}
-	res := summarise(samples)
-	res.Writes, res.WriteBytes, res.Seconds = l.answered.Load(), o.WriteBytes, o.For.Seconds()
-	res.RTT, res.Loss, res.LinkRate, res.Seed = o.RTT.Seconds(), o.Loss, o.LinkRate, o.Seed
-	if res.Samples == 0 {
-		return res, errors.New("nothing reached the peer: there is no sample")
+	m := &measure{rig: r, start: time.Now()}
+	if err := m.begin(ctx); err != nil {
+		return RPOResult{}, err
 	}
+	if err := m.during(ctx, func(ctx context.Context) error { return wait(ctx, o.For) }); err != nil {
+		return RPOResult{}, err
+	}
+	res := calm(m.samples)
+	if o.Cut > 0 {
+		if err := m.through(ctx, &res); err != nil {
+			return RPOResult{}, err
+		}
+	}
+	if err := r.a.call(ctx, "Unload", None{}, new(None)); err != nil {
+		return RPOResult{}, err
+	}
+	res.honest(m.samples)
+	res.Writes, res.WriteBytes, res.Seconds = m.samples[len(m.samples)-1].Written, o.WriteBytes, time.Since(m.start).Seconds()
+	res.Between, res.RTT, res.Loss, res.LinkRate, res.Seed = r.between(), o.RTT.Seconds(), o.Loss, o.LinkRate, o.Seed
+	res.judge()
 	return res, nil
 }
 
-func (r *rig) cutAfter(ctx context.Context, after, length time.Duration) error {
-	for _, step := range []struct {
-		wait time.Duration
-		then func()
-	}{{after, func() { r.cut.Store(true); r.link.Cut() }}, {length, func() { r.link.Heal(); r.cut.Store(false) }}} {
-		t := time.NewTimer(step.wait)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			step.then()
-		case <-ctx.Done():
-			return nil
+// measure takes samples of a rig.
+type measure struct {
+	*rig
+	start   time.Time
+	samples []RPOSample
+}
+
+// begin waits for the first sample in which the source knows of its RPO, and drops it.
+func (m *measure) begin(ctx context.Context) error {
+	for len(m.samples) == 0 || !m.samples[len(m.samples)-1].Known {
+		if err := errors.Join(wait(ctx, m.o.Every), m.sample(ctx)); err != nil {
+			return err
 		}
+	}
+	m.samples = nil
+	return nil
+}
+
+// during takes samples while f runs, and one at least.
+func (m *measure) during(ctx context.Context, f func(context.Context) error) error {
+	sampling, stop := context.WithCancel(ctx)
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error {
+		defer stop()
+		return f(ctx)
+	})
+	tick := time.NewTicker(m.o.Every)
+	defer tick.Stop()
+	var err error
+	for n := len(m.samples); err == nil && (sampling.Err() == nil || len(m.samples) == n); {
+		err = m.sample(ctx)
+		select {
+		case <-sampling.Done():
+		case <-tick.C:
+		}
+	}
+	return errors.Join(err, g.Wait())
+}
+
+// sample notes what b holds now. What a claims is asked before: what the reader then
+// finds can only be newer.
+func (m *measure) sample(ctx context.Context) error {
+	cut := m.cut.Load()
+	var c EndClaim
+	var s EndStamp
+	if err := m.a.call(ctx, "Claim", None{}, &c); err != nil {
+		return err
+	}
+	if err := m.b.call(ctx, "Newest", m.o.WriteBytes, &s); err != nil || s.Number == 0 {
+		return err
+	}
+	one := RPOSample{At: s.At.Sub(m.start), RPO: s.At.Sub(s.Time), Written: c.Answered, Stamp: s.Number, Cut: cut && m.cut.Load()}
+	if err := m.a.call(ctx, "Missing", EndMissing{s.Number, s.At}, &one.Loss); err != nil {
+		return err
+	}
+	if rpo, ok := c.RPO["b"]; ok {
+		one.Reported, one.Known = rpo+s.At.Sub(c.At), true
+	}
+	m.samples = append(m.samples, one)
+	if m.o.Sampled != nil {
+		m.o.Sampled(one)
 	}
 	return nil
 }
 
-// sample reads the newest durable point at b until ctx ends. Samples begin with the
-// first stamp that arrived there.
-func (r *rig) sample(ctx context.Context, l *load, start time.Time) ([]RPOSample, error) {
-	var out []RPOSample
-	tick := time.NewTicker(r.o.Every)
-	defer tick.Stop()
-	reader := &reader{rig: r}
-	for {
-		select {
-		case <-ctx.Done():
-			return out, nil
-		case <-tick.C:
+// through cuts the path, and follows until the peer has caught up and the RPO shown is
+// what it was before.
+func (m *measure) through(ctx context.Context, res *RPOResult) error {
+	normal := time.Duration(res.P99 * float64(time.Second))
+	reportedNormal := time.Duration(res.reportedP99 * float64(time.Second))
+	from := len(m.samples)
+	m.setCut(true)
+	err := m.during(ctx, func(ctx context.Context) error { return wait(ctx, m.o.Cut) })
+	if err == nil {
+		err = m.sample(ctx)
+	}
+	m.setCut(false)
+	if err != nil {
+		return err
+	}
+	healed, before := time.Since(m.start), m.samples[len(m.samples)-1].Stamp
+	deadline := time.Now().Add(mostCatchUp*m.o.Cut + time.Minute)
+	var moved, back, shown time.Duration // since the load began; 0: not yet
+	var last uint64
+	for (back == 0 || shown == 0) && time.Now().Before(deadline) {
+		n := len(m.samples)
+		if err := errors.Join(wait(ctx, m.o.Every), m.sample(ctx)); err != nil {
+			return err
 		}
-		written := l.answered.Load()
-		claim := r.claim() // before the reader looks: what it then finds can only be newer
-		s, at, err := reader.newest(ctx)
-		if ctx.Err() != nil {
-			return out, nil
-		}
-		if err != nil {
-			return out, err
-		}
-		if s.Number == 0 {
+		if len(m.samples) == n {
 			continue
 		}
-		one := RPOSample{At: at.Sub(start), RPO: at.Sub(s.Time), Loss: l.missing(s.Number, at), Written: written, Stamp: s.Number, Cut: r.cut.Load()}
-		if claim.known {
-			one.Reported, one.Known = claim.rpo+at.Sub(claim.at), true
+		s := m.samples[n]
+		if moved == 0 && s.Stamp > before {
+			moved, before = s.At, s.Stamp
 		}
-		out = append(out, one)
-		if r.o.Sampled != nil {
-			r.o.Sampled(one)
+		if back == 0 {
+			last = s.Stamp
 		}
-	}
-}
-
-// claim is what the product says of the RPO at a moment.
-type claim struct {
-	at    time.Time
-	rpo   time.Duration
-	known bool
-}
-
-func (r *rig) claim() claim {
-	at := time.Now() // before the report is made: waiting for it is not held against it
-	for _, lag := range r.sender.Lags() {
-		return claim{at, lag.RPO, lag.Known}
-	}
-	return claim{}
-}
-
-// summarise is the figures of a run. Samples of a cut, and of the catching up after
-// it, count apart.
-func summarise(samples []RPOSample) RPOResult {
-	var res RPOResult
-	var calm, reported []time.Duration
-	var healed time.Duration
-	seenCut, caught := false, false
-	for _, s := range samples {
-		if s.Known {
-			reported = append(reported, s.Reported)
+		if back == 0 && moved > 0 && s.RPO <= normal {
+			back = s.At
 		}
-		if s.Known && s.Reported < s.Loss {
-			res.ReportedBelow++
-		}
-		switch {
-		case s.Cut:
-			seenCut, healed = true, s.At
-			res.CutMax = max(res.CutMax, s.RPO.Seconds())
-		case seenCut && !caught:
-			res.CutMax = max(res.CutMax, s.RPO.Seconds())
-			if s.RPO <= quantile(calm, 0.99) {
-				caught, res.CatchUp = true, (s.At - healed).Seconds()
-			}
-		default:
-			calm = append(calm, s.RPO)
+		if shown == 0 && back > 0 && s.Known && s.Reported <= reportedNormal {
+			shown = s.At
 		}
 	}
-	res.Samples = len(calm)
-	res.P50, res.P99, res.Max = quantile(calm, 0.5).Seconds(), quantile(calm, 0.99).Seconds(), quantile(calm, 1).Seconds()
-	res.ReportedP50 = quantile(reported, 0.5).Seconds()
-	return res
-}
-
-func quantile(d []time.Duration, q float64) time.Duration {
-	if len(d) == 0 {
-		return 0
+	caught, end := back > 0 && shown > 0, time.Since(m.start)
+	if moved == 0 {
+		moved = end
 	}
-	s := slices.Sorted(slices.Values(d))
-	return s[min(int(q*float64(len(s))), len(s)-1)]
+	if back == 0 {
+		back = end
+	}
+	if shown == 0 {
+		shown = end
+	}
+	res.CaughtUp = &caught
+	res.through(m.samples[from:], m.o, cutMoments{healed, moved, back, shown, last - before})
+	return nil
 }

@@ -18,16 +18,16 @@ import (
 func (w *world) benchCommand() *cli.Command {
 	return noun("bench", "measure, instead of believing a setting",
 		verb("rpo", "measure the RPO under a load over an emulated link", "",
-			"Two journals on this machine; a seeded load writes stamps to one, and an independent reader looks for the newest stamp at the other every 10 ms. Nothing is computed from our own acknowledgements.",
-			[]string{"afterimage bench rpo", "afterimage bench rpo --for 1m --rtt 100ms --loss 0.01 --rate 20MiB -o json"},
+			"Two sites as processes on this machine; a seeded load writes stamps at one, and an independent reader looks for the newest stamp at the other every 10 ms. Nothing is computed from our own acknowledgements. Then the link is cut, and the load goes on until the other site has caught up. As root the link carries IP packets between two network namespaces, else datagrams over the loopback.",
+			[]string{"afterimage bench rpo", "afterimage bench rpo --for 1m --cut 0s --rtt 100ms --loss 0.01 --rate 20MiB -o json"},
 			[]cli.Flag{
-				&cli.DurationFlag{Name: "for", Value: 20 * time.Second, Usage: "`SPAN` of the run"},
-				&cli.IntFlag{Name: "writes", Value: 50, Usage: "`NUMBER` of writes a second"},
-				&cli.StringFlag{Name: "write-size", Value: "4KiB", Usage: "`SIZE` of each write"},
+				&cli.DurationFlag{Name: "for", Value: 30 * time.Second, Usage: "`SPAN` that is measured before the cut"},
+				&cli.IntFlag{Name: "writes", Value: 2000, Usage: "`NUMBER` of writes a second"},
+				&cli.StringFlag{Name: "write-size", Value: "5KiB", Usage: "`SIZE` of each write"},
 				&cli.DurationFlag{Name: "rtt", Value: 50 * time.Millisecond, Usage: "`SPAN` of the link's round trip"},
 				&cli.Float64Flag{Name: "loss", Value: 0.001, Usage: "`PROBABILITY` that a datagram is lost"},
-				&cli.StringFlag{Name: "rate", Value: "48MiB", Usage: "`SIZE` per second that the link carries; 0: no limit"},
-				&cli.DurationFlag{Name: "cut", Usage: "`SPAN` for which the link is cut in the middle of the run"},
+				&cli.StringFlag{Name: "rate", Value: "50000000B", Usage: "`SIZE` per second that the link carries; 0: no limit"},
+				&cli.DurationFlag{Name: "cut", Value: time.Minute, Usage: "`SPAN` for which the link is cut then; 0: it is not"},
 				&cli.Uint64Flag{Name: "seed", Usage: "`NUMBER` that load and link follow; 0: drawn and printed"},
 				&cli.StringFlag{Name: "dir", Usage: "`DIRECTORY` for the two journals; default a temporary one"},
 			}, w.benchRPO),
@@ -168,10 +168,24 @@ func (w *world) benchRPO(c *cli.Context) error {
 	if o.LinkRate == 0 {
 		o.LinkRate = -1
 	}
+	if o.End, err = endProgram(); err != nil {
+		return err
+	}
 	p := w.printer(c)
 	m := p.meter()
 	o.Sampled = func(s bench.RPOSample) {
-		m.show(control.Progress{Step: "measure", Done: int64(s.At / time.Millisecond), Total: int64(o.For / time.Millisecond), Unit: "ms"})
+		step := "measure"
+		if s.At > o.For {
+			step = "catch up"
+		}
+		if s.Cut {
+			step = "cut"
+		}
+		if step != "measure" {
+			m.show(control.Progress{Step: step})
+			return
+		}
+		m.show(control.Progress{Step: step, Done: int64(s.At / time.Millisecond), Total: int64(o.For / time.Millisecond), Unit: "ms"})
 	}
 	r, err := bench.RPO(c.Context, o)
 	m.end()
@@ -184,10 +198,15 @@ func (w *world) benchRPO(c *cli.Context) error {
 func rpoScreen(p *printer, r bench.RPOResult) string {
 	t := p.newTable("RPO", "P50", "P99", "MAX", "SAMPLES")
 	t.row("measured", seconds(r.P50), seconds(r.P99), seconds(r.Max), fmt.Sprint(r.Samples))
-	s := t.String() + fmt.Sprintf("\nload %d writes of %s in %s; link RTT %s, loss %g, %s/s; seed %d\n", r.Writes, size(r.WriteBytes), seconds(r.Seconds), seconds(r.RTT), r.Loss, size(r.LinkRate), r.Seed)
+	s := t.String() + "\n"
+	t = p.newTable("FIGURE", "VALUE", "TARGET", "")
+	for _, x := range r.Targets() {
+		t.row(x.Name, figureText(x.Value), fmt.Sprintf("%s %g", x.Want, x.Target), map[bool]string{true: "met", false: "MISSED"}[x.Met])
+	}
+	s += t.String() + fmt.Sprintf("\nload %d writes of %s in %s; link of %s, RTT %s, loss %g, %s/s; seed %d\n", r.Writes, size(r.WriteBytes), seconds(r.Seconds), r.Between, seconds(r.RTT), r.Loss, size(r.LinkRate), r.Seed)
 	s += fmt.Sprintf("reported p50 %s; samples in which less was reported than measured: %d\n", seconds(r.ReportedP50), r.ReportedBelow)
-	if r.CutMax > 0 {
-		s += fmt.Sprintf("during the cut at most %s; caught up %s after it\n", seconds(r.CutMax), seconds(r.CatchUp))
+	if r.CaughtUp != nil && *r.CaughtUp {
+		s += fmt.Sprintf("cut: RPO of at most %s; something arrived %s after it, all %s after it, and was shown so %s later\n", seconds(r.CutMax), seconds(r.Reconnect), seconds(r.CatchUp), seconds(r.ShownBack))
 	}
 	return s
 }

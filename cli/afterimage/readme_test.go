@@ -338,7 +338,7 @@ func TestReadmeCommandsOfDailyUseWork(t *testing.T) {
 		case "failover unplanned": // at the other site
 			begin(c, "-c", "b.yml").wait(t)
 		case "bench rpo":
-			begin(c, "--for", "2s").wait(t)
+			begin(c, "--for", "2s", "--cut", "0s").wait(t)
 		case "bench journal":
 			begin(c, "--only", "qd1_latency_vs_raw_sealed").wait(t)
 		default:
