@@ -18,6 +18,7 @@
 //	apart_test.go     sites in network namespaces, and what lies between them
 //	slowdisk_test.go  a file system of its own, which fills up and stands still
 //	storm_test.go     promises 9, 10 and 16: faults of path, processes and disk
+//	three_test.go     promises 9 and 16: a source with a slow peer and another
 //	badinput_test.go  wrong keys, a stranger, a second daemon, a flipped byte
 //	full_test.go      a data directory without room
 //
