@@ -41,6 +41,7 @@ var planted = []struct {
 	{"delta of older versions", faults{deltaOlder: true}, deltaShowsNewest},
 	{"delta taken as it comes", faults{landUnverified: true}, deltaIsVerified},
 	{"delta listed before it is durable", faults{landUnsynced: true}, deltaOutlivesCrash},
+	{"thinning while it is not known what is pinned", faults{thinUnknown: true}, acceptsSiteLog},
 	{"fork given up before a delta", faults{landForgetFork: true}, deltaKeepsFork},
 }
 

@@ -68,6 +68,7 @@ type faults struct {
 	deltaOlder     bool // a delta carries what came before the newest version
 	landUnverified bool // a delta is installed as it comes
 	landUnsynced   bool // a delta is listed in the site log before it is durable
+	thinUnknown    bool // retention does not know that pins and cursors may be missing
 	landForgetFork bool // a fold before a landing does not keep the record that the delta goes on from
 }
 

@@ -17,9 +17,12 @@ import (
 //  3. the site log lists the runs that are left, and the anchor is their end, which
 //     is a point from then on.
 //
-// A crash in between leaves a journal that refuses again. Where the first run is the
-// lost one nothing is left to go on from, and it stays refused: a peer, or a new
-// journal, is the way.
+// A crash in between leaves a journal that refuses again. Where the oldest run is the lost
+// one it stays refused, though later runs and segments are whole: a block that none of
+// them holds would read as zeros, at every point, and which blocks those are is not
+// known without the run's table or the index. A peer, or a new journal, is the way.
+// While the index is there nothing of this is needed: the journal opens, and only what
+// lies in the run does not read (runtail.go).
 
 // loseRuns cuts folded history where it last verifies; cause is why it does not open.
 func (j *Journal) loseRuns(cause error) error {
@@ -36,7 +39,7 @@ func (j *Journal) loseRuns(cause error) error {
 		}
 	}
 	if whole == 0 {
-		return fmt.Errorf("%w; it is the first one, and there is no history before it that could be kept", cause)
+		return fmt.Errorf("%w; it is the oldest: of every later image the blocks that nothing has written since are in it alone, and which those are only its table or the index said, so no point is left that could be kept", cause)
 	}
 	last := s.Runs[whole-1]
 	var known Cursor

@@ -54,6 +54,9 @@ func (l SiteLogLoss) Warning() string {
 // checkSiteLoss reports that pins and cursors may be missing and nobody has looked.
 func (j *Journal) checkSiteLoss(trust bool) (bool, error) {
 	_, unknown, err := j.SiteLogLoss()
+	if j.o.faults.thinUnknown {
+		return false, err
+	}
 	if err != nil || !unknown || !trust {
 		return unknown, err
 	}
