@@ -95,6 +95,13 @@ func (j *Journal) finishLoop(drained <-chan struct{}) error {
 		select {
 		case w := <-j.finish:
 			ws = append(ws, w)
+		case <-j.restate:
+			if err := j.sayDurable(); err != nil {
+				err = j.fail(err)
+				go j.discard(drained)
+				return err
+			}
+			continue
 		case <-drained:
 			if len(j.finish) == 0 {
 				return nil

@@ -98,12 +98,14 @@ type Journal struct {
 	damages  []Damage  // that scrubs found and nothing mended
 	resync   Cursor    // the next chain value that is known behind damage; while opening
 
-	ending   chan struct{} // closed when Run must end
-	unsynced unsynced
-	sync     chan struct{} // wakes the syncer
-	work     chan struct{} // wakes the committer
-	finish   chan *written // frames to chain and index, in order
-	flights  chan *flight  // frames under way to the disk, in order
+	ending    chan struct{} // closed when Run must end
+	unsynced  unsynced
+	restating               // what is durable, to be said anew (restate.go)
+	sync      chan struct{} // wakes the syncer
+	work      chan struct{} // wakes the committer
+	restate   chan struct{} // wakes finishLoop for it
+	finish    chan *written // frames to chain and index, in order
+	flights   chan *flight  // frames under way to the disk, in order
 }
 
 const identityName = "identity.json"
@@ -137,6 +139,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		levels:   make(map[uint32]uint16),
 		live:     make(map[cbt.VolumeID]bool),
 		names:    make(map[uint32]cbt.VolumeID),
+		restate:  make(chan struct{}, 1),
 		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64), flights: make(chan *flight, maxFlights),
 	}
 	j.landed.L = &j.mu

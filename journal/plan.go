@@ -162,6 +162,9 @@ func (t *maintainer) oldest() time.Duration {
 func (t *maintainer) foldable(refs []Reference, atLeast int64) (to uint64, ok bool, err error) {
 	j := t.j
 	dense, forEver := t.m.dense()
+	if err := j.restated(); err != nil {
+		return 0, false, err
+	}
 	raw, closer, err := j.db.Get([]byte(keyThrough))
 	if forEver || errors.Is(err, pebble.ErrNotFound) {
 		return 0, false, errors.Join(closeIf(closer))
