@@ -148,9 +148,9 @@ func (j *Journal) mendSiteLog(c siteCopy, seen uint64, class error) error {
 	s := scanSite(b)
 	m := s.merge(c)
 	older := class == ErrRolledBack // by whom it was put back is not known
-	why := fmt.Errorf("%w: %s; the index has a copy as of entry %d", class, s.String(), c.N)
+	why := fmt.Errorf("%w: %s; %s", class, s.String(), c.String())
 	if older {
-		why = fmt.Errorf("%w: %s ends at entry %d, the index was written after entry %d and has a copy as of entry %d", class, siteLogName, s.newest(), seen, c.N)
+		why = fmt.Errorf("%w: %w: %s ends at entry %d, the index was written after entry %d; %s", class, ErrSiteLogLost, siteLogName, s.newest(), seen, c.String())
 	}
 	if m.lost = m.lost || seen > m.n; m.lost {
 		why = fmt.Errorf("%w; of an earlier time may be: %s", why, m.olderThan(seen))
@@ -188,7 +188,19 @@ func (m *siteMerged) olderThan(seen uint64) string {
 	if len(m.may) == 0 {
 		return "none that is there, but some may be missing"
 	}
-	return strings.Join(m.may, ", ")
+	var names []string
+	for _, k := range m.may {
+		names = append(names, strings.TrimPrefix(k, "journal/"))
+	}
+	return strings.Join(names, ", ")
+}
+
+// String says how old the copy is.
+func (c siteCopy) String() string {
+	if c.N == 0 {
+		return "the index has no copy"
+	}
+	return fmt.Sprintf("the index has a copy as of entry %d", c.N)
 }
 
 // noteSiteLoss puts the evidence among the values.

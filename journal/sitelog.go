@@ -110,7 +110,8 @@ func (l *siteLog) load() error {
 // tornEntry reports that b, from at to the end of the file, may be what a crash left
 // of one entry: each is synced before the next is written, and where nothing was
 // written there are zeros. A disk keeps or loses whole sectors; where two of them
-// share the entry's length, losing either leaves no length to hold the rest to.
+// share the entry's length, losing either leaves no length to hold the rest to. Of an
+// entry that is there to its end some sector must be missing: else it is damaged.
 func tornEntry(b []byte, at int64) bool {
 	if len(b) < 8 || binary.LittleEndian.Uint64(b) == 0 {
 		return true
@@ -119,7 +120,22 @@ func tornEntry(b []byte, at int64) bool {
 		return true
 	}
 	n := int64(binary.LittleEndian.Uint32(b))
-	return n > 0 && n <= maxSiteEntry && int64(len(b)) <= siteEntryHead+n
+	if n == 0 || n > maxSiteEntry || int64(len(b)) > siteEntryHead+n {
+		return false
+	}
+	return int64(len(b)) < siteEntryHead+n || lacksSector(b, at)
+}
+
+// lacksSector reports that of b, which lies at at, what a sector holds is all zeros.
+func lacksSector(b []byte, at int64) bool {
+	for len(b) > 0 {
+		n := min(int(sectorBytes-at%sectorBytes), len(b))
+		if allZero(b[:n]) {
+			return true
+		}
+		b, at = b[n:], at+int64(n)
+	}
+	return false
 }
 
 // count is how many entries were ever written.

@@ -139,5 +139,9 @@ func (s *siteScan) String() string {
 		return fmt.Sprintf("%d bytes verify", s.end)
 	}
 	h := s.holes[0]
-	return fmt.Sprintf("%d bytes at offset %d do not verify, %d places in all", h.Bytes, h.Offset, len(s.holes))
+	at := fmt.Sprintf("%d bytes at offset %d of %s do not verify", h.Bytes, h.Offset, siteLogName)
+	if n := len(s.holes); n > 1 {
+		at += fmt.Sprintf(", nor do %d other places", n-1)
+	}
+	return at
 }

@@ -52,7 +52,7 @@ func siteEntries(b []byte) []int {
 func TestSiteLogIsMendedFromItsCopy(t *testing.T) {
 	h, values := siteWorn(t, faults{})
 	at := siteEntries(h.now[siteLogPath])
-	for i := range len(at) - 2 { // half of the last one is a torn tail
+	for i := range len(at) - 2 { // the last one is a torn tail to some of the damage
 		for _, damage := range []func([]byte){
 			func(b []byte) { b[at[i]] ^= 4 },
 			func(b []byte) { b[at[i+1]-1] ^= 1 },
@@ -227,4 +227,29 @@ func FuzzSiteScan(f *testing.F) {
 			t.Fatalf("what was written again scans as %+v", r)
 		}
 	})
+}
+
+// The last entry is taken for a torn one only where a crash could have left it so.
+func TestDamagedLastEntryIsNoTornTail(t *testing.T) {
+	h, _ := siteWorn(t, faults{})
+	at := siteEntries(h.now[siteLogPath])
+	from, to := at[len(at)-2], at[len(at)-1]
+	for i := from + 4; i < to; i++ { // a length that is too large is that of an entry cut off
+		files := maps.Clone(h.now)
+		files[siteLogPath] = bytes.Clone(files[siteLogPath])
+		files[siteLogPath][i] ^= 0x40
+		if lacksSector(files[siteLogPath][from:to], int64(from)) {
+			continue
+		}
+		maps.DeleteFunc(files, func(n string, _ []byte) bool { return strings.Contains(n, "/index/") })
+		o := h.o
+		o.FS = plant(t, files)
+		if j, err := Open("j", o); !errors.Is(err, ErrSiteLogLost) {
+			if err == nil {
+				must(t, j.Close())
+			}
+			t.Fatalf("byte %d of the last entry is flipped: %v", i-from, err)
+		}
+		must(t, h.leftAlone(t, o.FS, files))
+	}
 }

@@ -152,5 +152,9 @@ func older(keys []string) string {
 	if len(keys) == 0 {
 		return "nothing that is there; some values may be missing"
 	}
-	return strings.Join(keys, ", ")
+	var names []string
+	for _, k := range keys {
+		names = append(names, strings.TrimPrefix(k, "journal/"))
+	}
+	return strings.Join(names, ", ")
 }
