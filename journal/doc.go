@@ -12,7 +12,7 @@
 //
 //	segments/ frames of the stream, the same bytes at every site   format.go, segment.go
 //	runs/     folded history: what its kept points see             run.go, fold.go
-//	site.log  what this site alone knows                           sitelog.go
+//	site.log  what this site alone knows                           sitelog.go, sitecopy.go
 //	index/    where blocks lie; epochs, marks, gaps, samples       index.go, catalog.go
 //	pool/     segment files written ahead or to be used again      pool.go
 //
@@ -79,7 +79,9 @@
 // Options.AcceptLoss opens those on a person's word (salvage.go). Files of another
 // group never open (ErrWrongJournal). Capture then goes on in a new epoch. A run that is
 // damaged or missing keeps nothing else from being used (runtail.go), unless the index
-// would have to be built anew from it (ErrRunLost).
+// would have to be built anew from it (ErrRunLost). A damaged site log is mended from
+// the copy in the index; what that lacks is a loss as well (ErrSiteLogLost), after which
+// nothing is thinned until a person has looked at pins and peers (sitecopy.go).
 //
 // Memory: records and frames under way (64 MiB), Pebble's memtable (16 MiB) and cache
 // (32 MiB), resolved chunks of all views (32 MiB), 8 KiB a view, 1 MiB a read under
