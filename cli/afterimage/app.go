@@ -53,6 +53,9 @@ func asFault(ctx context.Context, err error) *fault.Error {
 		return usage("%v", u.error)
 	}
 	if text, ok := strings.CutPrefix(err.Error(), "Required flag"); ok { // the library's error has no exported type
+		if parts := strings.Split(text, `"`); len(parts) == 3 {
+			return usage("--%s must be given", strings.ReplaceAll(parts[1], ", ", " and --"))
+		}
 		return usage("required flag%s", text)
 	}
 	return fault.Of(err)
