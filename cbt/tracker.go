@@ -41,6 +41,14 @@ type VolumeStatus struct {
 	ModeWhy   string // why it is in this mode, where there is more to say than its name
 
 	Resync Resync // the newest one, also while it runs
+	Cycles Cycles // ModeCycles
+}
+
+// Cycles count what became of a machine's bitmap cycles.
+type Cycles struct {
+	Points  uint64        // closed cycles
+	Refused uint64        // without a point: no instant was held, or the machines would have stood still for too long
+	Longest time.Duration // that the machines stood still for a point
 }
 
 // Resync is the cost of bringing a volume back to what the disk holds.

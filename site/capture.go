@@ -65,7 +65,7 @@ func (l *life) openJournaled(ctx context.Context, r *reign) error {
 func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	log := l.site.o.Log.With("group", l.cfg.Ref())
 	o := qemu.Options{Disks: disks, Sink: r.writer, Memory: l.j,
-		StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), Log: log,
+		Every: l.cfg.Cycle(), StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), Log: log,
 		Resize: r.writer.AddVolume,
 		Events: qemu.Events{
 			StateChanged: stateLogger(log),

@@ -101,10 +101,11 @@ const (
 	kindJournal  = "journaled" // served from the journal, after a failover
 )
 
-// captureByWrite and captureByCopy are the ways in which disks are tapped.
+// captureByWrite, captureByCopy and captureByBitmap are the ways in which disks are tapped.
 const (
-	captureByWrite = "per write"
-	captureByCopy  = "per write, by block copy"
+	captureByWrite  = "per write"
+	captureByCopy   = "per write, by block copy"
+	captureByBitmap = "by bitmap cycles"
 )
 
 // tellCapture says how a tapped disk is followed, and what that cost.
@@ -119,6 +120,11 @@ func (l *life) tellCapture(v *control.Volume, kind string, st cbt.VolumeStatus) 
 	v.Capture, v.Since = captureByWrite, st.Since
 	if kind == kindDomain && l.cfg.Libvirt.Passthrough == config.PassthroughForbidden {
 		v.Capture = captureByCopy
+	}
+	v.Mode, v.ModeSince, v.ModeWhy, v.Effect = string(st.Mode), st.ModeSince, st.ModeWhy, st.Mode.Effect()
+	if every := l.cfg.Cycle(); every > 0 {
+		v.Capture = captureByBitmap
+		v.Cycles = &control.Cycles{EverySeconds: every.Seconds(), Points: st.Cycles.Points, Refused: st.Cycles.Refused}
 	}
 	if r := st.Resync; !r.Began.IsZero() {
 		v.Resync = &control.Resync{Full: r.Full, Why: r.Why, ToRead: r.BytesToRead, Read: r.BytesRead, Journaled: r.BytesJournaled, Running: r.Ended.IsZero()}

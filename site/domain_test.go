@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/testbed/libvirtd"
@@ -24,6 +25,11 @@ type domainWorld struct {
 }
 
 func newDomainWorld(t *testing.T, passthrough config.Passthrough) *domainWorld {
+	return newDomainWorldBy(t, passthrough, "per-write")
+}
+
+// newDomainWorldBy captures by mode, which may go on with more keys.
+func newDomainWorldBy(t *testing.T, passthrough config.Passthrough, mode string) *domainWorld {
 	t.Helper()
 	scale.Tools(t, "virsh")
 	d := libvirtd.Start(t)
@@ -37,8 +43,9 @@ func newDomainWorld(t *testing.T, passthrough config.Passthrough) *domainWorld {
 - name: web
   role: primary
   libvirt: {domain: web, uri: "%s", passthrough: %s, sockets: "%s"%s}
+  capture: {mode: %s}
   volumes: [{name: root, size: 8MiB, libvirt: {target: vda}}, {name: data, size: 4MiB, libvirt: {target: vdb}}]
-`, d.URI, passthrough, d.Path("s"), user))
+`, d.URI, passthrough, d.Path("s"), user, mode))
 	return w
 }
 
@@ -144,6 +151,53 @@ func TestDomainIsProtectedWhileItRuns(t *testing.T) {
 				t.Errorf("the definition changed:\n%s\n%s", before, after)
 			}
 		})
+	}
+}
+
+// cycles waits until n more have been closed.
+func (r *running) cycles(name string, n uint64) {
+	r.t.Helper()
+	points := func() uint64 {
+		if c := r.detail(name).Volumes[0].Cycles; c != nil {
+			return c.Points
+		}
+		return 0
+	}
+	want := points() + n
+	await(r.t, "cycles are closed", func() bool { return points() >= want })
+}
+
+// A domain in bitmap capture: closed cycles are points, what is written between two
+// of them is in the next one, and the daemon comes back with the delta. The status
+// never claims that every write is a point.
+func TestDomainIsProtectedByCycles(t *testing.T) {
+	w := newDomainWorldBy(t, config.PassthroughAllowed, "bitmap, every: 100ms")
+	w.guestWrites(0, 0x11, 0)
+	r := w.start()
+	r.awaitState("web", control.StateCycles)
+	w.guestWrites(0, 0x22, 64<<10)
+	w.guestWrites(1, 0x33, 128<<10)
+	r.cycles("web", 2)
+	root, data := w.restored(r, "latest")
+	if !filled(root, 0x11, 0) || !filled(root, 0x22, 64<<10) || !filled(data, 0x33, 128<<10) {
+		t.Error("the newest point is not what the guest wrote")
+	}
+	v := r.detail("web").Volumes[0]
+	if v.Capture != captureByBitmap || v.Mode != string(cbt.ModeCycles) || v.Effect == "" || v.ModeSince.IsZero() {
+		t.Errorf("root: %+v", v)
+	}
+	r.stop()
+	w.guestWrites(1, 0x44, 1<<20)
+	r = w.start()
+	r.awaitState("web", control.StateCycles)
+	r.cycles("web", 2)
+	for _, v := range r.detail("web").Volumes {
+		if v.Resync != nil && (v.Resync.Full || v.Resync.Journaled > 64<<10) {
+			t.Errorf("%s after a restart: %+v", v.Name, v.Resync)
+		}
+	}
+	if root, data = w.restored(r, "latest"); !filled(root, 0x22, 64<<10) || !filled(data, 0x44, 1<<20) {
+		t.Error("the newest point is not what the guest wrote while nobody looked")
 	}
 }
 

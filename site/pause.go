@@ -65,6 +65,7 @@ func (t *tapping) Status() []cbt.VolumeStatus {
 	if p.at(t.now()) {
 		for i := range out {
 			out[i].Cause, out[i].Detail = cbt.CauseDetached, p.Error()
+			out[i].Mode, out[i].ModeSince, out[i].ModeWhy = cbt.ModeReleased, p.Since, p.Reason
 		}
 	}
 	return out

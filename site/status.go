@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -181,11 +182,21 @@ func stateOf(r recovery.Role, spans []journal.Span, lags []control.Lag, volumes 
 		state = control.StateSynced
 	}
 	for _, v := range volumes {
+		if v.State == cbt.StateSynced && v.Mode == cbt.ModeCycles { // all of a machine's are
+			state = control.StateCycles
+			detail = fmt.Sprintf("%s: %d so far, %d gave none", v.Mode.Effect(), v.Cycles.Points, v.Cycles.Refused)
+		}
+	}
+	for _, v := range volumes {
 		switch v.State {
 		case cbt.StateSynced:
 		case cbt.StateSyncing, cbt.StateAttaching:
 			if state != control.StateGap {
 				state = control.StateSyncing
+				detail = ""
+				if v.Mode == cbt.ModeDelta || v.Mode == cbt.ModeFull {
+					detail = v.Volume.Name + ": " + v.Mode.Effect()
+				}
 			}
 		default:
 			state = control.StateGap

@@ -12,7 +12,8 @@
 //
 //	Attach → Judged ─ untrusted ─→ full: a new bitmap, then all is read → Compared
 //	            └──── trusted ───→ bitmap → Drawn → Brought → Mark → Closed ─┐
-//	                                  └──────── the next cycle is due ───────┘
+//	                                  │  └ Dropped: no point this time ┐     │
+//	                                  └──────── the next cycle is due ─┴─────┘
 //
 // What State.Next promises, whatever the order of events:
 //

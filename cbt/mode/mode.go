@@ -55,6 +55,7 @@ const (
 	Tapped                   // every write from now on arrives
 	Compared                 // cycles: all was read while a new bitmap collected
 	Drawn                    // cycles: one instant of the disk is held
+	Dropped                  // cycles: the instant was given up; the bitmaps have their bits again
 	Brought                  // all that had to be read is recorded and durable
 	Mark                     // the synced event is about to be recorded
 	Closed                   // cycles: the synced event has its place
@@ -143,6 +144,9 @@ func (s State) cycle(e Event) (State, Order, error) {
 	case e.Kind == Drawn && s.basis == byBitmap && !s.held && !s.open:
 		s.held = true
 		return s, ReadDelta, nil
+	case e.Kind == Dropped && s.basis == byBitmap && !s.open:
+		s.held, s.whole = false, false
+		return s, Nothing, nil
 	case e.Kind == Brought && s.held && !s.open:
 		s.whole = true
 		return s, Nothing, nil
@@ -216,7 +220,7 @@ func (s State) phase() cbt.State {
 func (s State) Open() bool { return s.open }
 
 func (k Kind) String() string {
-	names := [...]string{"", "attach", "judged", "tapped", "compared", "drawn", "brought", "mark", "closed", "gap told", "break", "release"}
+	names := [...]string{"", "attach", "judged", "tapped", "compared", "drawn", "dropped", "brought", "mark", "closed", "gap told", "break", "release"}
 	if int(k) < len(names) {
 		return names[k]
 	}

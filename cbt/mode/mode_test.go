@@ -52,6 +52,14 @@ var happenings = []struct {
 		d.open, d.moved = false, false
 		return nil
 	}},
+	{"an instant is given up", func(d *driver, _ func(int) int) error {
+		if d.s.Plan == PerWrite || !d.s.held || d.s.open {
+			return nil
+		}
+		d.reading, d.instant = false, nil
+		d.thawBits(false)
+		return d.event(Event{Kind: Dropped})
+	}},
 	{"released", func(d *driver, _ func(int) int) error {
 		d.stop()
 		return d.event(Event{Kind: Release, Cause: cbt.CauseDetached})
@@ -178,7 +186,7 @@ func TestPlantedFaultsAreNoticed(t *testing.T) {
 // but Mark, and none but Mark leaves one open that was not.
 func TestOnlyMarkOpens(t *testing.T) {
 	events := []Event{{Kind: Attach}, {Kind: Judged, Trusted: true}, {Kind: Judged, Why: "none"}, {Kind: Tapped}, {Kind: Compared},
-		{Kind: Drawn}, {Kind: Brought}, {Kind: Mark}, {Kind: Closed}, {Kind: GapTold},
+		{Kind: Drawn}, {Kind: Dropped}, {Kind: Brought}, {Kind: Mark}, {Kind: Closed}, {Kind: GapTold},
 		{Kind: Break, Cause: cbt.CauseStall}, {Kind: Release, Cause: cbt.CauseDetached}, {Kind: 99}}
 	for _, plan := range []Plan{PerWrite, Cycles} {
 		seen := map[State]bool{{Plan: plan}: true}

@@ -29,6 +29,9 @@ type disk struct {
 func newDisk(t *Tracker, conf Disk) *disk {
 	d := &disk{tracker: t, opts: &t.opts, conf: conf, volume: conf.Volume}
 	d.status = cbt.VolumeStatus{Volume: conf.Volume, State: cbt.StateDetached, Since: time.Now(), Mode: cbt.ModeNone, ModeSince: time.Now()}
+	if t.opts.Every > 0 {
+		d.standing.Plan = mode.Cycles
+	}
 	d.gaps = newGaps(t.opts.Sink, t.opts.Gate, func(due gapDue) {
 		d.mu.Lock()
 		d.standing, _, _ = d.standing.Next(mode.Event{Kind: mode.GapTold})

@@ -39,6 +39,19 @@
 // none (copy.go): a manager's copy sends the disk whole and every write with it;
 // until it is ready compare.go drops what the head has already.
 //
+// Bitmap cycles (Options.Every) put nothing in the guest's way (collect.go). One
+// bitmap a disk collects. A round (round.go) holds one instant of all disks: in one
+// transaction it names what is dirty and begins a backup job for each, which copies
+// aside, into a scratch file of its own, what the guest is about to overwrite. Once
+// all lies there it is compared with the head and recorded; when that is durable
+// EventSynced and at once the gap behind it are, and only then are the jobs finalized
+// and the bits given up. A backup into our own export would need no scratch, but a
+// guest's write fails when the target of a backup does (on-cbw-error, which a backup
+// job of QEMU 7.2 cannot be told), and we may die; so it is a local file, for which
+// there has to be twice the room that is needed. Trackers that share a Cut
+// (cut.go) stop their machines for the transactions, up to 50 ms or there is no point.
+// A point's record comes after its instant, by what copying and reading took.
+//
 // Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
 // recorder of gaps per disk, and per session one for events and one per disk.
 // Tracker's methods, Gate and Heartbeat are safe for concurrent use.

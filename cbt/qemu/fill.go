@@ -41,7 +41,7 @@ func (r *resync) fill(ctx context.Context, p stretch) error {
 			return err
 		}
 		live = make([]byte, p.Length)
-		if err := r.live.ReadAt(ctx, live, p.Offset); err != nil {
+		if err := r.read(ctx, live, p.Offset); err != nil {
 			return fmt.Errorf("read live disk at %v: %w", p.Extent, err)
 		}
 		r.count(p.Length)
@@ -64,10 +64,19 @@ func (r *resync) fill(ctx context.Context, p stretch) error {
 	return nil
 }
 
+// read is from the live disk, or from a held instant of it.
+func (r *resync) read(ctx context.Context, p []byte, off int64) error {
+	if r.held != nil && !r.fromLive {
+		_, err := r.held.ReadAt(p, off)
+		return err
+	}
+	return r.live.ReadAt(ctx, p, off)
+}
+
 // readsZero asks whether all of p reads as zeros now.
 func (r *resync) readsZero(ctx context.Context, p stretch) (bool, error) {
-	if r.bitmap == "" && !p.hole {
-		return false, nil // it was data a moment ago: reading is cheaper than asking
+	if r.held != nil || (r.bitmap == "" && !p.hole) {
+		return false, nil // it was data a moment ago, or is a file of ours: reading is cheaper than asking
 	}
 	parts, err := r.live.Status(ctx, p.Extent)
 	if err != nil {

@@ -106,13 +106,26 @@ func (m *machine) endJob(ctx context.Context, id string) error {
 		if err != nil || j == nil {
 			return err
 		}
-		// Before it is ready a job takes even a soft cancel for a hard one.
-		if !asked && (j.Ready || time.Since(began) > unready) {
+		// Before it is ready a mirror takes even a soft cancel for a hard one.
+		if !asked && (j.Ready || j.Type != "mirror" || time.Since(began) > unready) {
 			if err := m.cancelJob(ctx, id); err != nil && !qmp.IsRefused(err) {
 				return err
 			}
 			asked = true
 			continue
+		}
+		if !rest(ctx, m.Done(), look) {
+			return errors.Join(context.Cause(ctx), m.Err())
+		}
+	}
+}
+
+// jobGone returns once there is no job of that id.
+func (m *machine) jobGone(ctx context.Context, id string) error {
+	const look = 5 * time.Millisecond
+	for {
+		if j, err := m.job(ctx, id); err != nil || j == nil {
+			return err
 		}
 		if !rest(ctx, m.Done(), look) {
 			return errors.Join(context.Cause(ctx), m.Err())

@@ -102,7 +102,7 @@ func (d *disk) sweep(ctx context.Context, m *machine) error {
 			}
 		}
 	}
-	return nil
+	return d.sweepScratch()
 }
 
 // judge settles which bitmaps tell the delta; without any it begins a new one.

@@ -43,6 +43,15 @@ type Options struct {
 	Incarnation cbt.Incarnation // of the capturing process
 	Gate        *Gate           // shared by all trackers of one sink; nil: its own
 
+	// Every, if not 0, is bitmap capture: nothing lies in the guest's way, and a
+	// cycle is closed, a point made, this often. Dir must have room then for what
+	// changes meanwhile, and QEMU must be able to open files there.
+	Every time.Duration
+	Cut   *Cut // shared by trackers whose machines make points together; nil: alone
+	// Still stops the guest for a moment, for a Cut of several machines; nil: the
+	// machine's own stop and cont.
+	Still func(ctx context.Context, m Monitor) (resume func(context.Context) error, err error)
+
 	StallBudget time.Duration // longest a guest's write may wait for us; default 500 ms
 	Rotate      time.Duration // between rotations of bitmaps; default 60 s, at least 4 stall budgets
 	Granularity int64         // bytes per bit of a bitmap; default 64 KiB
@@ -100,6 +109,9 @@ func (o Options) withDefaults() Options {
 	if o.Gate == nil {
 		o.Gate = new(Gate)
 	}
+	if o.Cut == nil {
+		o.Cut = new(Cut)
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -121,6 +133,8 @@ func (o Options) validate() error {
 		return fmt.Errorf("%w: no disks", ErrOptions)
 	case o.Sink == nil || o.Memory == nil:
 		return fmt.Errorf("%w: Sink and Memory are needed", ErrOptions)
+	case o.Every > 0 && o.Copies != nil:
+		return fmt.Errorf("%w: bitmap cycles need the monitor", ErrOptions)
 	case cbt.ID(o.Incarnation).IsZero():
 		return fmt.Errorf("%w: zero incarnation", ErrOptions)
 	case o.Granularity != 0 && (o.Granularity < cbt.SectorBytes || o.Granularity&(o.Granularity-1) != 0):

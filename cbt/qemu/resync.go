@@ -3,6 +3,8 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -22,9 +24,12 @@ const windowBytes = 1 << 30
 type resync struct {
 	a      *mirror
 	live   *nbd.Client
-	bitmap string // its meta context, empty for a full read
+	bitmap string   // its meta context, empty for a full read
+	held   *os.File // nil, or what an instant of the disk was copied to where the bitmap names it
 	limit  *rate.Limiter
-	full   []byte // one fill of zeros
+	// fromLive is the fault that faults.liveCycles plants.
+	fromLive bool
+	full     []byte // one fill of zeros
 
 	mu   sync.Mutex // guards cost
 	cost cbt.Resync
@@ -32,12 +37,22 @@ type resync struct {
 
 // resync brings the volume to what the disk holds, and makes it complete.
 func (a *mirror) resync(ctx context.Context, found mode.Verdict) error {
+	return a.reading(ctx, &resync{a: a}, found)
+}
+
+// resyncHeld is resync of a held instant.
+func (c *collected) resyncHeld(ctx context.Context) error {
+	r := &resync{a: c.mirror, held: c.scratch.file, fromLive: c.disk.opts.faults.liveCycles}
+	return c.mirror.reading(ctx, r, mode.Verdict{Trusted: true, Keep: []string{c.delta}})
+}
+
+func (a *mirror) reading(ctx context.Context, r *resync, found mode.Verdict) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(a.tap.live, func() { cancel(context.Cause(a.tap.live)) })()
 
-	r := &resync{a: a, full: make([]byte, fillBytes), limit: rate.NewLimiter(rate.Inf, 0)}
-	if n := a.disk.opts.FillRate; n > 0 {
+	r.full, r.limit = make([]byte, fillBytes), rate.NewLimiter(rate.Inf, 0)
+	if n := a.disk.opts.FillRate; n > 0 && r.held == nil {
 		r.limit = rate.NewLimiter(rate.Limit(n), fillBytes)
 	}
 	r.cost = cbt.Resync{Full: !found.Trusted, Why: found.Why, Began: time.Now()}
@@ -56,7 +71,11 @@ func (a *mirror) resync(ctx context.Context, found mode.Verdict) error {
 	}
 	r.account(func(c *cbt.Resync) { c.Ended = time.Now() })
 	c := r.cost
-	a.disk.opts.Log.Info("resynced", "volume", a.disk.conf.Volume.Name, "full", c.Full, "reason", c.Why,
+	level := slog.LevelInfo
+	if r.held != nil {
+		level = slog.LevelDebug // it is one of many
+	}
+	a.disk.opts.Log.Log(ctx, level, "resynced", "volume", a.disk.conf.Volume.Name, "full", c.Full, "reason", c.Why,
 		"to_read", c.BytesToRead, "read", c.BytesRead, "journaled", c.BytesJournaled)
 	return nil
 }
@@ -79,7 +98,10 @@ func (r *resync) open(ctx context.Context, found mode.Verdict) (closeAll func(),
 		}
 	}()
 	export, bitmap := freshName(a.disk.conf.Volume.ID, "x"), ""
-	if found.Trusted {
+	switch {
+	case r.held != nil:
+		bitmap = found.Keep[0]
+	case found.Trusted:
 		bitmap = freshName(a.disk.conf.Volume.ID, "t")
 		if err := m.addBitmap(ctx, a.node.Name, bitmap, a.disk.opts.Granularity, false, true); err != nil {
 			return nil, fmt.Errorf("add delta bitmap: %w", err)
@@ -88,6 +110,8 @@ func (r *resync) open(ctx context.Context, found mode.Verdict) (closeAll func(),
 		if err := m.mergeBitmaps(ctx, a.node.Name, bitmap, found.Keep); err != nil {
 			return nil, fmt.Errorf("merge bitmaps: %w", err)
 		}
+	}
+	if bitmap != "" {
 		r.bitmap = "qemu:dirty-bitmap:" + bitmap
 	}
 	socket, release, err := m.openReads(ctx)

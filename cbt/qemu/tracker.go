@@ -49,6 +49,9 @@ func (t *Tracker) Status() []cbt.VolumeStatus {
 	out := make([]cbt.VolumeStatus, len(t.disks))
 	for i, d := range t.disks {
 		out[i] = d.snapshot()
+		if t.opts.Every > 0 {
+			out[i].Cycles = t.opts.Cut.Stats()
+		}
 	}
 	return out
 }
@@ -145,8 +148,12 @@ func (t *Tracker) session(ctx context.Context, l link) {
 	var wg sync.WaitGroup
 	wg.Go(func() { l.hear(talking) })
 	var disks sync.WaitGroup
-	for _, d := range t.disks {
-		disks.Go(func() { d.follow(ctx, l) })
+	if m, ok := l.(*machine); ok && t.opts.Every > 0 {
+		disks.Go(func() { t.collect(ctx, m) })
+	} else {
+		for _, d := range t.disks {
+			disks.Go(func() { d.follow(ctx, l) })
+		}
 	}
 	disks.Wait()
 	hangUp()

@@ -146,6 +146,7 @@ func (p *printer) captureLines(volumes []control.Volume) string {
 		if v.Detail != "" {
 			b.WriteString(": " + v.Detail)
 		}
+		b.WriteString(p.modeText(v))
 		if r := v.Resync; r != nil {
 			what := "the bitmaps' delta"
 			if r.Full {
@@ -160,6 +161,23 @@ func (p *printer) captureLines(volumes []control.Volume) string {
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// modeText says how a disk's changes come in just now, since when and why, and what
+// that means for points.
+func (p *printer) modeText(v control.Volume) string {
+	if v.Mode == "" {
+		return ""
+	}
+	s := "; mode " + v.Mode + " since " + p.when(v.ModeSince)
+	if v.ModeWhy != "" && v.ModeWhy != v.Detail {
+		s += " (" + v.ModeWhy + ")"
+	}
+	s += ": " + v.Effect
+	if c := v.Cycles; c != nil {
+		s += fmt.Sprintf("; a cycle every %gs, %d points, %d refused", c.EverySeconds, c.Points, c.Refused)
+	}
+	return s
 }
 
 // machineText is the machine that a failover starts here, and whether it runs.

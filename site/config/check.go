@@ -150,6 +150,9 @@ func (s *shape) group(path string, c *Config, g Group) {
 	if g.Libvirt != nil {
 		s.domain(path+".libvirt", g)
 	}
+	if g.Capture != nil {
+		s.capture(path+".capture", g)
+	}
 	if g.Quiesce != nil {
 		s.quiesce(path+".quiesce", g)
 	}

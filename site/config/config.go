@@ -83,6 +83,7 @@ type Group struct {
 	Volumes     []Volume     `yaml:"volumes,omitempty"`
 	QEMU        *QEMU        `yaml:"qemu,omitempty"`
 	Libvirt     *Libvirt     `yaml:"libvirt,omitempty"`
+	Capture     *Capture     `yaml:"capture,omitempty"` // of the machine; default per write
 	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"` // for application-consistent marks
 	Machine     *Machine     `yaml:"machine,omitempty"`
 }

@@ -76,6 +76,9 @@ func (c *Config) complete(file string) {
 		if g.Libvirt != nil {
 			g.Libvirt.complete(c, dir)
 		}
+		if g.Capture != nil {
+			g.Capture.complete()
+		}
 		if g.Quiesce != nil {
 			g.Quiesce.complete(dir)
 		}

@@ -119,6 +119,7 @@ type Group struct {
 // Words for Group.State.
 const (
 	StateSynced    = "synced"    // primary: every write is a point
+	StateCycles    = "bitmap"    // primary: each closed bitmap cycle is a point
 	StateSyncing   = "syncing"   // primary: not every block is known yet
 	StateGap       = "gap"       // primary: no points are being made
 	StatePaused    = "paused"    // primary: somebody asked for its machine to be left alone
@@ -213,6 +214,20 @@ type Volume struct {
 	Since   time.Time `json:"since,omitzero"`
 	Detail  string    `json:"detail,omitempty"`
 	Resync  *Resync   `json:"resync,omitempty"` // the newest one
+	// Mode is how its changes come in just now, since when and why, and Effect what
+	// that means for points.
+	Mode      string    `json:"mode,omitempty"` // none, per-write, delta, full, bitmap, released
+	ModeSince time.Time `json:"mode_since,omitzero"`
+	ModeWhy   string    `json:"mode_why,omitempty"`
+	Effect    string    `json:"effect,omitempty"`
+	Cycles    *Cycles   `json:"cycles,omitempty"` // bitmap
+}
+
+// Cycles are a machine's bitmap cycles since its tracker began.
+type Cycles struct {
+	EverySeconds float64 `json:"every_seconds"`
+	Points       uint64  `json:"points"`
+	Refused      uint64  `json:"refused"` // without a point
 }
 
 // Resync is what it cost to bring a volume back to what its disk holds.
