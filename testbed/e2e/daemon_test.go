@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"os"
 	"os/exec"
@@ -269,6 +270,11 @@ func (d *daemon) connect(volume string) *nbd.Client {
 
 // view reads all volumes at a moment, or those named, by name, from a served view.
 func (d *daemon) view(at string, only ...string) (map[string][]byte, control.Point, error) {
+	return d.beginnings(at, math.MaxInt64, only...)
+}
+
+// beginnings is view of the first bytes of each volume, at most so many.
+func (d *daemon) beginnings(at string, most int64, only ...string) (map[string][]byte, control.Point, error) {
 	ctx, stop := context.WithTimeout(d.t.Context(), patience)
 	defer stop()
 	views, served := make(chan control.View, 1), make(chan error, 1)
@@ -287,7 +293,7 @@ func (d *daemon) view(at string, only ...string) (map[string][]byte, control.Poi
 		if len(only) > 0 && !slices.Contains(only, e.Volume) {
 			continue
 		}
-		if images[e.Volume], err = readExport(ctx, e.URI); err != nil {
+		if images[e.Volume], err = readExport(ctx, e.URI, most); err != nil {
 			err = fmt.Errorf("read %s of %s at %s: %w", e.Volume, at, d.name, err)
 			break
 		}
@@ -297,8 +303,8 @@ func (d *daemon) view(at string, only ...string) (map[string][]byte, control.Poi
 	return images, v.Point, err
 }
 
-// readExport reads all of nbd+unix:///EXPORT?socket=PATH.
-func readExport(ctx context.Context, uri string) ([]byte, error) {
+// readExport reads the beginning, or all, of nbd+unix:///EXPORT?socket=PATH.
+func readExport(ctx context.Context, uri string, most int64) ([]byte, error) {
 	u, err := url.Parse(uri)
 	if err != nil {
 		return nil, err
@@ -308,11 +314,15 @@ func readExport(ctx context.Context, uri string) ([]byte, error) {
 		return nil, err
 	}
 	defer c.Close()
-	return readAll(ctx, c)
+	return readFirst(ctx, c, most)
 }
 
 func readAll(ctx context.Context, c *nbd.Client) ([]byte, error) {
-	p := make([]byte, c.Info().Size)
+	return readFirst(ctx, c, math.MaxInt64)
+}
+
+func readFirst(ctx context.Context, c *nbd.Client, most int64) ([]byte, error) {
+	p := make([]byte, min(c.Info().Size, most))
 	for at := 0; at < len(p); at += 1 << 20 {
 		if err := c.ReadAt(ctx, p[at:min(at+1<<20, len(p))], int64(at)); err != nil {
 			return nil, err

@@ -18,6 +18,16 @@ func (d *Daemon) Image(t testing.TB, name string, size int64) string {
 	return p
 }
 
+// Guest is the definition of a machine that boots a kernel and talks to a unix socket
+// that somebody listens on; its qcow2 images are vda, vdb, …
+func (d *Daemon) Guest(name, kernel, initrd, commandLine, console string, images ...string) string {
+	x := d.Domain(name, images...)
+	x = strings.Replace(x, "<memory unit='MiB'>32<", "<memory unit='MiB'>256<", 1)
+	x = strings.Replace(x, "hvm</type></os>", fmt.Sprintf("hvm</type><kernel>%s</kernel><initrd>%s</initrd><cmdline>%s</cmdline></os><cpu mode='maximum'/>", kernel, initrd, commandLine), 1)
+	from, to := strings.Index(x, "<serial"), strings.Index(x, "</serial>")
+	return x[:from] + fmt.Sprintf("<serial type='unix'><source mode='connect' path='%s'><reconnect enabled='yes' timeout='1'/></source><target port='0'/>", console) + x[to:]
+}
+
 // Domain is the definition of a small machine with the given qcow2 images as
 // virtio disks vda, vdb, …; it has no operating system to boot and no network
 // but a user-mode one.

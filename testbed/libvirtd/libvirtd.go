@@ -28,10 +28,11 @@ type Daemon struct {
 	Socket string // of libvirtd
 	URI    string // for our own packages and for virsh
 
-	cmd  *exec.Cmd
-	out  bytes.Buffer
-	done chan struct{} // closed once the daemon has ended
-	root bool
+	program string
+	cmd     *exec.Cmd
+	out     bytes.Buffer
+	done    chan struct{} // closed once the daemon has ended
+	root    bool
 }
 
 // Start runs a libvirtd until t ends. Without libvirtd or QEMU it stops t.
@@ -44,12 +45,23 @@ func Start(t testing.TB) *Daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "run", "libvirt-sock"), done: make(chan struct{}), root: os.Geteuid() == 0}
+	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "run", "libvirt-sock"), program: program, root: os.Geteuid() == 0}
 	d.URI = "qemu:///session?socket=" + d.Socket
 	if err := d.configure(); err != nil {
 		t.Fatal(err)
 	}
-	d.cmd = exec.Command(program, "-f", filepath.Join(dir, "config/libvirt/libvirtd.conf"), "-p", filepath.Join(dir, "libvirtd.pid"))
+	t.Cleanup(func() { d.Kill(); d.killMachines(t) })
+	d.Boot(t)
+	return d
+}
+
+// Boot starts the daemon, again after Kill: machines that went on are its own again.
+func (d *Daemon) Boot(t testing.TB) {
+	t.Helper()
+	dir := d.Dir
+	d.out.Reset()
+	d.done = make(chan struct{})
+	d.cmd = exec.Command(d.program, "-f", filepath.Join(dir, "config/libvirt/libvirtd.conf"), "-p", filepath.Join(dir, "libvirtd.pid"))
 	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, &d.out, &d.out
 	for _, v := range []string{"CONFIG_HOME=config", "RUNTIME_DIR=run", "CACHE_HOME=cache", "DATA_HOME=data"} {
 		name, sub, _ := strings.Cut(v, "=")
@@ -62,13 +74,12 @@ func Start(t testing.TB) *Daemon {
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = d.cmd.Wait(); close(d.done) }()
-	t.Cleanup(func() { d.Kill(); d.killMachines(t) })
+	cmd, done := d.cmd, d.done
+	go func() { _ = cmd.Wait(); close(done) }()
 	if err := d.answers(); err != nil {
 		d.Kill()
 		t.Fatalf("start libvirtd: %v\n%s", err, &d.out)
 	}
-	return d
 }
 
 // find is libvirtd's path; Debian keeps it where other users' PATH does not look.
@@ -131,6 +142,9 @@ func (d *Daemon) answers() error {
 
 // Kill ends the daemon at once and returns when it has gone; machines go on.
 func (d *Daemon) Kill() {
+	if d.cmd == nil || d.cmd.Process == nil {
+		return
+	}
 	_ = d.cmd.Process.Kill()
 	<-d.done
 }

@@ -1,0 +1,293 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/testbed/guest"
+	"github.com/novacron/afterimage/testbed/libvirtd"
+	"github.com/novacron/afterimage/testbed/scale"
+	"github.com/novacron/afterimage/testbed/stamp"
+)
+
+// guestPatience is for what a guest does that a machine may emulate.
+const guestPatience = 3 * time.Minute
+
+// domainSlots is how many stamps a disk of the guest holds.
+const domainSlots = 512
+
+// protected is a site that protects a running domain of libvirt's: a guest with two
+// disks that writes stamp K to the second only once the first has answered it.
+type protected struct {
+	*daemon
+	libvirt *libvirtd.Daemon
+	console *guest.Console
+	stalls  *stalls
+	images  []string
+	xml     string
+}
+
+var volumes = []string{"root", "data"}
+
+// newProtected boots the guest and configures the site; capture is what follows the
+// key of that name.
+func newProtected(t *testing.T, capture string) *protected {
+	t.Helper()
+	if scale.Race {
+		t.Skip("a guest that is emulated is not watched by the race detector")
+	}
+	scale.Tools(t, "virsh", "qemu-img")
+	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
+	defer cancel()
+	image, err := guest.Build(ctx)
+	if err != nil {
+		scale.Missing(t, fmt.Sprintf("no guest: %v", err))
+	}
+	d := libvirtd.Start(t)
+	x := &protected{daemon: newDaemon(t, "a"), libvirt: d}
+	kernel, initrd := d.Path("kernel"), d.Path("initrd")
+	for from, to := range map[string]string{image.Kernel: kernel, image.Initrd: initrd} {
+		b, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(to, b, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.images = []string{d.Image(t, "a.qcow2", 16<<20), d.Image(t, "b.qcow2", 8<<20)}
+	socket := d.Path("console.sock")
+	if x.console, err = guest.ListenConsole(socket); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { x.console.Close() })
+	if err := os.Chmod(socket, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	x.xml = d.Path("guest.xml")
+	definition := d.Guest("web", kernel, initrd, "console=ttyS0 panic=-1 quiet loglevel=1", socket, x.images...)
+	if err := os.WriteFile(x.xml, []byte(definition), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	user := ""
+	if os.Geteuid() == 0 {
+		user = ", user: nobody"
+	}
+	x.configure(fmt.Sprintf(`site: a
+data: %s
+groups:
+  - name: g
+    role: primary
+    libvirt: {domain: web, uri: "%s", sockets: "%s"%s}
+    capture: %s
+    volumes: [{name: root, size: 16MiB, libvirt: {target: vda}}, {name: data, size: 8MiB, libvirt: {target: vdb}}]
+`, x.dir, d.URI, d.Path("s"), user, capture))
+	x.stalls = &stalls{}
+	go x.stalls.watch(t.Context(), x.console)
+	x.boot()
+	return x
+}
+
+// boot creates the domain and waits until the guest is up.
+func (x *protected) boot() {
+	x.t.Helper()
+	x.virsh("create", x.xml)
+	x.wait("ready")
+}
+
+func (x *protected) virsh(args ...string) string {
+	x.t.Helper()
+	out, err := exec.Command("virsh", append([]string{"-c", x.libvirt.URI}, args...)...).CombinedOutput()
+	if err != nil {
+		x.t.Fatalf("virsh %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+func (x *protected) wait(prefix string) {
+	x.t.Helper()
+	ctx, cancel := context.WithTimeout(x.t.Context(), guestPatience)
+	defer cancel()
+	if _, err := x.console.Wait(ctx, prefix); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// load makes the guest write, until quiet: from behind the highest stamp that both
+// disks have, for a guest that was killed may have reached only one with the next.
+func (x *protected) load() {
+	x.t.Helper()
+	ctx, cancel := context.WithTimeout(x.t.Context(), guestPatience)
+	defer cancel()
+	line, err := x.console.Ask(ctx, fmt.Sprintf("verify slots=%d", domainSlots), "verified")
+	var k uint64
+	if err == nil {
+		_, err = fmt.Sscanf(line, "verified max=%d", &k)
+	}
+	if err == nil {
+		err = x.console.Send(ctx, fmt.Sprintf("stamp slots=%d first=%d", domainSlots, k+1))
+	}
+	if err == nil {
+		_, err = x.console.WaitStamped(ctx, k+1)
+	}
+	if err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// quiet ends the load.
+func (x *protected) quiet() {
+	x.t.Helper()
+	if err := x.console.Send(x.t.Context(), "pause"); err != nil {
+		x.t.Fatal(err)
+	}
+	x.wait("paused")
+}
+
+// stamps waits for n more of them.
+func (x *protected) stamps(n uint64) {
+	x.t.Helper()
+	ctx, cancel := context.WithTimeout(x.t.Context(), guestPatience)
+	defer cancel()
+	if _, err := x.console.WaitStamped(ctx, x.console.Stamped()+n); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// stalls measures how long a guest was between two stamps at most.
+type stalls struct {
+	mu      sync.Mutex // guards longest
+	longest time.Duration
+}
+
+func (s *stalls) watch(ctx context.Context, c *guest.Console) {
+	last := time.Now()
+	for k := uint64(1); ; k++ {
+		at, err := c.WaitStamped(ctx, k)
+		if err != nil {
+			return
+		}
+		k = at
+		s.mu.Lock()
+		s.longest = max(s.longest, time.Since(last))
+		s.mu.Unlock()
+		last = time.Now()
+	}
+}
+
+// take is the longest since it was taken last.
+func (s *stalls) take() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.longest
+	s.longest = 0
+	return d
+}
+
+// judgeStamps holds a point to what the guest does: every stamp up to the highest, on
+// both disks, and the second never ahead of the first, nor more than one behind.
+func judgeStamps(images map[string][]byte) (highest uint64, err error) {
+	var max [2]uint64
+	for i, name := range volumes {
+		r, err := stamp.Scan(bytes.NewReader(images[name]), uint32(i), domainSlots)
+		if err != nil {
+			return 0, err
+		}
+		if !r.Whole(r.Max) {
+			return 0, fmt.Errorf("%s: %v", name, r)
+		}
+		max[i] = r.Max
+	}
+	if max[1] > max[0] || max[0] > max[1]+1 {
+		return 0, fmt.Errorf("the first disk is at stamp %d, the second at %d", max[0], max[1])
+	}
+	return max[0], nil
+}
+
+// points reads n random points of the newest span that is open, or of the one before
+// it, and judges each; stamps may only rise with the points.
+func (x *protected) judgePoints(rng *rand.Rand, which control.Span, n int) {
+	x.t.Helper()
+	type reading struct{ seq, stamp uint64 }
+	var all []reading
+	for range n {
+		seq := which.First.Seq + rng.Uint64N(which.Last.Seq-which.First.Seq+1)
+		images, _, err := x.beginnings(fmt.Sprintf("#%d.%d", which.First.Epoch, seq), domainSlots*stamp.Size)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		k, err := judgeStamps(images)
+		if err != nil {
+			x.t.Fatalf("point #%d.%d: %v", which.First.Epoch, seq, err)
+		}
+		for _, o := range all {
+			if o.seq < seq && o.stamp > k || o.seq > seq && o.stamp < k {
+				x.t.Fatalf("point #%d holds stamp %d, and #%d stamp %d", seq, k, o.seq, o.stamp)
+			}
+		}
+		all = append(all, reading{seq, k})
+	}
+}
+
+// spans are the newest one and the one before it.
+func (x *protected) spans() (before, now control.Span) {
+	x.t.Helper()
+	ps, err := x.api.Points(x.t.Context(), control.PointsQuery{Group: "g"})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	if len(ps.Spans) < 2 {
+		x.t.Fatalf("spans of points: %+v", ps.Spans)
+	}
+	return ps.Spans[len(ps.Spans)-2], ps.Spans[len(ps.Spans)-1]
+}
+
+// newestIsDisk holds the newest point to the disks, while the guest is quiet: each of
+// its writes was durable before the next.
+func (x *protected) newestIsDisk(after string) {
+	x.t.Helper()
+	got, p, err := x.view("latest")
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	for i, name := range volumes {
+		raw := x.path(name + ".raw")
+		if out, err := exec.Command("qemu-img", "convert", "-U", "-O", "raw", x.images[i], raw).CombinedOutput(); err != nil {
+			x.t.Fatalf("qemu-img: %v\n%s", err, out)
+		}
+		disk, err := os.ReadFile(raw)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		if at := firstDifference(disk, got[name]); at >= 0 {
+			x.t.Fatalf("after %s: the newest point, #%d.%d, differs from disk %s at byte %d", after, p.Epoch, p.Seq, name, at)
+		}
+	}
+}
+
+// qemuPid is the process of the domain.
+func (x *protected) qemuPid() int {
+	x.t.Helper()
+	files, _ := filepath.Glob(x.libvirt.Path("run/libvirt/qemu/run/web.pid"))
+	if len(files) != 1 {
+		x.t.Fatalf("pid files: %v", files)
+	}
+	var pid int
+	b, err := os.ReadFile(files[0])
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &pid)
+	}
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return pid
+}
