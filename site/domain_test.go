@@ -177,10 +177,16 @@ func TestDomainIsProtectedByCycles(t *testing.T) {
 	r.awaitState("web", control.StateCycles)
 	w.guestWrites(0, 0x22, 64<<10)
 	w.guestWrites(1, 0x33, 128<<10)
+	if _, err := r.Mark(context.Background(), control.MarkRequest{Group: "web", Name: "good"}); err != nil {
+		t.Fatal(err)
+	}
+	w.guestWrites(0, 0x77, 0)
 	r.cycles("web", 2)
-	root, data := w.restored(r, "latest")
-	if !filled(root, 0x11, 0) || !filled(root, 0x22, 64<<10) || !filled(data, 0x33, 128<<10) {
-		t.Error("the newest point is not what the guest wrote")
+	for at, first := range map[string]byte{"name:good": 0x11, "latest": 0x77} {
+		root, data := w.restored(r, at)
+		if !filled(root, first, 0) || !filled(root, 0x22, 64<<10) || !filled(data, 0x33, 128<<10) {
+			t.Errorf("point %s is not what the guest wrote", at)
+		}
 	}
 	v := r.detail("web").Volumes[0]
 	if v.Capture != captureByBitmap || v.Mode != string(cbt.ModeCycles) || v.Effect == "" || v.ModeSince.IsZero() {
@@ -196,7 +202,7 @@ func TestDomainIsProtectedByCycles(t *testing.T) {
 			t.Errorf("%s after a restart: %+v", v.Name, v.Resync)
 		}
 	}
-	if root, data = w.restored(r, "latest"); !filled(root, 0x22, 64<<10) || !filled(data, 0x44, 1<<20) {
+	if root, data := w.restored(r, "latest"); !filled(root, 0x22, 64<<10) || !filled(data, 0x44, 1<<20) {
 		t.Error("the newest point is not what the guest wrote while nobody looked")
 	}
 }

@@ -71,6 +71,19 @@ func (t *tapping) Status() []cbt.VolumeStatus {
 	return out
 }
 
+// atPoint runs do where what it records is part of a point.
+func (t *tapping) atPoint(ctx context.Context, do func(context.Context) error) error {
+	t.mu.Lock()
+	tracker := t.tracker
+	t.mu.Unlock()
+	if k, ok := tracker.(interface {
+		AtPoint(ctx context.Context, do func(context.Context) error) error
+	}); ok {
+		return k.AtPoint(ctx, do)
+	}
+	return do(ctx)
+}
+
 // Run taps until ctx ends, but not during pauses. Its errors are such that no
 // retry of a tracker cures.
 func (t *tapping) Run(ctx context.Context) error {

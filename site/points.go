@@ -179,6 +179,9 @@ func headVolumes(j *journal.Journal) ([]cbt.Volume, error) {
 
 var markName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
+// markPatience bounds the wait of a mark for the end of a bitmap cycle.
+const markPatience = 30 * time.Second
+
 // Mark implements control.API.
 func (s *Site) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
 	what := fmt.Sprintf("mark %s as %q", q.Group, q.Name)
@@ -217,6 +220,14 @@ func (s *Site) Mark(ctx context.Context, q control.MarkRequest) (control.Point, 
 	set := func(ctx context.Context) (err error) {
 		p, err = r.writer.Mark(ctx, journal.Mark{Name: q.Name, App: q.App, Pin: q.Pin, Note: q.Note})
 		return err
+	}
+	if r.tracker != nil {
+		at := set
+		set = func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeoutCause(ctx, markPatience, errors.New("no cycle was closed meanwhile"))
+			defer cancel()
+			return r.tracker.atPoint(ctx, at)
+		}
 	}
 	if !q.App {
 		err = explain(what, set(ctx))

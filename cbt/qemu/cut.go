@@ -116,6 +116,10 @@ func (k *Cut) lead(ctx context.Context, all []*arrival) {
 // round is one cycle of all machines, from their bitmaps to a point.
 func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause time.Duration, err error) {
 	idle := true
+	asked := make([][]*ask, len(all))
+	for i, a := range all {
+		asked[i] = a.c.t.asksNow()
+	}
 	for i, a := range all {
 		var busy bool
 		if busy, failed[i] = a.c.lighten(ctx); failed[i] != nil {
@@ -140,7 +144,11 @@ func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause 
 	for _, a := range all {
 		disks = append(disks, a.c.disks...)
 	}
-	if err := mark(ctx, disks); err != nil {
+	if err := mark(ctx, disks, func() {
+		for i, a := range all {
+			a.c.t.answer(ctx, asked[i])
+		}
+	}); err != nil {
 		for i := range failed {
 			failed[i] = err // the interval may be open: every disk has to tell its gap
 		}

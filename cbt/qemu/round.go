@@ -38,6 +38,7 @@ func (c *collector) rounds(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
+		case <-c.t.asked:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-c.m.Done():
@@ -247,8 +248,9 @@ func (c *collector) discard(ctx context.Context) error {
 }
 
 // mark records that every disk is synced, which makes the last of these records the
-// cycle's point, and at once the gap behind it.
-func mark(ctx context.Context, disks []*collected) error {
+// cycle's point, and at once the gap behind it; between them comes what was asked for
+// before the instant.
+func mark(ctx context.Context, disks []*collected, answer func()) error {
 	var pending []cbt.Pending
 	record := func(d *collected, ev cbt.Event) error {
 		ev.Volume = d.tap.volume.ID
@@ -269,6 +271,7 @@ func mark(ctx context.Context, disks []*collected) error {
 			return d.tap.journalBreak(err)
 		}
 	}
+	answer()
 	for _, d := range disks {
 		if err := record(d, cbt.Event{Kind: cbt.EventGap, Cause: cbt.CauseCycle}); err != nil {
 			return d.tap.journalBreak(err)

@@ -26,6 +26,9 @@ type Tracker struct {
 	mu   sync.Mutex      // guards what follows
 	taps map[string]*tap // by export name; those that let go stay until they are drained
 	link link            // of the session under way, nil between sessions
+	asks []*ask          // that wait for a point
+
+	asked chan struct{} // signalled when asks grows
 }
 
 var _ cbt.Tracker = (*Tracker)(nil)
@@ -35,7 +38,7 @@ func New(o Options) (*Tracker, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	t := &Tracker{opts: o.withDefaults(), taps: make(map[string]*tap)}
+	t := &Tracker{opts: o.withDefaults(), taps: make(map[string]*tap), asked: make(chan struct{}, 1)}
 	t.pulse = newPulse(t.opts.StallBudget)
 	t.server = nbd.NewServer(nbd.ServerOptions{Lookup: t.lookup, Log: t.opts.Log, Grace: t.opts.StallBudget, Drain: time.Second})
 	for _, d := range t.opts.Disks {
