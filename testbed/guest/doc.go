@@ -1,8 +1,8 @@
 // Package guest is a Linux guest that boots in seconds under QEMU, writes stamps
 // and reports what it finds: real input for tests, and for the demo.
 //
-// Nothing is downloaded but Debian's kernel package, by apt-get, and nothing is
-// installed. The way of a guest:
+// Nothing is downloaded but Debian's packages of the kernel and, for WithAgent, of the
+// guest agent, by apt-get, and nothing is installed. The way of a guest:
 //
 //  1. Build unpacks the kernel into a cache outside the tree (CacheDir), builds the
 //     program in guest/init as process 1, and packs it with the virtio modules into

@@ -54,6 +54,9 @@ func main() {
 		console.say("error disks: %v", err)
 		poweroff()
 	}
+	if err := startAgent(); err != nil {
+		console.say("error agent: %v", err)
+	}
 	m := &machine{console: console, volumes: volumes}
 	console.say("ready volumes=%d", len(volumes))
 	for order := range strings.SplitSeq(os.Getenv("afterimage"), ";") {
