@@ -92,11 +92,12 @@ groups:
   - name: g
     role: primary
     qemu: {qmp: %s, watchdog_qmp: %s}
+    stall_budget: 20s
     quiesce: {agent: %s%s}
     volumes: [{name: disk, size: %d, qemu: {node: disk}}]
 `, d.dir, g.Config.QMPPath(0), g.Config.QMPPath(1), agent, quiesce, int64(guestDisk)))
 	}
-	configure("")
+	configure(", frozen: 1m") // the guest may be emulated
 	d.startSynced()
 	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
 	defer cancel()

@@ -73,6 +73,7 @@ func TestPromise3BreaksOfADomainUnderLoad(t *testing.T) {
 	for _, b := range breaks {
 		_, was := x.lastSpan()
 		x.stalls.take()
+		began := time.Now()
 		b.do()
 		x.awaitAnother(was)
 		if b.quiet {
@@ -83,7 +84,10 @@ func TestPromise3BreaksOfADomainUnderLoad(t *testing.T) {
 		x.quiet()
 		x.newestIsDisk(b.name)
 		before, now := x.spans()
-		if b.cause != "" && before.Ended != b.cause {
+		// A machine that is too busy can make the tap let go once more, which is
+		// another break than the one that is looked at.
+		alone := !x.stalledSince(began)
+		if alone && b.cause != "" && before.Ended != b.cause {
 			t.Errorf("%s: the points ended by %q", b.name, before.Ended)
 		}
 		x.judgePoints(rng, before, 10)
@@ -91,7 +95,7 @@ func TestPromise3BreaksOfADomainUnderLoad(t *testing.T) {
 		var read []string
 		for _, v := range x.group().Volumes {
 			r := v.Resync
-			if full := strings.Contains(b.full, v.Name); r == nil || r.Full != full {
+			if full := strings.Contains(b.full, v.Name); r == nil || alone && r.Full != full {
 				t.Errorf("%s: %s: resync %+v, want full %v", b.name, v.Name, r, full)
 				continue
 			}
@@ -118,13 +122,30 @@ func TestPromise3BreaksOfADomainUnderLoad(t *testing.T) {
 func (x *protected) foreignDisk() {
 	x.t.Helper()
 	_, was := x.lastSpan()
+	began := time.Now()
 	x.virsh("attach-disk", "web", x.libvirt.Image(x.t, "c.qcow2", 1<<20), "vdc", "--driver", "qemu", "--subdriver", "qcow2", "--live")
 	x.stamps(5)
 	x.virsh("detach-disk", "web", "vdc", "--live")
 	x.stamps(5)
-	if _, now := x.lastSpan(); !now.Open || now.First.Seq != was.First.Seq {
+	if _, now := x.lastSpan(); (!now.Open || now.First.Seq != was.First.Seq) && !x.stalledSince(began) {
 		x.t.Errorf("a disk of somebody else's ended the points: %+v, then %+v", was, now)
 	}
+}
+
+// stalledSince reports whether a write outlasted its budget since then.
+func (x *protected) stalledSince(began time.Time) bool {
+	x.t.Helper()
+	ps, err := x.api.Points(x.t.Context(), control.PointsQuery{Group: "g"})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	for _, g := range ps.Gaps {
+		if g.Cause == "stall" && g.Time.After(began) {
+			x.t.Logf("a write outlasted its budget: %+v", g)
+			return true
+		}
+	}
+	return false
 }
 
 // command runs a command of the site that has to succeed.
