@@ -123,7 +123,8 @@ func (e *end) Listen(l EndListen, address *string) error {
 // EndPeer is one to dial.
 type EndPeer struct {
 	Name, Address, Pin string
-	BytesPerSecond     int64 // 0: no limit
+	BytesPerSecond     int64  // 0: no limit
+	Carrier            string // what it is reached by; empty: as the replicator chooses
 }
 
 // EndDial says whom to send the volume to.
@@ -142,7 +143,11 @@ func (e *end) Dial(d EndDial, _ *None) error {
 		if err != nil {
 			return err
 		}
-		o.Peers = append(o.Peers, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, LimitBytesPerSecond: p.BytesPerSecond})
+		carrier, err := replicator.ParseCarrier(p.Carrier)
+		if err != nil {
+			return err
+		}
+		o.Peers = append(o.Peers, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, LimitBytesPerSecond: p.BytesPerSecond, Carrier: carrier})
 		names = append(names, p.Name)
 	}
 	source := replicator.JournalSource[*journal.Stream](e.b.j)
@@ -188,6 +193,9 @@ type EndState struct {
 	Base      journal.Seq
 	Processor time.Duration // used by this process
 	Bare      int64         // bytes that arrived at the bare sink
+
+	Connections int    // of the replicator's sessions
+	Lost        uint64 // bytes that they sent and thought lost: they go out once more
 }
 
 // State is the end now.
@@ -203,6 +211,12 @@ func (e *end) state() EndState {
 	if e.b != nil {
 		h := e.b.j.Head()
 		s.Durable, s.Head = h.Durable.Seq, h.Seq
+	}
+	if e.replica != nil {
+		for _, session := range e.replica.Sessions() {
+			s.Connections += session.Connections
+			s.Lost += session.Lost
+		}
 	}
 	return s
 }

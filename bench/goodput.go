@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/novacron/afterimage/journal"
@@ -18,17 +19,20 @@ var losses = []struct {
 
 const (
 	// slack is how much longer than it should a measurement may take on a busy machine.
-	slack           = 5 * time.Second
-	competingFigure = "competing_tcp_keeps_loss_1"
-	benchPort       = 7801
-	barePort        = 7802
+	slack               = 5 * time.Second
+	competingFigure     = "competing_tcp_keeps_loss_1"
+	connectionsFigure   = "connections_loss_1"
+	retransmittedFigure = "retransmitted_bytes_per_byte_loss_1"
+	benchPort           = 7801
+	barePort            = 7802
 )
 
 // goodputs measures how much of a link's rate is bytes of the volume that are durable
 // at the other side, with TCP in turns. The source's journal was filled before; each
 // round fills a new replica of it.
 func (r *replicateRun) goodputs(ctx context.Context) (err error) {
-	names := []string{competingFigure}
+	atOne := []string{competingFigure, connectionsFigure, retransmittedFigure}
+	names := slices.Clone(atOne)
 	for _, l := range losses {
 		names = append(names, "goodput_vs_link_"+l.suffix, "tcp_goodput_vs_link_"+l.suffix)
 	}
@@ -55,8 +59,8 @@ func (r *replicateRun) goodputs(ctx context.Context) (err error) {
 	for i := range r.o.Rounds {
 		for _, l := range losses {
 			ours, theirs := "goodput_vs_link_"+l.suffix, "tcp_goodput_vs_link_"+l.suffix
-			competes := l.suffix == "loss_1" && r.wants(competingFigure)
-			if !r.wants(ours, theirs) && !competes {
+			worst := l.suffix == "loss_1" && r.wants(atOne...)
+			if !r.wants(ours, theirs) && !worst {
 				continue
 			}
 			c := link.Config{RTT: r.o.RTT, Loss: l.loss, BytesPerSecond: r.o.LinkRate, QueueBytes: r.o.queueBytes(), Seed: r.o.Seed}
@@ -64,7 +68,7 @@ func (r *replicateRun) goodputs(ctx context.Context) (err error) {
 				return err
 			}
 			r.o.Progress("goodput, "+l.suffix, i+1, r.o.Rounds)
-			if err := r.goodput(ctx, p, a, what, ours, theirs, competes); err != nil {
+			if err := r.goodput(ctx, p, a, what, ours, theirs, worst); err != nil {
 				return fmt.Errorf("goodput at %s: %w", l.suffix, err)
 			}
 		}
@@ -72,13 +76,14 @@ func (r *replicateRun) goodputs(ctx context.Context) (err error) {
 	return nil
 }
 
-// goodput is one round at one loss: ours, TCP, and where it competes both together.
-func (r *replicateRun) goodput(ctx context.Context, p *path, a *site, what replicated, ours, theirs string, competes bool) error {
+// goodput is one round at one loss: ours, TCP, and at the worst loss both together.
+func (r *replicateRun) goodput(ctx context.Context, p *path, a *site, what replicated, ours, theirs string, worst bool) error {
 	share := func(x round) float64 { return x.perSecond() / float64(r.o.LinkRate) }
-	mine, _, err := r.overLink(ctx, p, a, what, true, false)
+	got, _, err := r.overLink(ctx, p, a, what, true, false)
 	if err != nil {
 		return err
 	}
+	mine := got.round
 	_, alone, err := r.overLink(ctx, p, a, what, false, true)
 	if err != nil {
 		return err
@@ -86,22 +91,35 @@ func (r *replicateRun) goodput(ctx context.Context, p *path, a *site, what repli
 	r.note(ours, share(mine))
 	r.note(theirs, share(alone))
 	r.beside(ours, mine, alone)
-	if !competes {
+	if !worst {
 		return nil
 	}
-	mine, beside, err := r.overLink(ctx, p, a, what, true, true)
+	r.note(connectionsFigure, float64(got.connections))
+	r.note(retransmittedFigure, ratio(float64(got.lost), float64(mine.bytes)))
+	if !r.wants(competingFigure) {
+		return nil
+	}
+	both, beside, err := r.overLink(ctx, p, a, what, true, true)
 	if err != nil {
 		return err
 	}
+	mine = both.round
 	r.note(competingFigure, ratio(beside.perSecond(), alone.perSecond()))
 	r.beside(competingFigure, mine, beside)
 	return nil
 }
 
+// sent is a round of ours, with what its sessions say of it.
+type sent struct {
+	round
+	connections int
+	lost        uint64 // bytes
+}
+
 // overLink runs ours, TCP + TLS 1.3 of the standard library, or both over the link for
 // the warm-up, which begins with the first record that arrived, and measures what
 // arrives in the span after it.
-func (r *replicateRun) overLink(ctx context.Context, p *path, a *site, what replicated, ours, tcp bool) (mine, theirs round, err error) {
+func (r *replicateRun) overLink(ctx context.Context, p *path, a *site, what replicated, ours, tcp bool) (mine sent, theirs round, err error) {
 	var b, sink, flood *child
 	if tcp {
 		if flood, err = startChild(ctx, "tcp-a", r.o.End, p.near.Start); err != nil {
@@ -138,19 +156,20 @@ func (r *replicateRun) overLink(ctx context.Context, p *path, a *site, what repl
 	if err = wait(ctx, r.o.warmUp()); err != nil {
 		return mine, theirs, err
 	}
-	began, err := states(ctx, b, sink)
+	began, err := states(ctx, b, sink, a.child)
 	if err != nil {
 		return mine, theirs, err
 	}
 	if err = wait(ctx, r.o.Span); err != nil {
 		return mine, theirs, err
 	}
-	ended, err := states(ctx, b, sink)
+	ended, err := states(ctx, b, sink, a.child)
 	if err != nil {
 		return mine, theirs, err
 	}
 	if ours {
-		if mine, err = r.arrived(ctx, a, b, began[0], ended[0]); err != nil {
+		mine.connections, mine.lost = ended[2].Connections, ended[2].Lost-began[2].Lost
+		if mine.round, err = r.arrived(ctx, a, b, began[0], ended[0]); err != nil {
 			return mine, theirs, err
 		}
 	}

@@ -18,7 +18,7 @@ const (
 // loopbacks measures both ends on one machine without a link: ours from a filled
 // journal to one that has nothing, beside the library's own copy into nothing, in turns.
 func (r *replicateRun) loopbacks(ctx context.Context) (err error) {
-	if !r.wants("quic_loopback_vs_bare_quic", "cpu_seconds_per_gib", "cpu_seconds_per_gib_bare_quic", "cpu_seconds_per_gib_bare_tls") {
+	if !r.wants("quic_loopback_vs_bare_quic", "tls_loopback_vs_bare_tls", "cpu_seconds_per_gib", "cpu_seconds_per_gib_tls", "cpu_seconds_per_gib_bare_quic", "cpu_seconds_per_gib_bare_tls") {
 		return nil
 	}
 	what := newReplicated(1 << 30)
@@ -34,23 +34,36 @@ func (r *replicateRun) loopbacks(ctx context.Context) (err error) {
 	}
 	for i := range r.o.Rounds {
 		r.o.Progress("loopback", i+1, r.o.Rounds)
-		ours, used, err := r.loopback(ctx, a, what)
-		if err != nil {
-			return fmt.Errorf("loopback: %w", err)
-		}
-		r.note("cpu_seconds_per_gib", perGiB(used, ours.bytes))
 		for _, kind := range []string{bareQUIC, bareTLS} {
-			bare, used, err := r.bareLoopback(ctx, kind)
-			if err != nil {
-				return fmt.Errorf("bare %s: %w", kind, err)
-			}
-			r.note("cpu_seconds_per_gib_bare_"+kind, perGiB(used, bare.bytes))
-			if kind == bareQUIC {
-				r.note("quic_loopback_vs_bare_quic", ratio(ours.perSecond(), bare.perSecond()))
-				r.beside("quic_loopback_vs_bare_quic", ours, bare)
+			if err := r.loopbackRound(ctx, a, what, kind); err != nil {
+				return fmt.Errorf("loopback by %s: %w", kind, err)
 			}
 		}
 	}
+	return nil
+}
+
+// loopbackRound is one of ours and one of the bare library by one carrier.
+func (r *replicateRun) loopbackRound(ctx context.Context, a *site, what replicated, kind string) error {
+	name, cpu := kind+"_loopback_vs_bare_"+kind, "cpu_seconds_per_gib"
+	if kind == bareTLS {
+		cpu += "_tls"
+	}
+	if !r.wants(name, cpu, "cpu_seconds_per_gib_bare_"+kind) {
+		return nil
+	}
+	ours, used, err := r.loopback(ctx, a, what, kind)
+	if err != nil {
+		return err
+	}
+	r.note(cpu, perGiB(used, ours.bytes))
+	bare, used, err := r.bareLoopback(ctx, kind)
+	if err != nil {
+		return fmt.Errorf("bare: %w", err)
+	}
+	r.note("cpu_seconds_per_gib_bare_"+kind, perGiB(used, bare.bytes))
+	r.note(name, ratio(ours.perSecond(), bare.perSecond()))
+	r.beside(name, ours, bare)
 	return nil
 }
 
@@ -60,12 +73,13 @@ func perGiB(used time.Duration, bytes int64) float64 {
 
 // loopback is one round of ours: from the dialling until all is durable. The replica's
 // segments were written before, as in a journal whose history is full.
-func (r *replicateRun) loopback(ctx context.Context, a *site, what replicated) (got round, used time.Duration, err error) {
+func (r *replicateRun) loopback(ctx context.Context, a *site, what replicated, carrier string) (got round, used time.Duration, err error) {
 	b, to, err := r.listener(ctx, nil, "127.0.0.1:0", a, what, EndOpen{PoolBytes: r.o.loopback() * 5 / 4})
 	if err != nil {
 		return got, 0, err
 	}
 	defer func() { err = errors.Join(err, a.call(ctx, "Hangup", None{}, new(None)), b.close()) }()
+	to.Carrier = carrier
 	began, err := states(ctx, a.child, b.child)
 	if err != nil {
 		return got, 0, err

@@ -39,10 +39,15 @@ func newPath(c link.Config) (*path, error) {
 	if p.tunnel, err = tunnel.Lay(p.near, p.far, 1, c); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
+	p.run()
+	return p, nil
+}
+
+// run has the tunnel pass packets until close.
+func (p *path) run() {
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop, p.ran = stop, make(chan error, 1)
 	go func() { p.ran <- p.tunnel.Run(ctx) }()
-	return p, nil
 }
 
 func (p *path) close() error {

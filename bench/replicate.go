@@ -23,15 +23,20 @@ var replicateGoals = []goal{
 	{"tcp_goodput_vs_link_loss_0", "", 0},
 	{"tcp_goodput_vs_link_loss_0_1", "", 0},
 	{"tcp_goodput_vs_link_loss_1", "", 0},
+	{connectionsFigure, "", 0},
+	{retransmittedFigure, "", 0},
 	{competingFigure, "", 0},
 	{"quic_loopback_vs_bare_quic", atLeast, 0.75},
+	{"tls_loopback_vs_bare_tls", atLeast, 0.55},
 	{"cpu_seconds_per_gib", "", 0},
+	{"cpu_seconds_per_gib_tls", "", 0},
 	{"cpu_seconds_per_gib_bare_quic", "", 0},
 	{"cpu_seconds_per_gib_bare_tls", "", 0},
 	{wirePrefix + databaseKind, "", 0},
 	{wirePrefix + randomKind, "", 0},
 	{wirePrefix + zeroKind, "", 0},
 	{throttleFigure, atMost, 0.05},
+	{besideFigure, atMost, 1.10},
 }
 
 // ReplicateFiguresWith lists the figures that have part in their name.
@@ -175,7 +180,7 @@ func Replicate(ctx context.Context, o ReplicateOptions) (res ReplicateResult, er
 	r := &replicateRun{yard: &yard{dir: dir, end: o.End}, o: o, marks: map[string][]float64{}, sides: map[string][2][]round{}}
 	r.res = ReplicateResult{Figures: map[string]Figure{}, Setting: r.setting()}
 	began := time.Now()
-	for _, part := range []func(context.Context) error{r.goodputs, r.loopbacks, r.wires, r.throttled} {
+	for _, part := range []func(context.Context) error{r.goodputs, r.loopbacks, r.wires, r.throttled, r.besides} {
 		if err := part(ctx); err != nil {
 			return r.res, err
 		}
