@@ -325,7 +325,7 @@ func (j *Journal) goOn(w *written) {
 	j.segs.live.Store(w.segment) // before anybody can read w (fileread.go)
 	j.out.at += w.h.Bytes
 	j.out.free -= w.h.Bytes
-	j.out.tail = Position{w.h.Epoch, w.h.Last}
+	j.out.tail, j.newest = Position{w.h.Epoch, w.h.Last}, FramePlace{w.segment, w.offset}
 }
 
 // arriveLocked makes w the newest frame.

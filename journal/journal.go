@@ -48,8 +48,9 @@ type Journal struct {
 	pinning     sync.Mutex // held while pins change
 
 	syncMu sync.Mutex // held by whoever syncs a segment
-	fileMu sync.Mutex // held by whoever writes a frame; guards out
+	fileMu sync.Mutex // held by whoever writes a frame; guards out and newest
 	out    output
+	newest FramePlace
 
 	decoded   atomic.Int64 // records of the catalogue read: what look-ups cost
 	scrubbing sync.Mutex   // held by the one scrub or repair

@@ -18,6 +18,7 @@ type Frame struct {
 	Chain               Chain // after this frame; zero when it is not computed
 	Bytes               int64
 	Records             int
+	Sealed              bool // some record is: its bytes do not shrink, and do not come again
 	Reader              io.Reader
 }
 
@@ -78,7 +79,7 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 		s.after = Position{h.Epoch, last}
 		return Frame{
 			First: Position{h.Epoch, h.First}, Last: Position{h.Epoch, h.Last}, FirstTime: recs[0].time, LastTime: recs[len(recs)-1].time,
-			Bytes: h.Bytes, Records: h.Count, Reader: io.LimitReader(&sectionOf{s.j.segs, at.segment, at.offset}, h.Bytes),
+			Bytes: h.Bytes, Records: h.Count, Sealed: h.Features.Incompat&flagSealed != 0, Reader: io.LimitReader(&sectionOf{s.j.segs, at.segment, at.offset}, h.Bytes),
 		}, nil
 	}
 }

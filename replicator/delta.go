@@ -210,7 +210,7 @@ func (w *deltaWriter) block(p []byte) error {
 		return fmt.Errorf("write delta: %w", err)
 	}
 	w.total += uint64(len(p))
-	return w.s.limits(w.o.group).copyN(w.ctx, w.data, bytes.NewReader(p), int64(len(p)), w.buf, w.o.group.progress.carried)
+	return w.s.limits(w.o.group).copyN(w.ctx, w.data, bytes.NewReader(p), int64(len(p)), w.buf, w.o.group.progress.delta)
 }
 
 // deltaBlock is a block's head.
@@ -327,7 +327,7 @@ func (in *inbound) takeDelta(ctx context.Context, replica Replica, of *offer) (j
 	defer l.Close()
 	at := l.Place()
 	in.send(in.number, in.id, &landingPlace{run: at.Run, epochs: uint32(at.Epochs)})
-	r := &deltaReader{r: in.data, moved: in.progressNow().carried}
+	r := &deltaReader{r: in.data, moved: in.progressNow().delta}
 	c, err := l.Take(ctx, r, journal.DeltaEnd{Cursor: of.to, Time: of.time})
 	if r.err != nil && !errors.Is(r.err, ErrProtocol) {
 		return c, &arrivalError{r.err}

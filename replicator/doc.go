@@ -7,7 +7,7 @@
 // lineage and the receiver's durable cursor says where to go on (10); histories are
 // compared before the first frame, and a divergence halts the group both ways (11);
 // nothing is read from a caller whose key is not pinned (14); memory per group
-// is bounded by Options.WindowBytes and a few fixed buffers (16). It does not
+// is bounded by Options.WindowBytes a few fixed buffers and two tables of 2 MiB (16). It does not
 // decide who is primary, and does not open or create journals.
 //
 // The way of a frame:
@@ -36,6 +36,8 @@
 //	    A cut at any point costs what was under way; the next Open finds the cursor.
 //	    Where frames do not reach back to it, or the replica is further behind than
 //	    Group.Coalesce allows, the opening carries a delta, and the next one frames (delta.go).
+//	    On the way a frame is packed where that pays (pays.go): LZ4, and a hash for each
+//	    block that went over the stream before (pack.go, packed.go, blocks.go).
 //	 5. Heartbeats carry the source's clock and head. A moment counts as safe once all
 //	    that was captured until then is durable at the replica and the replica has
 //	    heard of it; RPO is the age of the newest such moment. The replica places it

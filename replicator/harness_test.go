@@ -61,7 +61,8 @@ type endpoint struct {
 
 func newEndpoint(t testing.TB, name string) *endpoint {
 	e := &endpoint{t: t}
-	e.o = Options{Site: name, Identity: mustIdentity(t), HeartbeatInterval: 5 * time.Millisecond, PingInterval: 10 * time.Millisecond,
+	// Bytes that cross are counted and timed: by themselves they are not made fewer.
+	e.o = Options{Site: name, Identity: mustIdentity(t), Packing: PackOff, HeartbeatInterval: 5 * time.Millisecond, PingInterval: 10 * time.Millisecond,
 		IdleTimeout: 2 * time.Second, RetryFirst: 2 * time.Millisecond, RetryLimit: 50 * time.Millisecond, HandshakeTimeout: 2 * time.Second}
 	e.o.Events = Events{
 		Unpinned:     func(err *PinError) { e.note(func() { e.unpinned = append(e.unpinned, err) }) },

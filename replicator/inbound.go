@@ -25,6 +25,7 @@ type inbound struct {
 	offers        chan *offer
 	done          chan struct{} // closed when nothing is appended any more
 	wake          chan struct{} // there is something to acknowledge
+	blocks        *heldBlocks   // used by whoever reads frames, once accepted
 
 	mu       sync.Mutex // guards all below
 	progress *progress  // nil until accepted
@@ -164,6 +165,8 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 	p.measured(in.offsetNow())
 	ours := siteOf(replica)
 	in.r.o.Events.Streaming(in.peer.Name, Inbound, in.tenant, in.group, from)
+	in.blocks = in.r.heldBy(in)
+	in.tellTakes(replica)
 	in.send(in.number, in.id, &accept{head: ours.head, durable: from, branches: ours.branches, window: in.data.window})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return in.ackLoop(ctx, replica, from.Position) })
@@ -186,31 +189,6 @@ type arrivalError struct{ err error }
 func (e *arrivalError) Error() string { return "receive frame: " + e.err.Error() }
 func (e *arrivalError) Unwrap() error { return e.err }
 
-// arrival reads the bytes of one frame and remembers how the connection failed.
-type arrival struct {
-	r    io.Reader
-	p    *progress
-	left int64
-	err  error
-}
-
-func (a *arrival) Read(b []byte) (int, error) {
-	if a.left == 0 {
-		return 0, io.EOF
-	}
-	n, err := a.r.Read(b[:min(int64(len(b)), a.left)])
-	a.left -= int64(n)
-	a.p.carried(n)
-	if err == io.EOF && a.left > 0 {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil && a.left > 0 {
-		a.err = err
-		return n, err
-	}
-	return n, nil
-}
-
 // frames appends what arrives, in order.
 func (in *inbound) frames(ctx context.Context, replica Replica, data io.Reader) error {
 	p := in.progressNow()
@@ -222,9 +200,11 @@ func (in *inbound) frames(ctx context.Context, replica Replica, data io.Reader) 
 		if err != nil {
 			return &arrivalError{err}
 		}
-		a := &arrival{r: data, p: p, left: h.bytes}
+		a := in.arrivalOf(ctx, replica, h, data)
 		at, dup, err := replica.AppendFrame(ctx, a, h.bytes, h.chain)
 		switch {
+		case errors.Is(a.err, ErrProtocol):
+			return a.err
 		case a.err != nil:
 			return &arrivalError{a.err}
 		case err != nil:
@@ -236,7 +216,10 @@ func (in *inbound) frames(ctx context.Context, replica Replica, data io.Reader) 
 		case at.Seq != h.last || at.Epoch != h.epoch:
 			return fmt.Errorf("append frame %d..%d: it reaches %v: %w", h.first, h.last, at.Position, ErrProtocol)
 		}
-		p.frame()
+		if !dup {
+			in.keep(replica, a)
+		}
+		p.frame(h.bytes)
 		in.mu.Lock()
 		in.appended = at
 		in.mu.Unlock()

@@ -13,28 +13,9 @@ import (
 )
 
 // realJournal opens a journal and runs it until the test, or shut, ends it.
-func realJournal(t *testing.T, dir string, id journal.Identity) (j *journal.Journal, shut func()) {
+func realJournal(t *testing.T, dir string, id journal.Identity) (*journal.Journal, func()) {
 	t.Helper()
-	j, err := journal.Open(dir, journal.Options{Create: &id, SegmentBytes: 1 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- j.Run(ctx) }()
-	open := true
-	shut = func() {
-		if !open {
-			return
-		}
-		open = false
-		cancel()
-		<-done
-		if err := j.Close(); err != nil {
-			t.Errorf("close journal: %v", err)
-		}
-	}
-	return j, shut
+	return journalWith(t, dir, journal.Options{Create: &id, SegmentBytes: 1 << 20})
 }
 
 // The real journal at both ends: written under load, the link cut, the replica's

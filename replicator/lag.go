@@ -77,6 +77,8 @@ type Lag struct {
 	ClockError  time.Duration // bound of its error; 0 with an unmeasured offset
 
 	FramesMoved, BytesMoved uint64 // sent or received in this process's life
+	// JournalBytes is what BytesMoved stands for, as it lies in the journals.
+	JournalBytes uint64
 }
 
 // sample is what the source held at a moment of its clock.

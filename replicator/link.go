@@ -9,20 +9,22 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/replicator/transport"
 )
 
 // link is one connection's control stream; both ends of it are alike.
 type link struct {
-	r       *Replicator
-	peer    *peer
-	conn    transport.Conn
-	control transport.Stream
-	out     *outbox
-	dialled bool
-	why     error  // it is not over the preferred transport; nil: it is
-	theirs  uint64 // compatible features of the peer, known once greeted
+	r        *Replicator
+	peer     *peer
+	conn     transport.Conn
+	control  transport.Stream
+	out      *outbox
+	dialled  bool
+	why      error  // it is not over the preferred transport; nil: it is
+	theirs   uint64 // compatible features of the peer, known once greeted
+	instance cbt.ID // of the peer's process, likewise
 
 	mu     sync.Mutex // guards all below
 	offset offset
@@ -35,8 +37,12 @@ func newLink(r *Replicator, p *peer, conn transport.Conn, control transport.Stre
 }
 
 func (l *link) ourHello() *hello {
+	ours := ourCompatible
+	if l.r.faults.noPacking {
+		ours &^= featurePacked
+	}
 	return &hello{minVersion: minWireVersion, maxVersion: wireVersion, incompatible: featurePieces,
-		compatible: ourCompatible, instance: l.r.instance, site: l.r.o.Site}
+		compatible: ours, instance: l.r.instance, site: l.r.o.Site}
 }
 
 // greet exchanges Hello messages; the dialling end speaks first.
@@ -71,7 +77,7 @@ func (l *link) greet(dialled bool) error {
 		_ = l.write(&bye{code: code, text: text}) // best effort: the close says the same
 		return &RefusedError{Peer: l.peer.Name, Code: code, Text: text}
 	}
-	l.theirs = theirs.compatible
+	l.theirs, l.instance = theirs.compatible, theirs.instance
 	return l.control.SetDeadline(time.Time{})
 }
 

@@ -77,6 +77,7 @@ type Options struct {
 	MaxGroups         int           // that one peer may send over one connection; 64
 	MaxConnections    int           // that one session uses at most; how many help is found out; 128
 	WindowBytes       int64         // bytes in flight per group, our memory for it; 16 MiB
+	Packing           Packing       // of frames on their way; PackAuto: where it pays
 	MaxFrameBytes     int64         // frames announced larger are refused; 1 GiB
 
 	// Transport opens what carries sessions; nil: QUIC, and TLS over TCP beside it. Tests

@@ -173,10 +173,20 @@ func (p *progress) carried(n int) {
 	p.moved = p.clock.now()
 }
 
-func (p *progress) frame() {
+// frame counts a frame that has crossed, of n bytes in the journal.
+func (p *progress) frame(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lag.FramesMoved++
+	p.lag.JournalBytes += uint64(n)
+}
+
+// delta counts n bytes of a delta.
+func (p *progress) delta(n int) {
+	p.carried(n)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lag.JournalBytes += uint64(n)
 }
 
 // stalled reports that the replica is behind and nothing moved for limit.

@@ -244,6 +244,7 @@ func (r *Replicator) forget(in *inbound) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.inbound, inKey{in.peer.Name, in.id})
+	delete(r.held, inKey{in.peer.Name, in.id})
 }
 
 // refusalOf is the code for an error of Options.Receive.

@@ -37,6 +37,9 @@ type Replicator struct {
 	inbound   map[inKey]*progress
 	receiving map[journal.Identity]*inbound // the session that appends
 	refreshed chan struct{}                 // closed by Refresh
+	held      map[inKey]*heldBlocks         // of groups that come in
+	tables    uint64                        // the last number of such a table
+	misses    uint64                        // references that were not held, in all of them
 	links     []*link                       // that questions can be asked over, the newest last
 
 	groupLimits map[journal.Identity]*allowance // of those that are sent
@@ -49,6 +52,8 @@ type faults struct {
 	sourceClockOnly bool // compute the replica's lag from the source's clock alone
 	sendUndurable   bool // send before fdatasync
 	anyOrder        bool // hand on pieces in whatever order they came
+	noPacking       bool // know nothing of packed frames
+	staleBlocks     bool // take for a referenced block whatever lies in its place
 }
 
 type outKey struct {
@@ -64,6 +69,7 @@ type outgroup struct {
 	progress  *progress
 	allowance *allowance // of the group, whoever gets it
 
+	sent  sentBlocks   // of the one opening that streams it
 	whole atomic.Int64 // until when, our clock, frames are sent however far behind the peer is: it refused a delta
 }
 
@@ -78,7 +84,7 @@ func New(o Options) (*Replicator, error) {
 		return nil, err
 	}
 	r := &Replicator{o: o, cert: cert, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
-		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, limited: make(chan struct{}, 1)}
+		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, held: map[inKey]*heldBlocks{}, limited: make(chan struct{}, 1)}
 	for _, p := range o.Peers {
 		r.peers = append(r.peers, r.newPeer(p))
 	}

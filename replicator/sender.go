@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,6 +36,7 @@ type opening struct {
 	epoch   journal.EpochID // the source's at the start
 	replies chan message    // Accept and Refuse
 	cancel  context.CancelCauseFunc
+	takes   atomic.Pointer[takes] // what of packed frames the replica takes; nil: nothing
 
 	mu      sync.Mutex // guards all below
 	flowing bool
@@ -189,6 +191,8 @@ func (s *sender) handle(_ context.Context, m message) error {
 		default:
 			return fmt.Errorf("handle reply: more than were asked for: %w", ErrProtocol)
 		}
+	case *takes:
+		o.takes.Store(b)
 	case *ack:
 		return s.acked(o, b)
 	case *taken:

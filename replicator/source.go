@@ -33,7 +33,15 @@ type Replica interface {
 	WaitDurable(ctx context.Context, s journal.Position) error
 }
 
-var _ Replica = (*journal.Journal)(nil)
+// BlockReplica is a Replica that gives back stored bytes of frames that it appended:
+// what comes again is sent to it as a reference. What is read is not trusted.
+type BlockReplica interface {
+	Replica
+	NewestFrame() journal.FramePlace
+	ReadFrame(at journal.FramePlace, p []byte, off int64) error
+}
+
+var _ BlockReplica = (*journal.Journal)(nil)
 
 // streamer is Source with the concrete stream type of its implementation.
 type streamer[F Frames] interface {

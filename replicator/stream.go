@@ -186,7 +186,7 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 	if err := s.reaches(g, f, err); err != nil {
 		return err
 	}
-	buf := make([]byte, chunkBytes)
+	packing := s.newPacking(o, from.Seq)
 	next := from.Seq + 1
 	for {
 		if err := s.admissible(g, f, next, lineage); err != nil {
@@ -196,16 +196,11 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 		o.mu.Lock()
 		o.sent = next - 1
 		o.mu.Unlock()
-		h := frameHeader{bytes: f.Bytes, first: f.First.Seq, last: f.Last.Seq, epoch: f.Last.Epoch, chain: f.Chain}
-		if _, err := data.Write(h.encode()); err != nil {
-			return fmt.Errorf("write frame: %w", err)
-		}
-		if err := s.limits(g).copyN(ctx, data, f.Reader, f.Bytes, buf, g.progress.carried); err != nil {
+		if err := packing.send(ctx, data, f); err != nil {
 			return err
 		}
 		data.push()
-		g.progress.frame()
-		if f, err = frames.Next(ctx); err != nil {
+		if f, err = packing.next(ctx, frames); err != nil {
 			return &readError{err}
 		}
 		if s.tooFar(g, f) {

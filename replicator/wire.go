@@ -26,7 +26,7 @@ import (
 // after the body that it knows, so that later versions can append fields.
 //
 // What an opening carries, in pieces (piece.go), is frames, each a frame header and the
-// journal's frame as stored; or a delta (delta.go):
+// journal's frame as stored, or in parts (packed.go); or a delta (delta.go):
 //
 //	 0  "AIF1"
 //	 4  version u8 | flags u8 | reserved u16
@@ -54,7 +54,7 @@ const (
 	// Features are negotiated in Hello. Every incompatible bit that a peer sets
 	// must be known here; compatible ones are for information.
 	knownIncompatible = featurePieces
-	ourCompatible     = featureFetch | featureCells | featureDelta
+	ourCompatible     = featureFetch | featureCells | featureDelta | featurePacked
 )
 
 // featurePieces: what openings carry comes in pieces over any lane.
@@ -81,6 +81,7 @@ const (
 	typeJoin      messageType = 13
 	typeJoined    messageType = 14
 	typeTaken     messageType = 15
+	typeTakes     messageType = 16
 )
 
 // envelope says what a message is about.
@@ -135,6 +136,8 @@ func newBody(t messageType) body {
 		return &joined{}
 	case typeTaken:
 		return &taken{}
+	case typeTakes:
+		return &takes{}
 	}
 	return nil
 }
@@ -220,12 +223,16 @@ type frameHeader struct {
 	first, last journal.Seq
 	epoch       journal.EpochID
 	chain       journal.Chain
+	packed      bool // it comes in parts
 }
 
 func (f frameHeader) encode() []byte {
 	b := make([]byte, frameHeaderBytes)
 	copy(b, "AIF1")
 	b[4] = wireVersion
+	if f.packed {
+		b[5] = flagPacked
+	}
 	binary.LittleEndian.PutUint64(b[8:], uint64(f.bytes))
 	binary.LittleEndian.PutUint64(b[16:], uint64(f.first))
 	binary.LittleEndian.PutUint64(b[24:], uint64(f.last))
@@ -248,11 +255,11 @@ func readFrameHeader(r io.Reader, maxFrameBytes int64) (frameHeader, error) {
 		first: journal.Seq(binary.LittleEndian.Uint64(b[16:])),
 		last:  journal.Seq(binary.LittleEndian.Uint64(b[24:])),
 		epoch: journal.EpochID(b[32:48]),
-		chain: journal.Chain(b[48:80]),
+		chain: journal.Chain(b[48:80]), packed: b[5] == flagPacked,
 	}
 	length := binary.LittleEndian.Uint64(b[8:])
 	switch {
-	case b[5]|b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[80:]) != 0:
+	case b[5]&^flagPacked|b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[80:]) != 0:
 		return f, fmt.Errorf("read frame header: reserved bytes are set: %w", ErrProtocol)
 	case length == 0 || length > uint64(maxFrameBytes):
 		return f, fmt.Errorf("read frame header: frame of %d bytes, at most %d: %w", length, maxFrameBytes, ErrProtocol)

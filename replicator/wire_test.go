@@ -69,6 +69,7 @@ func everyMessage() []message {
 		{envelope{}, &join{Secret{1, 2}, "b", "192.0.2.2:7700"}},
 		{envelope{}, &joined{"a"}},
 		{about, &taken{1 << 33}},
+		{about, &takes{takesLZ4 | takesHeld, 9}},
 	}
 }
 
@@ -90,7 +91,8 @@ func TestWireGolden(t *testing.T) {
 		put(fmt.Sprintf("%T", m.body)[len("*replicator."):], b)
 	}
 	put("piece header", somePiece())
-	put("frame header", frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain}.encode())
+	put("packed frame header", frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain, true}.encode())
+	put("frame header", frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain, false}.encode())
 	const path = "testdata/wire.golden"
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
@@ -187,7 +189,7 @@ func TestFlippedBitsAreFound(t *testing.T) {
 		flip(b, func(r io.Reader) error { _, err := readMessage(r); return err })
 	}
 	flip(somePiece(), func(r io.Reader) error { _, err := readPieceHeader(r, make([]byte, pieceHeaderBytes)); return err })
-	flip(frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain}.encode(), func(r io.Reader) error {
+	flip(frameHeader{4096, 10, 12, someCursor(1).Epoch, someCursor(1).Chain, false}.encode(), func(r io.Reader) error {
 		_, err := readFrameHeader(r, 1<<30)
 		return err
 	})
@@ -246,7 +248,7 @@ func TestLengthsAreCheckedBeforeAllocation(t *testing.T) {
 	if p.branches(); p.err == nil {
 		t.Error("4095 branches in no bytes were read")
 	}
-	long := frameHeader{1 << 40, 1, 1, journal.EpochID{}, journal.Chain{}}.encode()
+	long := frameHeader{1 << 40, 1, 1, journal.EpochID{}, journal.Chain{}, false}.encode()
 	if _, err := readFrameHeader(bytes.NewReader(long), 1<<30); !errors.Is(err, ErrProtocol) {
 		t.Errorf("1 TiB frame: %v, want it refused", err)
 	}

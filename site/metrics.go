@@ -82,7 +82,7 @@ var (
 	descTarget    = gauge("rpo_target_seconds", "The group's objective; 0 without one.", "tenant", "group")
 	descBytes     = gauge("behind_bytes", "Bytes not durable at the peer, an upper bound.", "tenant", "group", "peer", "direction")
 	descWrites    = gauge("behind_writes", "Records not durable at the peer, an upper bound.", "tenant", "group", "peer", "direction")
-	descMoved     = prometheus.NewDesc("afterimage_replicated_bytes_total", "Bytes of frames moved since the daemon started.", []string{"tenant", "group", "peer", "direction", "kind"}, nil)
+	descMoved     = prometheus.NewDesc("afterimage_replicated_bytes_total", "Bytes of frames moved since the daemon started: on the wire, and raw, as they lie in the journals.", []string{"tenant", "group", "peer", "direction", "kind"}, nil)
 	descPoint     = gauge("last_point_timestamp_seconds", "Time of the newest point; 0 while there is none.", "tenant", "group")
 	descWindow    = gauge("journal_window_seconds", "From the first point to the last.", "tenant", "group")
 	descJournal   = gauge("journal_bytes", "Bytes that the journal takes on disk.", "tenant", "group")
@@ -123,6 +123,7 @@ func (c *states) Collect(ch chan<- prometheus.Metric) {
 		c.history(ch, c.site.groups[i], g)
 		for _, l := range g.Lags {
 			ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(l.Moved), g.Tenant, g.Name, l.Peer, l.Direction, "wire")
+			ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(l.MovedFor), g.Tenant, g.Name, l.Peer, l.Direction, "raw")
 		}
 	}
 	for _, p := range st.Peers {

@@ -131,8 +131,8 @@ func (s *Site) inbound(peer string, id journal.Identity, tenant, name string) (r
 type guard struct{ l *life }
 
 var (
-	_ replicator.Source  = guard{}
-	_ replicator.Replica = guard{}
+	_ replicator.Source       = guard{}
+	_ replicator.BlockReplica = guard{}
 )
 
 func (g guard) enter(ctx context.Context) (context.Context, func(), error) {
@@ -161,6 +161,17 @@ func (g guard) AppendFrame(ctx context.Context, r io.Reader, bytes int64, claime
 		return journal.Cursor{}, false, replicator.ErrNotReplica
 	}
 	return g.l.j.AppendFrame(ctx, r, bytes, claimed)
+}
+
+func (g guard) NewestFrame() journal.FramePlace { return g.l.j.NewestFrame() }
+
+func (g guard) ReadFrame(at journal.FramePlace, p []byte, off int64) error {
+	_, leave, err := g.enter(context.Background())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return g.l.j.ReadFrame(at, p, off)
 }
 
 func (g guard) WaitDurable(ctx context.Context, p journal.Position) error {

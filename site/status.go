@@ -241,7 +241,7 @@ func window(ctx context.Context, line *control.Group, j *journal.Journal, spans 
 
 func lagOf(l replicator.Lag) control.Lag {
 	x := control.Lag{Peer: l.Peer, Direction: l.Direction.String(), State: l.State.String(), BehindWrites: l.Records, BehindBytes: l.Bytes,
-		Durable: uint64(l.Durable.Seq), Moved: l.BytesMoved}
+		Durable: uint64(l.Durable.Seq), Moved: l.BytesMoved, MovedFor: l.JournalBytes}
 	if l.Known {
 		s := l.RPO.Seconds()
 		x.RPOSeconds = &s

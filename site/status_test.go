@@ -188,7 +188,8 @@ func TestMetricsOfAPairOverHTTP(t *testing.T) {
 		t.Errorf("an RPO of %s s", rpo[1])
 	}
 	for _, want := range []string{`afterimage_connected{peer="b"} 1`, `afterimage_synced{group="web",tenant="default"} 1`,
-		`afterimage_replicated_bytes_total{direction="out",group="web",kind="wire",peer="b",tenant="default"}`} {
+		`afterimage_replicated_bytes_total{direction="out",group="web",kind="wire",peer="b",tenant="default"}`,
+		`afterimage_replicated_bytes_total{direction="out",group="web",kind="raw",peer="b",tenant="default"}`} {
 		if !strings.Contains(string(body), want) {
 			t.Errorf("no line %s", want)
 		}

@@ -92,7 +92,7 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			if g.State == control.StateHalted && l.State == "halted" {
 				l.Error = "see above"
 			}
-			t.row(l.Peer, l.Direction, l.State, r, behind(l.BehindWrites, l.BehindBytes, true), durable, size(int64(l.Moved)), orDash(l.Error))
+			t.row(l.Peer, l.Direction, l.State, r, behind(l.BehindWrites, l.BehindBytes, true), durable, movedText(l), orDash(l.Error))
 		}
 		b.WriteString("\n" + t.String())
 	}
@@ -132,6 +132,14 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 		b.WriteString("\n" + t.String())
 	}
 	return b.String()
+}
+
+// movedText is what crossed the wire, and what that stood for where it was more.
+func movedText(l control.Lag) string {
+	if l.MovedFor > l.Moved+l.Moved/50 {
+		return fmt.Sprintf("%s for %s", size(int64(l.Moved)), size(int64(l.MovedFor)))
+	}
+	return size(int64(l.Moved))
 }
 
 // captureLines say of each tapped disk how it is followed, since when, why it is

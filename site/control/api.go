@@ -153,7 +153,8 @@ type Lag struct {
 	BehindWrites uint64   `json:"behind_writes"`
 	BehindBytes  int64    `json:"behind_bytes"`
 	Durable      uint64   `json:"durable"` // seq at the replica
-	Moved        uint64   `json:"bytes_moved"`
+	Moved        uint64   `json:"bytes_moved"`   // over the wire
+	MovedFor     uint64   `json:"journal_bytes"` // what they stood for, as it lies in the journals
 	Error        string   `json:"error,omitempty"`
 }
 
