@@ -112,6 +112,8 @@ var (
 	ErrReclaimed = errors.New("the history before it was folded")
 	ErrBusy      = errors.New("it is being done already")
 	ErrNoPin     = errors.New("no such pin")
+	ErrSeed      = errors.New("the seed is not whole")             // or the file is none
+	ErrHistory   = errors.New("the journal holds history already") // and a seed is for one without
 )
 
 // ReclaimedError says that records are gone as they were written: history was

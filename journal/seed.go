@@ -36,12 +36,6 @@ const (
 	maxSeedAbout = 64 << 10
 )
 
-// ErrSeed: the file is no seed, or not as it was made.
-var ErrSeed = errors.New("the seed is not whole")
-
-// ErrHistory: a seed is for a journal that holds nothing yet.
-var ErrHistory = errors.New("the journal holds history already")
-
 // Seed is what a seed says of itself.
 type Seed struct {
 	Identity Identity

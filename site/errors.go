@@ -59,6 +59,8 @@ var codes = []struct {
 	{journal.ErrReclaimed, fault.HistoryThinned},
 	{journal.ErrBusy, fault.OperationBusy},
 	{journal.ErrNoPin, fault.PinUnknown},
+	{journal.ErrSeed, fault.SeedTrouble},
+	{journal.ErrHistory, fault.SeedLate},
 	{journal.ErrFailed, fault.JournalStopped},
 	{journal.ErrClosed, fault.JournalStopped},
 	{replicator.ErrHistoryLost, fault.HistoryLost},

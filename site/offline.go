@@ -107,6 +107,14 @@ func (r *reached) Maintain(ctx context.Context, q control.MaintainRequest, progr
 	return either(func() (control.Maintained, error) { return r.site.Maintain(ctx, q, progress) }, func() (control.Maintained, error) { return r.daemon.Maintain(ctx, q, progress) })
 }
 
+func (r *reached) ExportSeed(ctx context.Context, q control.SeedExport, progress func(control.Progress)) (control.Seed, error) {
+	return either(func() (control.Seed, error) { return r.site.ExportSeed(ctx, q, progress) }, func() (control.Seed, error) { return r.daemon.ExportSeed(ctx, q, progress) })
+}
+
+func (r *reached) ImportSeed(ctx context.Context, q control.SeedImport, progress func(control.Progress)) (control.Seed, error) {
+	return either(func() (control.Seed, error) { return r.site.ImportSeed(ctx, q, progress) }, func() (control.Seed, error) { return r.daemon.ImportSeed(ctx, q, progress) })
+}
+
 func (r *reached) Key(ctx context.Context, q control.KeyRequest) (control.KeyState, error) {
 	return either(func() (control.KeyState, error) { return r.site.Key(ctx, q) }, func() (control.KeyState, error) { return r.daemon.Key(ctx, q) })
 }

@@ -37,6 +37,8 @@ var commands = map[string][]string{
 	"group-key-rotate":       {"group", "key", "rotate", "web"},
 	"group-key-shred":        {"group", "key", "shred", "web", "--yes"},
 	"group-key-shred-dry":    {"group", "key", "shred", "web", "--dry-run"},
+	"group-seed-export":      {"group", "seed", "export", "web", "--to", "/media/disk/web.seed"},
+	"group-seed-import":      {"group", "seed", "import", "/media/disk/web.seed"},
 	"verify-repair":          {"verify", "web", "--repair"},
 	"point-mark":             {"point", "mark", "web", "--name", "nightly"},
 	"view-serve":             {"view", "serve", "web"},

@@ -164,6 +164,18 @@ func (f *fake) Maintain(_ context.Context, q control.MaintainRequest, progress f
 	return m, f.err
 }
 
+var seed = control.Seed{Group: "default/web", File: "/media/disk/web.seed", Site: "a", Made: at(-600), Bytes: 40 << 30, Epoch: "e2", Seq: 1200, Time: at(-601), Seconds: 90}
+
+func (f *fake) ExportSeed(_ context.Context, q control.SeedExport, progress func(control.Progress)) (control.Seed, error) {
+	progress(control.Progress{Step: "export", Done: 20 << 30})
+	return seed, f.err
+}
+
+func (f *fake) ImportSeed(_ context.Context, q control.SeedImport, progress func(control.Progress)) (control.Seed, error) {
+	progress(control.Progress{Step: "import", Done: 20 << 30, Total: 80 << 30})
+	return seed, f.err
+}
+
 var taken = control.Usage{Used: 83 << 30, Quota: 100 << 30, Segments: 1200, Runs: 3, SegmentBytes: 75 << 30, RunBytes: 8 << 30, Oldest: &control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}}
 
 var maintained = control.Maintained{Group: "default/web", Time: at(-40), Seconds: 21.5, Folded: 2 << 30, Merged: 3 << 29, Written: 1 << 30, Freed: 5 << 29, Usage: taken,

@@ -19,7 +19,7 @@ func (w *world) groupCommand() *cli.Command {
 			[]string{"afterimage group show web", "afterimage group show acme/db -o json"}, nil, w.groupShow),
 		w.pauseVerb(), w.resumeVerb(), w.maintainVerb(), w.recoverVerb(),
 		w.limitVerb("group", "limit what is sent of a group, to all its peers together"),
-		w.keyVerbs(),
+		w.keyVerbs(), w.seedVerbs(),
 	)
 }
 

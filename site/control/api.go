@@ -19,6 +19,9 @@ type API interface {
 	Unpin(ctx context.Context, q UnpinRequest) (Pin, error)
 	// Maintain folds, merges, thins and frees now, or says what it would.
 	Maintain(ctx context.Context, q MaintainRequest, progress func(Progress)) (Maintained, error)
+	// ExportSeed writes a group's first copy for a new peer, ImportSeed takes it in.
+	ExportSeed(ctx context.Context, q SeedExport, progress func(Progress)) (Seed, error)
+	ImportSeed(ctx context.Context, q SeedImport, progress func(Progress)) (Seed, error)
 	// Key tells how a group's history is sealed; RotateKey wraps its data keys with
 	// the newest key, ShredKey destroys the keys that it is sealed with.
 	Key(ctx context.Context, q KeyRequest) (KeyState, error)
@@ -152,7 +155,7 @@ type Lag struct {
 	RPOSeconds   *float64 `json:"rpo_seconds,omitempty"` // absent while unknown
 	BehindWrites uint64   `json:"behind_writes"`
 	BehindBytes  int64    `json:"behind_bytes"`
-	Durable      uint64   `json:"durable"` // seq at the replica
+	Durable      uint64   `json:"durable"`       // seq at the replica
 	Moved        uint64   `json:"bytes_moved"`   // over the wire
 	MovedFor     uint64   `json:"journal_bytes"` // what they stood for, as it lies in the journals
 	Error        string   `json:"error,omitempty"`

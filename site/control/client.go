@@ -179,6 +179,16 @@ func (c *Client) Maintain(ctx context.Context, q MaintainRequest, progress func(
 	return r, c.follow(ctx, "/v1/maintain", q, each(progress), &r)
 }
 
+// ExportSeed implements API.
+func (c *Client) ExportSeed(ctx context.Context, q SeedExport, progress func(Progress)) (r Seed, err error) {
+	return r, c.follow(ctx, "/v1/seed/export", q, each(progress), &r)
+}
+
+// ImportSeed implements API.
+func (c *Client) ImportSeed(ctx context.Context, q SeedImport, progress func(Progress)) (r Seed, err error) {
+	return r, c.follow(ctx, "/v1/seed/import", q, each(progress), &r)
+}
+
 // Key implements API.
 func (c *Client) Key(ctx context.Context, q KeyRequest) (k KeyState, err error) {
 	return k, c.call(ctx, http.MethodPost, "/v1/key", q, &k)

@@ -48,6 +48,14 @@ func (e *echo) Maintain(_ context.Context, q MaintainRequest, progress func(Prog
 	progress(Progress{Step: "fold", Done: 1, Total: 2})
 	return Maintained{Group: q.Group, DryRun: q.DryRun}, e.err
 }
+func (e *echo) ExportSeed(_ context.Context, q SeedExport, progress func(Progress)) (Seed, error) {
+	progress(Progress{Step: "export", Done: 1})
+	return Seed{Group: q.Group, File: q.To}, e.err
+}
+func (e *echo) ImportSeed(_ context.Context, q SeedImport, progress func(Progress)) (Seed, error) {
+	progress(Progress{Step: "import", Done: 1, Total: 2})
+	return Seed{File: q.From}, e.err
+}
 func (e *echo) Verify(_ context.Context, q VerifyRequest, progress func(Progress)) (Verified, error) {
 	progress(Progress{Step: "verify", Done: 1, Total: 2})
 	return Verified{Group: q.Group, Left: []Damage{{File: q.From}}}, e.err
@@ -179,6 +187,16 @@ func every(c API) map[string]func() (any, error) {
 		"Maintain": func() (any, error) {
 			var seen []Progress
 			r, err := c.Maintain(ctx, MaintainRequest{Group: "web", DryRun: true}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"ExportSeed": func() (any, error) {
+			var seen []Progress
+			r, err := c.ExportSeed(ctx, SeedExport{Group: "web", To: "/x"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"ImportSeed": func() (any, error) {
+			var seen []Progress
+			r, err := c.ImportSeed(ctx, SeedImport{From: "/x"}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
 		"Verify": func() (any, error) {

@@ -91,6 +91,12 @@ func (s *Server) routes() http.Handler {
 	m.HandleFunc("POST /v1/maintain", s.long(asked(func(ctx context.Context, q MaintainRequest) (any, error) {
 		return s.api.Maintain(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
+	m.HandleFunc("POST /v1/seed/export", s.long(asked(func(ctx context.Context, q SeedExport) (any, error) {
+		return s.api.ExportSeed(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
+	m.HandleFunc("POST /v1/seed/import", s.long(asked(func(ctx context.Context, q SeedImport) (any, error) {
+		return s.api.ImportSeed(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
 	m.HandleFunc("POST /v1/verify", s.long(asked(func(ctx context.Context, q VerifyRequest) (any, error) {
 		return s.api.Verify(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))

@@ -81,6 +81,8 @@ const (
 	PeerProtocol    Code = "AI-E0506"
 	SiteKey         Code = "AI-E0507"
 	TokenTrouble    Code = "AI-E0508"
+	SeedTrouble     Code = "AI-E0509"
+	SeedLate        Code = "AI-E0510"
 
 	TapTrouble    Code = "AI-E0601"
 	ImageTrouble  Code = "AI-E0602"
