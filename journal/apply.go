@@ -10,6 +10,11 @@ import (
 	"github.com/zeebo/blake3"
 )
 
+// flushSegments is after how many segments the index is flushed: it bounds what an
+// opening reads again. More often, and the small tables of fast writers are written
+// over and over.
+const flushSegments = 4
+
 // staleIndexName is the file that says that the index must be built anew.
 const staleIndexName = "index.damaged"
 
@@ -195,7 +200,11 @@ func (j *Journal) apply(ws []*written) (err error) {
 	if err := b.Commit(pebble.NoSync); err != nil {
 		return err
 	}
-	if rolled { // bounds what an opening reads again
+	if rolled {
+		j.rolled++
+	}
+	if j.rolled >= flushSegments {
+		j.rolled = 0
 		if _, err := j.db.AsyncFlush(); err != nil {
 			return err
 		}

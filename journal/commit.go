@@ -12,16 +12,17 @@ import (
 
 // commit is the records of one frame, from the first Record to the reply.
 type commit struct {
-	ordinal uint32  // of the epoch
-	sealer  *sealer // of its sealed records; nil: it has none
-	recs    []*record
-	first   Seq
-	bytes   int64 // of payloads, and room for each record
-	meta    int   // bytes of the encoded records
-	data    bool  // some record is refused when the disk is full
-	payload area
-	done    chan struct{}
-	err     error // set before done is closed
+	ordinal  uint32  // of the epoch
+	sealer   *sealer // of its sealed records; nil: it has none
+	recs     []*record
+	first    Seq
+	bytes    int64 // of payloads, and room for each record
+	meta     int   // bytes of the encoded records
+	data     bool  // some record is refused when the disk is full
+	payloads int   // records that have one
+	payload  area
+	done     chan struct{}
+	err      error // set before done is closed
 }
 
 func (c *commit) last() Seq { return c.first + Seq(len(c.recs)) - 1 }
@@ -105,7 +106,7 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 	}
 	size := int64(len(r.data)) + recordRoom
 	meta := r.encodedBytes()
-	if c == nil || !c.payload.fits(r) || c.ordinal != ordinal || c.sealer != j.sealer || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > groupBytes) || (c.meta > 0 && c.meta+meta > targetMeta) {
+	if c == nil || !c.payload.fits(r) || c.ordinal != ordinal || c.sealer != j.sealer || len(c.recs) >= 1024 || (c.bytes > 0 && c.bytes+size > groupBytes) || (len(r.data) > 0 && c.payloads >= groupRecords) || (c.meta > 0 && c.meta+meta > targetMeta) {
 		c = &commit{ordinal: ordinal, sealer: j.sealer, first: j.next, done: make(chan struct{})}
 		c.payload.epoch = j.branches[ordinal-1].ID
 		j.queue = append(j.queue, c)
@@ -113,6 +114,9 @@ func (j *Journal) addLocked(r *record) pendingRecord {
 	c.payload.placeLocked(r)
 	c.recs, c.bytes, c.meta = append(c.recs, r), c.bytes+size, c.meta+meta
 	c.data = c.data || r.kind.hasExtent()
+	if len(r.data) > 0 {
+		c.payloads++
+	}
 	p := pendingRecord{c, j.next}
 	j.rewrites.note(r, j.next)
 	j.next++
@@ -174,15 +178,20 @@ const gatherFor = 100 * time.Microsecond
 
 // gather takes the next commit, once no record came between two turns of everybody
 // else who can run: whoever was answered together then shares the next frame. With
-// one writer it takes the record that is there.
+// one writer it takes the record that is there. With some frames under way it takes
+// full ones only: who lands wakes the committer again.
 func (j *Journal) gather() *commit {
 	var begun time.Time
 	for last := Seq(0); ; {
 		j.mu.Lock()
 		n, next := len(j.queue), j.next
-		full := n > 1 || n == 1 && j.queue[0].bytes >= groupBytes
+		full := n > 1 || n == 1 && j.queue[0].full()
+		many := j.aloft >= fewFlights
 		j.mu.Unlock()
-		if n == 0 || full || next == last {
+		if n == 0 || many && !full {
+			return nil
+		}
+		if full || next == last {
 			return j.take()
 		}
 		if begun.IsZero() {

@@ -68,8 +68,8 @@
 // Frames follow from there on.
 //
 // Opening (recover.go) loads how far the index has come and replays the segments
-// from the last place known durable: it costs what was written since the last
-// segment, not the history. The newest segment is synced first: what a dead process
+// from the last place known durable: it costs what was written in the last few
+// segments, not the history. The newest segment is synced first: what a dead process
 // left in the page cache counts as durable only then. An invalid frame ends the log
 // unless a later segment, or a later frame of a reign of this site, proves that more
 // had been durable, or whole received frames stand further behind than such are ever
@@ -91,7 +91,7 @@
 // 10 KiB (Pebble's list of files), per epoch by 250 bytes, where it is sealed by 1 KiB for its key; what is
 // written takes a MiB for the newest records of its cells. The index on disk takes 17 to
 // 30 bytes a record. What an opening after a kill reads again is what was
-// written since the last segment or two, whatever the history (slopes_test.go).
+// written in the last few segments (flushSegments), whatever the history (slopes_test.go).
 // Folded history takes 64 bytes a kept point. A fold or merge holds one MiB of a volume
 // with its versions, 32 bytes a separate stretch of volume that changed, and 32 bytes a
 // MiB of the run; its input stays on disk until the run has replaced it.

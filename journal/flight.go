@@ -10,7 +10,7 @@ import (
 // one is written and flushed the next is formed and handed over, so that neither the
 // device nor the writers wait for each other.
 //
-//	commitLoop: gather ─► launch: write begun ─► flights, at most maxFlights
+//	commitLoop: gather ─► launch: write begun ─► flights: at most fewFlights, of full frames maxFlights
 //	landLoop:   the oldest flight is durable ─► it counts as written, and is answered
 //
 // A frame that landed is durable, and so is all before it: they land in the order of
@@ -27,8 +27,18 @@ import (
 // segment, a refusal, the end of Run. One that fails is the end of the journal; those
 // behind it land unanswered, for their memory is the kernel's until then.
 
-// maxFlights bounds the frames under way to the disk.
-const maxFlights = 3
+// Frames that are under way together are best neither many and small, for each costs a
+// flush and the way through the kernel, nor few and large: then all land at once, and
+// the disk waits while their writers come back.
+const (
+	maxFlights   = 7        // frames under way to the disk
+	fewFlights   = 3        // with so many, another one waits until it is full
+	groupBytes   = 21 << 14 // of payloads, with room for each record, that make a frame full
+	groupRecords = 24       // with payload, that do
+)
+
+// full reports that nothing is gained by waiting for more.
+func (c *commit) full() bool { return c.bytes >= groupBytes || c.payloads >= groupRecords }
 
 // flight is a frame under way to the disk.
 type flight struct {
@@ -144,5 +154,9 @@ func (j *Journal) touchDown(f *flight) {
 	j.mu.Lock()
 	j.aloft--
 	j.landed.Broadcast()
+	waiting := len(j.queue) > 0
 	j.mu.Unlock()
+	if waiting { // for fewer flights, perhaps
+		j.wakeCommitter()
+	}
 }

@@ -92,8 +92,9 @@ type Journal struct {
 	indexed  Seq        // newest record that reads see
 	levels   map[uint32]uint16
 	recent   recent  // chain values of the newest frame ends
-	through  through // owned by finishLoop while Run runs, as is entries
+	through  through // owned by finishLoop while Run runs, as are entries and rolled
 	entries  entryMaker
+	rolled   int       // segments ended since the index was flushed
 	headTime time.Time // of written
 	torn     bool      // the opening cut off half a frame
 	damages  []Damage  // that scrubs found and nothing mended

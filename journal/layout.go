@@ -13,9 +13,8 @@ import "sync"
 // offset agrees with its volume's. A frame whose payloads would take a page less
 // right behind its records is small, and is moved together.
 const (
-	groupBytes = 17 << 16  // of payloads: two frames are under way at once, each long enough
-	metaRoom   = 128 << 10 // for header and records; a frame with more is copied
-	areaBytes  = 2<<20 - metaRoom
+	metaRoom   = 64 << 10 // for header and records; a frame with more is copied
+	areaBytes  = 512<<10 - metaRoom
 	smallFrame = 16 << 10  // of payloads: worth moving to save a page
 	frameTail  = pageBytes // an image ends with its last page
 )

@@ -162,7 +162,7 @@ func TestSlopes(t *testing.T) {
 		if f.peak > maxPeak {
 			t.Errorf("%d records took %d bytes of heap while they were written", f.records, f.peak)
 		}
-		if f.reread > 4*slopeSegment+2*targetFrame {
+		if f.reread > (flushSegments+2)*slopeSegment+2*targetFrame {
 			t.Errorf("of %d bytes an opening after a kill read %d again", f.written, f.reread)
 		}
 	}
