@@ -76,6 +76,13 @@ type Identity struct {
 // Pin is what peers write into their configuration.
 func (id *Identity) Pin() Pin { return id.pin }
 
+// Public is the key itself.
+func (id *Identity) Public() ed25519.PublicKey { return id.key.Public().(ed25519.PublicKey) }
+
+// Sign signs message, which begins with a word of its own for every use; TLS 1.3 puts
+// 64 spaces before what it signs with the same key.
+func (id *Identity) Sign(message []byte) []byte { return ed25519.Sign(id.key, message) }
+
 // NewIdentity draws a key that is kept nowhere.
 func NewIdentity() (*Identity, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)

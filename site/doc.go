@@ -25,6 +25,7 @@
 //     A drill (drill.go) starts the same machine isolated over a scratch view and takes
 //     it away; what an earlier life left of one goes before anything else (sweepDrills).
 //     A runbook's run (runs.go) is package runbook's engine over these (steps.go);
+//     Their reports are entered into a signed ledger (evidence.go);
 //  6. keepUp thins the history on its schedule (maintain.go), with what peers, disks,
 //     marks and failovers need of the past as references (references.go); a failover
 //     ends it, so that its point cannot go between plan and promotion.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/recovery/evidence"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -300,5 +301,5 @@ func (l *life) drillReport(q control.DrillRequest, d *drill, rto time.Duration, 
 		Operator: q.Operator, Steps: d.times, Began: d.began, RTOSeconds: rto.Seconds()}
 	r := recovery.NewReport(o, l.site.o.Now())
 	r.Title, r.Checks = "Drill of "+l.cfg.Name, checks
-	return l.writeReport(r, fmt.Sprintf("%s-%s-drill-%s", l.cfg.Tenant, l.cfg.Name, d.began.UTC().Format("20060102-150405.000")))
+	return l.site.writeReport(r, evidence.Drill, l.cfg.Ref(), fmt.Sprintf("%s-%s-drill-%s", l.cfg.Tenant, l.cfg.Name, d.began.UTC().Format("20060102-150405.000")))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/recovery/evidence"
 	"github.com/novacron/afterimage/recovery/runbook"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/fault"
@@ -114,6 +115,14 @@ var codes = []struct {
 	{runbook.ErrAsked, fault.RunAsks},
 	{runbook.ErrAnswer, fault.Usage},
 	{runbook.ErrNotSo, fault.RunHalted},
+	{evidence.ErrTampered, fault.EvidenceTampered},
+	{evidence.ErrShortened, fault.EvidenceShortened},
+	{evidence.ErrUnanchored, fault.EvidenceUnanchored},
+	{evidence.ErrLedger, fault.EvidenceLedger},
+	{evidence.ErrSignature, fault.EvidenceLedger},
+	{evidence.ErrStranger, fault.EvidenceStranger},
+	{evidence.ErrNoReport, fault.ReportUnknown},
+	{evidence.ErrBundle, fault.EvidenceLedger},
 	{nbd.ErrUnknownExport, fault.ViewUnknown},
 	{syscall.EADDRINUSE, fault.ListenTrouble},
 	{context.Canceled, fault.Interrupted},

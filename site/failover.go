@@ -2,17 +2,15 @@ package site
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/recovery/evidence"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -226,19 +224,7 @@ func (l *life) announce(ctx context.Context, e journal.Epoch) error {
 
 // report writes the evidence of a failover below the data directory.
 func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
-	return l.writeReport(recovery.NewReport(o, l.site.o.Now()), fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
-}
-
-func (l *life) writeReport(r recovery.Report, base string) (string, error) {
-	dir := filepath.Join(l.site.cfg.Data, "reports")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
-	}
-	files, err := r.WriteFiles(dir, base)
-	if err != nil || len(files) == 0 {
-		return "", errors.Join(errors.New("no report"), err)
-	}
-	return files[0], nil
+	return l.site.writeReport(recovery.NewReport(o, l.site.o.Now()), evidence.Failover, l.cfg.Ref(), fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
 }
 
 // outcomeOf is an outcome as it is told.

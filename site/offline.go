@@ -227,3 +227,23 @@ func (r *reached) Runs(ctx context.Context) ([]control.RunbookRun, error) {
 func (r *reached) RunDetail(ctx context.Context, id string) (control.RunbookRun, error) {
 	return either(func() (control.RunbookRun, error) { return r.site.RunDetail(ctx, id) }, func() (control.RunbookRun, error) { return r.daemon.RunDetail(ctx, id) })
 }
+
+func (r *reached) Reports(ctx context.Context) ([]control.Report, error) {
+	return either(func() ([]control.Report, error) { return r.site.Reports(ctx) }, func() ([]control.Report, error) { return r.daemon.Reports(ctx) })
+}
+
+func (r *reached) ExportReport(ctx context.Context, q control.ReportRequest) (control.ReportFile, error) {
+	return either(func() (control.ReportFile, error) { return r.site.ExportReport(ctx, q) }, func() (control.ReportFile, error) { return r.daemon.ExportReport(ctx, q) })
+}
+
+func (r *reached) LedgerHead(ctx context.Context) (control.Token, error) {
+	return either(func() (control.Token, error) { return r.site.LedgerHead(ctx) }, func() (control.Token, error) { return r.daemon.LedgerHead(ctx) })
+}
+
+func (r *reached) VouchLedger(ctx context.Context, q control.TokenRequest) (control.Token, error) {
+	return either(func() (control.Token, error) { return r.site.VouchLedger(ctx, q) }, func() (control.Token, error) { return r.daemon.VouchLedger(ctx, q) })
+}
+
+func (r *reached) KeepAnchor(ctx context.Context, q control.TokenRequest) (control.Token, error) {
+	return either(func() (control.Token, error) { return r.site.KeepAnchor(ctx, q) }, func() (control.Token, error) { return r.daemon.KeepAnchor(ctx, q) })
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery/evidence"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -50,18 +51,20 @@ func (o Options) withDefaults() Options {
 // Site is one end of the product: its groups, its peers and its face. It
 // implements control.API. All methods are safe for concurrent use.
 type Site struct {
-	cfg      *config.Config
-	o        Options
-	identity *replicator.Identity
-	lock     *os.File // nil: this site only reads (offline)
-	groups   []*group // as configured
-	repl     *replicator.Replicator
-	pairs    *pairing
-	disks    *nbd.Server // exports of volumes that this site serves
-	peers    *peerBook
-	meters   *meters
-	watchdog *watchdog // nil: no group wants one
-	leftover []string  // of drills of earlier lives that could not be taken away
+	cfg       *config.Config
+	o         Options
+	identity  *replicator.Identity
+	lock      *os.File // nil: this site only reads (offline)
+	groups    []*group // as configured
+	repl      *replicator.Replicator
+	pairs     *pairing
+	disks     *nbd.Server // exports of volumes that this site serves
+	peers     *peerBook
+	meters    *meters
+	watchdog  *watchdog // nil: no group wants one
+	ledger    *evidence.Ledger
+	ledgerErr error    // why there is none
+	leftover  []string // of drills of earlier lives that could not be taken away
 
 	mu     sync.Mutex // guards all below
 	since  time.Time  // of Run
@@ -104,6 +107,7 @@ func (s *Site) prepare() error {
 	if s.identity, err = identify(s.cfg); err != nil {
 		return err
 	}
+	s.openLedger()
 	s.sweepDrills()
 	if err := s.sweepSockets(); err != nil {
 		return err

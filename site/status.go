@@ -89,6 +89,10 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	if lost, unknown, err := l.j.SiteLogLoss(); err == nil && unknown {
 		line.Notices = append(line.Notices, siteLogNotice(lost))
 	}
+	if s.ledgerErr != nil {
+		f := fault.Of(explain("open the ledger of reports", s.ledgerErr))
+		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(f.Code), Text: f.Why, Hint: f.Advice()})
+	}
 	for _, text := range s.leftover {
 		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(fault.DrillLeft), Text: "left-over " + text, Hint: "End the process, remove the directory; the daemon tries again when it starts"})
 	}

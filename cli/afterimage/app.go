@@ -105,7 +105,7 @@ func newApp(w *world) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		w.demoCommand(), w.daemonCommand(), w.configCommand(), w.statusCommand(), w.groupCommand(), w.peerCommand(),
-		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.runbookCommand(), w.verifyCommand(), w.doctorCommand(), w.benchCommand(), w.explainCommand(), w.watchdogCommand(),
+		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.runbookCommand(), w.reportCommand(), w.verifyCommand(), w.doctorCommand(), w.benchCommand(), w.explainCommand(), w.watchdogCommand(),
 	}
 	sayNoDefaults(app.Flags)
 	walk(app.Commands, nil, func(path []string, c *cli.Command) {

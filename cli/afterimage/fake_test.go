@@ -354,3 +354,24 @@ func (f *fake) Runs(context.Context) ([]control.RunbookRun, error) {
 }
 
 func (f *fake) RunDetail(context.Context, string) (control.RunbookRun, error) { return booked, f.err }
+
+func (f *fake) Reports(context.Context) ([]control.Report, error) {
+	return []control.Report{{N: 1, Name: "default-web-drill-1", Kind: "drill", Group: "default/web", Time: at(-86400), Held: true, RTO: 0.8, Anchored: true},
+		{N: 2, Name: "default-web-epoch-4", Kind: "failover", Group: "default/web", Time: at(-60), RTO: 1.5}}, f.err
+}
+
+func (f *fake) ExportReport(_ context.Context, q control.ReportRequest) (control.ReportFile, error) {
+	return control.ReportFile{Name: q.Name, File: []byte("{}")}, f.err
+}
+
+func (f *fake) LedgerHead(context.Context) (control.Token, error) {
+	return control.Token{Token: "aihead1-AAAA", Site: "a", Entries: 2}, f.err
+}
+
+func (f *fake) VouchLedger(context.Context, control.TokenRequest) (control.Token, error) {
+	return control.Token{Token: "aianchor1-AAAA", Site: "b", Entries: 7}, f.err
+}
+
+func (f *fake) KeepAnchor(_ context.Context, q control.TokenRequest) (control.Token, error) {
+	return control.Token{Token: q.Token, Site: "b", Entries: 2}, f.err
+}

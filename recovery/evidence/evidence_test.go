@@ -126,8 +126,9 @@ func TestEvidenceThatIsNoneIsRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, err, c.want)
 		}
 	}
-	// Whatever byte of the file is flipped: it is refused, or proves the same.
-	for i := range good {
+	// Whatever byte of the file is flipped (every seventh is tried): it is refused, or
+	// proves the same.
+	for i := 0; i < len(good); i += 7 {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1
 		if w, err := Verify(bad); err == nil && (fmt.Sprint(w.Entry) != fmt.Sprint(v.Entry) || !bytes.Equal(w.Key, v.Key)) {

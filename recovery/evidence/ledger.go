@@ -247,3 +247,16 @@ func (l *Ledger) Bundle(name string, report []byte) ([]byte, error) {
 	}
 	return json.Marshal(b)
 }
+
+// Anchored is the last entry that another site has vouched for; 0: none.
+func (l *Ledger) Anchored() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	most := uint64(0)
+	for _, a := range l.anchors {
+		if _, h, err := readAnchor(a, l.signer.Public()); err == nil {
+			most = max(most, h.N)
+		}
+	}
+	return most
+}

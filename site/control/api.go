@@ -52,6 +52,14 @@ type API interface {
 	// TestFailover rehearses it: the machine is started isolated, over scratch disks,
 	// and taken away again.
 	TestFailover(ctx context.Context, q DrillRequest, progress func(Progress)) (Drilled, error)
+	// Reports lists the site's evidence, ExportReport gives one file that proves a report.
+	Reports(ctx context.Context) ([]Report, error)
+	ExportReport(ctx context.Context, q ReportRequest) (ReportFile, error)
+	// LedgerHead signs where the ledger of reports ends, VouchLedger keeps and signs
+	// that of a peer, KeepAnchor takes a peer's word for this site's.
+	LedgerHead(ctx context.Context) (Token, error)
+	VouchLedger(ctx context.Context, q TokenRequest) (Token, error)
+	KeepAnchor(ctx context.Context, q TokenRequest) (Token, error)
 	// CheckRunbook judges a file, PlanRunbook says what a run of it would do and lose.
 	CheckRunbook(ctx context.Context, q RunbookRequest) (RunbookPlan, error)
 	PlanRunbook(ctx context.Context, q RunbookRequest) (RunbookPlan, error)

@@ -298,3 +298,28 @@ func (c *Client) Runs(ctx context.Context) (rs []RunbookRun, err error) {
 func (c *Client) RunDetail(ctx context.Context, id string) (r RunbookRun, err error) {
 	return r, c.call(ctx, http.MethodPost, "/v1/run", RunRequest{Run: id}, &r)
 }
+
+// Reports implements API.
+func (c *Client) Reports(ctx context.Context) (rs []Report, err error) {
+	return rs, c.call(ctx, http.MethodGet, "/v1/reports", nil, &rs)
+}
+
+// ExportReport implements API.
+func (c *Client) ExportReport(ctx context.Context, q ReportRequest) (f ReportFile, err error) {
+	return f, c.call(ctx, http.MethodPost, "/v1/report", q, &f)
+}
+
+// LedgerHead implements API.
+func (c *Client) LedgerHead(ctx context.Context) (t Token, err error) {
+	return t, c.call(ctx, http.MethodGet, "/v1/ledger/head", nil, &t)
+}
+
+// VouchLedger implements API.
+func (c *Client) VouchLedger(ctx context.Context, q TokenRequest) (t Token, err error) {
+	return t, c.call(ctx, http.MethodPost, "/v1/ledger/vouch", q, &t)
+}
+
+// KeepAnchor implements API.
+func (c *Client) KeepAnchor(ctx context.Context, q TokenRequest) (t Token, err error) {
+	return t, c.call(ctx, http.MethodPost, "/v1/ledger/keep", q, &t)
+}

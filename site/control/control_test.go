@@ -143,6 +143,18 @@ func (e *echo) RunDetail(_ context.Context, id string) (RunbookRun, error) {
 	return RunbookRun{Run: id}, e.err
 }
 
+func (e *echo) Reports(context.Context) ([]Report, error) { return []Report{{Name: "x"}}, e.err }
+func (e *echo) ExportReport(_ context.Context, q ReportRequest) (ReportFile, error) {
+	return ReportFile{Name: q.Name, File: []byte("f")}, e.err
+}
+func (e *echo) LedgerHead(context.Context) (Token, error) { return Token{Token: "h"}, e.err }
+func (e *echo) VouchLedger(_ context.Context, q TokenRequest) (Token, error) {
+	return Token{Token: q.Token, Site: "vouched"}, e.err
+}
+func (e *echo) KeepAnchor(_ context.Context, q TokenRequest) (Token, error) {
+	return Token{Token: q.Token, Site: "kept"}, e.err
+}
+
 // start serves api and returns a client and the socket's path.
 func start(t *testing.T, api API) (*Client, string) {
 	t.Helper()
@@ -229,6 +241,11 @@ func every(c API) map[string]func() (any, error) {
 			r, err := c.TestFailover(ctx, DrillRequest{Group: "web", At: "#3"}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
+		"Reports":      func() (any, error) { return c.Reports(ctx) },
+		"ExportReport": func() (any, error) { return c.ExportReport(ctx, ReportRequest{"r"}) },
+		"LedgerHead":   func() (any, error) { return c.LedgerHead(ctx) },
+		"VouchLedger":  func() (any, error) { return c.VouchLedger(ctx, TokenRequest{"t"}) },
+		"KeepAnchor":   func() (any, error) { return c.KeepAnchor(ctx, TokenRequest{"t"}) },
 		"CheckRunbook": func() (any, error) { return c.CheckRunbook(ctx, RunbookRequest{File: "x.yml"}) },
 		"PlanRunbook":  func() (any, error) { return c.PlanRunbook(ctx, RunbookRequest{Text: []byte("x: y"), Mode: "test"}) },
 		"RunRunbook": func() (any, error) {

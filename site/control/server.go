@@ -107,6 +107,11 @@ func (s *Server) routes() http.Handler {
 	m.HandleFunc("POST /v1/restore", s.long(asked(func(ctx context.Context, q RestoreRequest) (any, error) {
 		return s.api.Restore(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
+	get("/v1/reports", func(ctx context.Context, _ *http.Request) (any, error) { return s.api.Reports(ctx) })
+	get("/v1/ledger/head", func(ctx context.Context, _ *http.Request) (any, error) { return s.api.LedgerHead(ctx) })
+	post("/v1/report", asked(func(ctx context.Context, q ReportRequest) (any, error) { return s.api.ExportReport(ctx, q) }))
+	post("/v1/ledger/vouch", asked(func(ctx context.Context, q TokenRequest) (any, error) { return s.api.VouchLedger(ctx, q) }))
+	post("/v1/ledger/keep", asked(func(ctx context.Context, q TokenRequest) (any, error) { return s.api.KeepAnchor(ctx, q) }))
 	post("/v1/runbook/check", asked(func(ctx context.Context, q RunbookRequest) (any, error) { return s.api.CheckRunbook(ctx, q) }))
 	post("/v1/runbook/plan", asked(func(ctx context.Context, q RunbookRequest) (any, error) { return s.api.PlanRunbook(ctx, q) }))
 	get("/v1/runs", func(ctx context.Context, _ *http.Request) (any, error) { return s.api.Runs(ctx) })

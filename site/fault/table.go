@@ -114,6 +114,13 @@ const (
 	RunHalted      Code = "AI-E0812"
 	RunAsks        Code = "AI-E0813"
 	RunDamaged     Code = "AI-E0814"
+
+	EvidenceTampered   Code = "AI-E0901"
+	EvidenceLedger     Code = "AI-E0902"
+	EvidenceShortened  Code = "AI-E0903"
+	EvidenceUnanchored Code = "AI-E0904"
+	EvidenceStranger   Code = "AI-E0905"
+	ReportUnknown      Code = "AI-E0906"
 )
 
 // Entry explains one code.

@@ -1,0 +1,240 @@
+package site
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/recovery/evidence"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+func (s *Site) reportsDir() string { return filepath.Join(s.cfg.Data, "reports") }
+
+// openLedger reads the ledger. One that is refused does not keep the site from its
+// work: nothing is added to it, and every status says so.
+func (s *Site) openLedger() {
+	s.ledger, s.ledgerErr = evidence.Open(filepath.Join(s.cfg.Data, "ledger"), s.cfg.Site, s.identity)
+	if s.ledgerErr != nil {
+		s.o.Log.Error("the ledger of reports is refused", "err", s.ledgerErr)
+	}
+}
+
+// ledgerFor is the ledger, or why there is none.
+func (s *Site) ledgerFor(what string) (*evidence.Ledger, error) {
+	switch {
+	case !s.running():
+		return nil, fault.New(fault.NeedsDaemon, what, "the ledger is the daemon's")
+	case s.ledgerErr != nil:
+		return nil, explain(what, s.ledgerErr)
+	}
+	return s.ledger, nil
+}
+
+// writeReport writes a report's files and enters them into the ledger.
+func (s *Site) writeReport(r recovery.Report, kind, group, base string) (string, error) {
+	if err := os.MkdirAll(s.reportsDir(), 0o700); err != nil {
+		return "", err
+	}
+	files, err := r.WriteFiles(s.reportsDir(), base)
+	if err != nil {
+		return "", err
+	}
+	var sums [2]string
+	for i := range sums {
+		b, err := os.ReadFile(files[i])
+		if err != nil {
+			return files[0], err
+		}
+		sums[i] = evidence.HashOf(b)
+	}
+	l, err := s.ledgerFor("enter report " + base)
+	if err != nil {
+		return files[0], err
+	}
+	e := evidence.Entry{Kind: kind, Group: group, Name: base, Page: sums[0], Report: sums[1], Held: r.Outcome.Failed == "", RTOSeconds: r.Outcome.RTOSeconds, Steps: map[string]float64{}}
+	for _, c := range r.Checks {
+		e.Held = e.Held && c.Held
+	}
+	for _, t := range r.Outcome.Steps {
+		e.Steps[string(t.Name)] = t.Seconds
+	}
+	_, err = l.Append(e, s.o.Now())
+	return files[0], err
+}
+
+// Reports implements control.API.
+func (s *Site) Reports(context.Context) ([]control.Report, error) {
+	l, err := s.ledgerFor("list reports")
+	if err != nil {
+		return nil, err
+	}
+	out := []control.Report{}
+	anchored := l.Anchored()
+	for _, e := range l.Entries() {
+		out = append(out, reportOf(e, e.N <= anchored))
+	}
+	return out, nil
+}
+
+func reportOf(e evidence.Entry, anchored bool) control.Report {
+	return control.Report{N: e.N, Name: e.Name, Kind: e.Kind, Group: e.Group, Time: e.Time, Held: e.Held, RTO: e.RTOSeconds, Steps: e.Steps, Anchored: anchored}
+}
+
+// ExportReport implements control.API.
+func (s *Site) ExportReport(_ context.Context, q control.ReportRequest) (control.ReportFile, error) {
+	what := "export report " + q.Name
+	l, err := s.ledgerFor(what)
+	if err != nil {
+		return control.ReportFile{}, err
+	}
+	if !filepath.IsLocal(q.Name) || filepath.Base(q.Name) != q.Name {
+		return control.ReportFile{}, explain(what, evidence.ErrNoReport)
+	}
+	b, err := os.ReadFile(filepath.Join(s.reportsDir(), q.Name+".json"))
+	if os.IsNotExist(err) {
+		err = evidence.ErrNoReport
+	}
+	if err == nil {
+		b, err = l.Bundle(q.Name, b)
+	}
+	return control.ReportFile{Name: q.Name, File: b}, explain(what, err)
+}
+
+// Words before tokens.
+const (
+	headToken   = "aihead1-"
+	anchorToken = "aianchor1-"
+)
+
+func tokenOf(word string, s evidence.Signed) string {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // our own struct of bytes
+	}
+	return word + base64.RawURLEncoding.EncodeToString(b)
+}
+
+func readToken(what, word, token string) (s evidence.Signed, err error) {
+	text, ok := strings.CutPrefix(strings.TrimSpace(token), word)
+	if ok {
+		var b []byte
+		if b, err = base64.RawURLEncoding.DecodeString(text); err == nil {
+			err = json.Unmarshal(b, &s)
+		}
+	}
+	if !ok || err != nil {
+		return s, fault.New(fault.Usage, what, "what was given is not a token that begins with %s", word).Advise("Copy the whole line.")
+	}
+	return s, nil
+}
+
+// LedgerHead implements control.API.
+func (s *Site) LedgerHead(context.Context) (control.Token, error) {
+	what := "sign the ledger's head"
+	l, err := s.ledgerFor(what)
+	if err != nil {
+		return control.Token{}, err
+	}
+	h, err := l.Head(s.o.Now())
+	if err != nil {
+		return control.Token{}, explain(what, err)
+	}
+	return control.Token{Token: tokenOf(headToken, h), Site: s.cfg.Site, Entries: uint64(len(l.Entries()))}, nil
+}
+
+// VouchLedger implements control.API.
+func (s *Site) VouchLedger(_ context.Context, q control.TokenRequest) (control.Token, error) {
+	what := "vouch for another site's ledger"
+	l, err := s.ledgerFor(what)
+	if err != nil {
+		return control.Token{}, err
+	}
+	h, err := readToken(what, headToken, q.Token)
+	if err != nil {
+		return control.Token{}, err
+	}
+	if !s.knows(h.Key) {
+		return control.Token{}, fault.New(fault.PeerPin, what, "it is signed by %s, which is no peer of this site", pinOf(h.Key))
+	}
+	a, err := l.Vouch(h, s.o.Now())
+	if err != nil {
+		return control.Token{}, explain(what, err)
+	}
+	var head evidence.Head
+	if err := json.Unmarshal(h.Body, &head); err != nil {
+		return control.Token{}, explain(what, err)
+	}
+	return control.Token{Token: tokenOf(anchorToken, a), Site: head.Site, Entries: head.N}, nil
+}
+
+// KeepAnchor implements control.API.
+func (s *Site) KeepAnchor(_ context.Context, q control.TokenRequest) (control.Token, error) {
+	what := "keep an anchor"
+	l, err := s.ledgerFor(what)
+	if err != nil {
+		return control.Token{}, err
+	}
+	a, err := readToken(what, anchorToken, q.Token)
+	if err != nil {
+		return control.Token{}, err
+	}
+	if !s.knows(a.Key) {
+		return control.Token{}, fault.New(fault.PeerPin, what, "it is signed by %s, which is no peer of this site", pinOf(a.Key))
+	}
+	anchor, err := l.Keep(a)
+	if err != nil {
+		return control.Token{}, explain(what, err)
+	}
+	return control.Token{Token: q.Token, Site: anchor.Site, Entries: l.Anchored()}, nil
+}
+
+// knows reports whether key is that of a peer.
+func (s *Site) knows(key []byte) bool {
+	pin := pinOf(key)
+	for _, p := range s.cfg.Peers {
+		if known, err := replicator.ParsePin(s.pairs.of(p).Pin); err == nil && known.String() == pin {
+			return true
+		}
+	}
+	return false
+}
+
+// pinOf is a public key as peers write it.
+func pinOf(key []byte) string {
+	spki, err := x509.MarshalPKIXPublicKey(ed25519.PublicKey(key))
+	if err != nil {
+		return "no key"
+	}
+	return replicator.Pin(sha256.Sum256(spki)).String()
+}
+
+// VerifyReport judges a file that ExportReport made, alone and offline. pin, if it is
+// given, is that of the site whose ledger it must be.
+func VerifyReport(file []byte, pin string) (control.ReportVerdict, error) {
+	const what = "verify the report"
+	v, err := evidence.Verify(file)
+	if err != nil {
+		return control.ReportVerdict{}, explain(what, err)
+	}
+	out := control.ReportVerdict{Report: reportOf(v.Entry, true), Site: v.Entry.Site, Pin: pinOf(v.Key), Entries: v.Entries, By: v.Anchor.Site, ByPin: pinOf(v.By), Anchored: v.Anchor.Time}
+	if pin != "" {
+		want, err := replicator.ParsePin(pin)
+		if err != nil {
+			return out, fault.Wrap(fault.Usage, what, err)
+		}
+		if want.String() != out.Pin {
+			return out, fault.New(fault.EvidenceStranger, what, "it is signed by %s, not %s", out.Pin, want)
+		}
+	}
+	return out, nil
+}
