@@ -48,8 +48,8 @@ type Seed struct {
 	Bytes    int64 `json:",omitempty"` // of the file; known once it is made or read
 }
 
-// ExportSeed writes a seed that leads to the durable end of the history. about names
-// the group and the site.
+// ExportSeed writes a seed that leads to the end of the history, once that is durable.
+// about names the group and the site.
 func (j *Journal) ExportSeed(ctx context.Context, w io.Writer, about Seed) (Seed, error) {
 	s, err := j.exportSeed(ctx, w, about)
 	if err != nil {
@@ -59,6 +59,11 @@ func (j *Journal) ExportSeed(ctx context.Context, w io.Writer, about Seed) (Seed
 }
 
 func (j *Journal) exportSeed(ctx context.Context, w io.Writer, s Seed) (Seed, error) {
+	if h := j.Head(); !h.IsZero() { // all that was written until now
+		if err := j.WaitDurable(ctx, h.Position); err != nil {
+			return s, err
+		}
+	}
 	d, err := j.OpenDelta(ctx, Position{}, true)
 	if err != nil {
 		return s, err
