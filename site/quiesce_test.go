@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -128,6 +130,39 @@ func TestHookIsCutOff(t *testing.T) {
 	if err := hook(g, nil, 0, "m")(ctx); err != nil {
 		t.Errorf("no program: %v", err)
 	}
+}
+
+// Marks of a schedule are application marks, come without being asked for, and a hook
+// that fails costs one of them.
+func TestScheduledMarks(t *testing.T) {
+	w := newWorld(t)
+	once := filepath.Join(w.dir, "once")
+	c := w.configure("a", fmt.Sprintf(`groups:
+- name: web
+  role: primary
+  quiesce: {every: 1s, before: [/bin/mkdir, %q]}
+  volumes: [{name: root, size: 1MiB, embedded: {image: %q}}]
+`, once, filepath.Join(w.dir, "root.img")))
+	r := w.run(c)
+	marks := func() (n int) {
+		ps, err := r.Points(context.Background(), control.PointsQuery{Group: "web"})
+		if err != nil {
+			return 0 // it is being opened
+		}
+		for _, p := range ps.Marks {
+			if m := p.Marks[0]; !m.App || !strings.HasPrefix(m.Name, "app-") {
+				t.Errorf("mark %+v", m)
+			}
+			n++
+		}
+		return n
+	}
+	await(t, "a mark is set", func() bool { return marks() == 1 })
+	// The directory is there now, and the hook fails until it has gone again.
+	if err := os.Remove(once); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "another mark is set", func() bool { return marks() == 2 })
 }
 
 // Without an agent there is no application mark, and nothing stays frozen.

@@ -121,6 +121,10 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 			})
 		}
 	}
+	g.Go(func() error {
+		l.scheduleMarks(running)
+		return nil
+	})
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
 		g.Go(func() error {

@@ -17,6 +17,7 @@ type Quiesce struct {
 	After   []string `yaml:"after,omitempty"`
 	Timeout Duration `yaml:"timeout,omitempty"` // of each program; default 30s
 	Frozen  Duration `yaml:"frozen,omitempty"`  // longest time from freeze to thaw; default 5s
+	Every   Duration `yaml:"every,omitempty"`   // between marks that are set without being asked for; none: never
 }
 
 // Defaults of Quiesce.
@@ -43,6 +44,9 @@ func (s *shape) quiesce(path string, g Group) {
 		if len(argv) > 0 && !filepath.IsAbs(argv[0]) {
 			s.wrong(path+"."+name, fmt.Sprintf("%q is not an absolute path", argv[0]), "name the program from / on: no shell and no PATH are asked")
 		}
+	}
+	if q.Every != 0 && (time.Duration(q.Every) < time.Second || time.Duration(q.Every) > 7*24*time.Hour) {
+		s.wrong(path+".every", fmt.Sprintf("marks every %s are not possible", time.Duration(q.Every)), "between 1s and 7 days")
 	}
 	if q.Agent != "" && g.QEMU == nil {
 		s.wrong(path+".agent", "only a machine of qemu: has an agent's socket", "remove agent:; a domain's agent is reached through libvirt")
