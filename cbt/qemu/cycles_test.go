@@ -179,7 +179,8 @@ func TestCyclesAreOfOneInstant(t *testing.T) {
 	}
 	stats := tr.opts.Cut.Stats()
 	t.Logf("seed %d: %d points after %d writes, %d refused", judge.h.seed, points, len(judge.h.ops), stats.Refused)
-	if uint64(points) != stats.Points || judge.done != len(judge.h.ops) {
+	// A cycle that was closed while the tracker ended may be told of to nobody.
+	if told := uint64(points); told < stats.Points || told > stats.Points+1 || judge.done != len(judge.h.ops) {
 		t.Errorf("%d points in the log, %d were told; they reach to write %d of %d", points, stats.Points, judge.done, len(judge.h.ops))
 	}
 	w.checkImages()

@@ -82,6 +82,7 @@ func TestPromise3BreaksOfADomainUnderLoad(t *testing.T) {
 		x.stamps(20)
 		stall := x.stalls.take()
 		x.quiet()
+		x.awaitState(control.StateSynced)
 		x.newestIsDisk(b.name)
 		before, now := x.spans()
 		// A machine that is too busy can make the tap let go once more, which is
