@@ -9,6 +9,7 @@ import (
 // jittered down by up to half so that many peers do not call at once.
 type backoff struct {
 	first, limit time.Duration
+	draw         func(n int64) int64 // below n; nil: by chance
 	attempt      int
 }
 
@@ -22,6 +23,9 @@ func (b *backoff) next() time.Duration {
 		d = b.limit
 	}
 	b.attempt++
+	if b.draw != nil {
+		return d/2 + time.Duration(b.draw(int64(d/2+1)))
+	}
 	return d/2 + rand.N(d/2+1)
 }
 

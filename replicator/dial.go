@@ -12,7 +12,7 @@ import (
 func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
 	h := &reach{carriers: by, p: p, c: dialTLS(r.cert, p.Name, p.pins())}
 	defer h.drop()
-	wait := backoff{first: r.o.RetryFirst, limit: r.o.RetryLimit}
+	wait := r.backoff(p.Name)
 	for {
 		refreshed := r.refreshSignal()
 		if len(r.groupsFor(p.Name)) == 0 {

@@ -83,13 +83,16 @@ func (in *inbound) judge() (Replica, error) {
 	if verr != nil {
 		return replica, verr
 	}
-	if v.conflict {
+	if v.conflict && !in.r.faults.forkUnchecked {
 		return replica, newConflict(in.peer.Name, in.tenant, in.group, in.id, v, ours, in.theirs)
 	}
 	if primary {
 		return replica, err
 	}
 	from := resumeAt(v.relation.Common, replica.Head().Durable)
+	if in.r.faults.cursorUnbound {
+		from = replica.Head().Durable
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.appended, in.durable = from, from
@@ -266,6 +269,9 @@ func (in *inbound) ackLoop(ctx context.Context, replica Replica, from journal.Po
 		in.mu.Lock()
 		durable, heard, p := in.durable, in.heard, in.progress
 		in.mu.Unlock()
+		if in.r.faults.ackUnseen {
+			durable.Position = p.snapshot().Head
+		}
 		if p.stored(durable) {
 			in.r.o.Events.Durable(in.peer.Name, Inbound, in.tenant, in.group, durable)
 		}

@@ -65,7 +65,7 @@ func (p *progress) begin(from journal.Cursor) {
 func (p *progress) sampled(at int64, head journal.Head, branches func() []journal.Branch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if head.Epoch != p.lag.Head.Epoch {
+	if head.Epoch != p.lag.Head.Epoch && !p.faults.keepLeft {
 		p.fork(head, branches())
 	}
 	p.lag.Head, p.bytes = head.Position, head.Bytes

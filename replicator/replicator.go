@@ -28,6 +28,7 @@ type Replicator struct {
 	clock    lifeClock
 	instance cbt.ID
 	faults   faults
+	draws    func(what string) func(n int64) int64 // of a backoff; a simulation's seed says it
 
 	mu        sync.Mutex // guards all below
 	peers     []*peer    // as configured
@@ -54,6 +55,10 @@ type faults struct {
 	anyOrder        bool // hand on pieces in whatever order they came
 	noPacking       bool // know nothing of packed frames
 	staleBlocks     bool // take for a referenced block whatever lies in its place
+	ackUnseen       bool // acknowledge what the source says it has
+	forkUnchecked   bool // stream over a fork, and into a reign
+	cursorUnbound   bool // go on where the replica says, whatever the histories have in common
+	keepLeft        bool // count what the replica holds of a branch that the source has left
 }
 
 type outKey struct {
@@ -89,6 +94,15 @@ func New(o Options) (*Replicator, error) {
 		r.peers = append(r.peers, r.newPeer(p))
 	}
 	return r, nil
+}
+
+// backoff is the one of what is tried again and again.
+func (r *Replicator) backoff(what string) backoff {
+	b := backoff{first: r.o.RetryFirst, limit: r.o.RetryLimit}
+	if r.draws != nil {
+		b.draw = r.draws(what)
+	}
+	return b
 }
 
 // Run replicates until ctx ends, then returns nil; it returns an error when it

@@ -121,7 +121,7 @@ func (s *sender) manage(ctx context.Context) error {
 
 // replicate opens and streams g again and again until ctx ends.
 func (s *sender) replicate(ctx context.Context, g *outgroup) {
-	wait := backoff{first: s.r.o.RetryFirst, limit: s.r.o.RetryLimit}
+	wait := s.r.backoff(s.peer.Name + "/" + g.Name)
 	reported := "" // the conflict already told of over this connection
 	for {
 		refreshed := s.r.refreshSignal()

@@ -32,7 +32,7 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	yes := reply.(*accept)
 	theirs := site{yes.branches, yes.head}
 	v, err := sourceVerdict(ours, theirs)
-	if err == nil && v.conflict {
+	if err == nil && v.conflict && !s.r.faults.forkUnchecked {
 		err = s.conflict(g, v, ours, theirs)
 	}
 	if err != nil {
@@ -40,6 +40,9 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 		return false, err
 	}
 	from := resumeAt(v.relation.Common, yes.durable)
+	if s.r.faults.cursorUnbound {
+		from = yes.durable
+	}
 	g.progress.begin(from)
 	o.mu.Lock()
 	o.flowing, o.sent = true, from.Seq

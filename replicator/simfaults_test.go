@@ -1,0 +1,40 @@
+package replicator
+
+import (
+	"testing"
+
+	"github.com/novacron/afterimage/testbed/scale"
+)
+
+// Each of these mistakes is found by some seed, and by one that comes soon: what a seed
+// does not determine may let the first of them miss it.
+func TestSimulationFindsPlantedFaults(t *testing.T) {
+	for _, c := range []struct {
+		mistake string
+		plant   faults
+		from    uint64 // the seed to begin with: one that is known to find it
+	}{
+		{"acknowledge before durable at the replica", faults{ackEarly: true}, 6},
+		{"acknowledge what the source says it has", faults{ackUnseen: true}, 1},
+		{"stream over a fork, and into a reign", faults{forkUnchecked: true}, 1},
+		{"go on where the replica says", faults{cursorUnbound: true}, 1},
+		{"count what is held of a branch that was left", faults{keepLeft: true}, 12},
+		{"hand on pieces in whatever order they came", faults{anyOrder: true}, 0},
+		{"lag from the source's clock alone", faults{sourceClockOnly: true}, 1},
+	} {
+		t.Run(c.mistake, func(t *testing.T) {
+			const most = 200
+			for i := range uint64(most) {
+				if r := simulate(t, c.from+i, c.plant); r.err != nil {
+					t.Logf("found by %v", r.err)
+					if r := simulate(t, c.from+i, faults{}); r.err != nil {
+						t.Fatalf("without the fault: %v", r.err)
+					}
+					scale.Counted(t, "replicator-planted-faults", 1, 1)
+					return
+				}
+			}
+			t.Errorf("not found in %d worlds", most)
+		})
+	}
+}
