@@ -29,7 +29,9 @@ func (s *Site) PlanFailover(ctx context.Context, q control.FailoverRequest) (con
 		return c.plan, nil
 	}
 	plan, err := l.plan(ctx, q)
-	return planOf(plan), explain("plan a failover of "+q.Group, err)
+	told := planOf(plan)
+	told.Expected = expectedSeconds(l.cfg.Ref(), s.measured())
+	return told, explain("plan a failover of "+q.Group, err)
 }
 
 // forFailover gives the life that a failover works on.

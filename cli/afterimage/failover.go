@@ -98,6 +98,9 @@ func (p *printer) planScreen(plan control.Plan) string {
 	if plan.Machine != "" {
 		line("machine", "%s", plan.Machine)
 	}
+	if plan.Expected != nil {
+		line("expected", "%s, by drills and failovers at this site", seconds(*plan.Expected))
+	}
 	if len(plan.Loss.Volumes) > 0 {
 		t := p.newTable("VOLUME", "WRITES GIVEN UP", "BYTES")
 		for _, v := range plan.Loss.Volumes {

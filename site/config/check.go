@@ -123,6 +123,7 @@ func (s *shape) group(path string, c *Config, g Group) {
 		}
 	}
 	s.history(path, g)
+	s.objectives(path, g)
 	s.keyOf(path, c, g)
 	if g.Role == Primary && len(g.Volumes) == 0 {
 		s.absent(path+".volumes", "a primary captures at least one volume")

@@ -86,6 +86,8 @@ type Group struct {
 	Capture     *Capture     `yaml:"capture,omitempty"` // of the machine; default per write
 	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"` // for application-consistent marks
 	Machine     *Machine     `yaml:"machine,omitempty"`
+	Objectives  *Objectives  `yaml:"objectives,omitempty"` // missed ones are told by status
+	Drill       *Drill       `yaml:"drill,omitempty"`      // overdue ones are told by status
 }
 
 // Ref is TENANT/NAME, the group's full name.

@@ -50,6 +50,7 @@ func (c *Config) complete(file string) {
 	for i := range c.Groups {
 		g := &c.Groups[i]
 		g.completeHistory()
+		g.completeObjectives()
 		orElse(&g.Tenant, DefaultTenant)
 		if g.Role == "" {
 			g.Role = Replica

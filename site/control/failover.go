@@ -30,6 +30,9 @@ type Plan struct {
 	// Refused says which check speaks against it; --force overrides.
 	Refused []string `json:"refused,omitempty"`
 	Digest  string   `json:"digest"`
+	// Expected is how long it takes by the newest drills and failovers here; absent:
+	// none was measured.
+	Expected *float64 `json:"expected_seconds,omitempty"`
 	// Resumes: the group was promoted here before and its machine does not run; only
 	// that is started. Epoch is the one that reigns, the loss what was told then.
 	Resumes bool `json:"resumes,omitempty"`
