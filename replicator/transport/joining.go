@@ -90,6 +90,8 @@ func keyOf(s tls.ConnectionState) [32]byte {
 
 // sessions are those that connections may join, at the listening end.
 type sessions[C any] struct {
+	anyKey bool // planted by a test: the key that a connection shows is not compared
+
 	mu sync.Mutex // guards of
 	of map[secret]session[C]
 }
@@ -119,7 +121,7 @@ func (l *sessions[C]) find(s secret, key [32]byte) (C, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	found, ok := l.of[s]
-	if !ok || found.key != key {
+	if !ok || found.key != key && !l.anyKey {
 		var none C
 		return none, ErrNoSession
 	}

@@ -125,7 +125,9 @@ func (t *TLS) welcome(raw net.Conn) {
 		err = t.begin(conn, raw)
 	}
 	if err != nil {
-		abort(raw)
+		_ = conn.SetDeadline(time.Now().Add(lingerLimit))                              // fails with the connection
+		_, _ = conn.Write(sign{signEnd, CodeNoSession, ErrNoSession.Error()}.encode()) // likewise
+		_ = conn.Close()                                                               // likewise
 	}
 }
 
