@@ -10,7 +10,7 @@ import (
 
 // dialLoop keeps a connection to p while there are groups for it.
 func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
-	h := &reach{carriers: by, p: p, c: dialTLS(r.cert, p.Name, p.pins())}
+	h := &reach{carriers: by, p: p, c: dialTLS(r.self().cert, p.Name, p.pins)}
 	defer h.drop()
 	wait := r.backoff(p.Name)
 	for {

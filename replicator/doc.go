@@ -47,7 +47,8 @@
 //
 // Keys come to be pinned by configuration, or by a token that one site makes and the
 // other presents (invite.go). SetPeers changes them while it runs: a peer that is
-// removed loses its sessions at once. What is sent is limited per peer and per group, by
+// removed loses its sessions at once. A site changes its own key while its sessions go on
+// (rotate.go). Sessions go over QUIC, or TLS over TCP (carriers.go). What is sent is limited per peer and per group, by
 // a timetable or a person (timetable.go, allowance.go).
 //
 // Goroutines, all under Run: one that samples heads, one that follows the timetables,

@@ -47,9 +47,10 @@ const (
 	answerBytes   = 24
 	maxQuestions  = 2 // under way over one connection; a frame each is in memory
 
-	featureFetch = uint64(1) << 0
-	featureCells = uint64(1) << 1
-	featureDelta = uint64(1) << 2 // offers of deltas are understood (delta.go)
+	featureFetch  = uint64(1) << 0
+	featureCells  = uint64(1) << 1
+	featureDelta  = uint64(1) << 2 // offers of deltas are understood (delta.go)
+	featureRotate = uint64(1) << 4 // next keys are understood (rotate.go)
 
 	kindFrame = 0
 	kindCells = 1
@@ -233,6 +234,7 @@ func (l *link) attend(ctx context.Context) error {
 	l.r.mu.Lock()
 	l.r.links = append(l.r.links, l)
 	l.r.mu.Unlock()
+	l.announce()
 	defer func() {
 		l.r.mu.Lock()
 		defer l.r.mu.Unlock()

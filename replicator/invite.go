@@ -238,7 +238,7 @@ func (r *Replicator) Join(ctx context.Context, i Invite, address string) error {
 func (r *Replicator) joinAt(ctx context.Context, by carriers, at string, i Invite, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	c := dialTLS(r.cert, i.Site, []Pin{i.Pin})
+	c := dialTLS(r.self().cert, i.Site, func() []Pin { return []Pin{i.Pin} })
 	c.NextProtos = []string{alpnJoin}
 	h := &reach{carriers: by, p: &peer{Peer: Peer{Address: at}}, c: c}
 	conn, err := h.dial(ctx)

@@ -78,6 +78,7 @@ func (l *link) greet(dialled bool) error {
 		return &RefusedError{Peer: l.peer.Name, Code: code, Text: text}
 	}
 	l.theirs, l.instance = theirs.compatible, theirs.instance
+	l.r.o.Seen(l.peer.Name, shownPin(l.conn.State()))
 	return l.control.SetDeadline(time.Time{})
 }
 
@@ -142,6 +143,10 @@ func (l *link) readLoop(ctx context.Context, handle func(context.Context, messag
 			}
 		case *bye:
 			return &RefusedError{Peer: l.peer.Name, Code: b.code, Text: b.text}
+		case *rotate:
+			l.announced(b)
+		case *rotated:
+			l.confirmed(b)
 		case *hello:
 			return fmt.Errorf("read control message: second Hello: %w", ErrProtocol)
 		default:
@@ -249,7 +254,7 @@ func (r *Replicator) explain(peer string, err error) error {
 		return &RefusedError{Peer: peer, Code: Code(closed.Code), Text: closed.Text}
 	}
 	if errors.Is(err, transport.ErrUntrusted) {
-		text := fmt.Sprintf("the peer does not accept this site's key; its configuration must name pin %s", r.o.Identity.Pin())
+		text := fmt.Sprintf("the peer does not accept this site's key; its configuration must name pin %s", r.self().pin)
 		return &RefusedError{Peer: peer, Code: CodeUnpinned, Text: text}
 	}
 	return err

@@ -64,6 +64,14 @@ type Options struct {
 	Inviting func() bool
 	Join     func(Joiner) error
 
+	// Successor pins a peer's next key beside the present one, durably, before it returns;
+	// SetPeers follows it. Confirmed tells that a peer has done so with the key that
+	// Announce told of. Seen tells by which key a peer showed itself, at every session's
+	// begin. See rotate.go. They may be called several at once.
+	Successor func(peer string, next Pin) error
+	Confirmed func(peer string, next Pin)
+	Seen      func(peer string, pin Pin)
+
 	HeartbeatInterval time.Duration // 250 ms
 	PingInterval      time.Duration // clock measurements; 1 s
 	IdleTimeout       time.Duration // a silent connection is dead; 10 s, keep-alives come thrice as often
@@ -100,6 +108,15 @@ func (o Options) withDefaults() Options {
 	if o.Inviting == nil || o.Join == nil {
 		o.Inviting = func() bool { return false }
 		o.Join = func(Joiner) error { return ErrInvite }
+	}
+	if o.Successor == nil {
+		o.Successor = func(string, Pin) error { return errors.New("this site follows no change of keys") }
+	}
+	if o.Confirmed == nil {
+		o.Confirmed = func(string, Pin) {}
+	}
+	if o.Seen == nil {
+		o.Seen = func(string, Pin) {}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

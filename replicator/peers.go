@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
-// peer is one that is configured. It does not change: other keys or another address
-// make another one, and end what ran with this.
+// peer is one that is configured. It does not change but for keys that it may show as
+// well: other keys or another address make another one, and end what ran with this.
 type peer struct {
 	Peer
+	known     atomic.Pointer[[]Pin] // all of its keys
 	allowance *allowance
 	ctx       context.Context // ends with ErrRevoked when it is configured no more
 	revoke    context.CancelCauseFunc
@@ -19,8 +21,14 @@ type peer struct {
 
 func (r *Replicator) newPeer(p Peer) *peer {
 	ctx, revoke := context.WithCancelCause(context.Background())
-	return &peer{Peer: p, allowance: newAllowance(r.o.Now, p.scheduled(), p.BurstBytes), ctx: ctx, revoke: revoke}
+	made := &peer{Peer: p, allowance: newAllowance(r.o.Now, p.scheduled(), p.BurstBytes), ctx: ctx, revoke: revoke}
+	pins := p.pins()
+	made.known.Store(&pins)
+	return made
 }
+
+// pins are those of the moment.
+func (p *peer) pins() []Pin { return *p.known.Load() }
 
 // pins are all keys by which p may show itself.
 func (p Peer) pins() []Pin {
@@ -30,9 +38,14 @@ func (p Peer) pins() []Pin {
 	return append([]Pin{p.Pin}, p.AlsoPins...)
 }
 
-// same reports that q is reached and known as p is.
-func (p Peer) same(q Peer) bool {
-	return p.Name == q.Name && p.Address == q.Address && p.Carrier == q.Carrier && p.MaxConnections == q.MaxConnections && slices.Equal(p.pins(), q.pins())
+// same reports that q is reached as p is, and known by all keys that p is.
+func (p *peer) same(q Peer) bool {
+	for _, pin := range p.pins() {
+		if !slices.Contains(q.pins(), pin) {
+			return false
+		}
+	}
+	return p.Name == q.Name && p.Address == q.Address && p.Carrier == q.Carrier && p.MaxConnections == q.MaxConnections
 }
 
 // checkPeers judges a set of peers of a site whose own pin is given.
@@ -67,7 +80,7 @@ func checkPeers(peers []Peer, own Pin) error {
 // SetPeers replaces the peers. Sessions with those that are gone, or whose keys or
 // address are others now, end at once; sessions with the others go on.
 func (r *Replicator) SetPeers(peers []Peer) error {
-	if err := checkPeers(peers, r.o.Identity.Pin()); err != nil {
+	if err := checkPeers(peers, r.self().pin); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
 	r.mu.Lock()
@@ -79,6 +92,8 @@ func (r *Replicator) SetPeers(peers []Peer) error {
 			now = append(now, r.newPeer(p))
 			continue
 		}
+		pins := p.pins()
+		r.peers[i].known.Store(&pins)
 		r.peers[i].allowance.schedule(p.scheduled(), r.o.Now())
 		now = append(now, r.peers[i])
 	}
@@ -150,3 +165,6 @@ func until(ctx context.Context, p *peer) (context.Context, func()) {
 
 // ErrRevoked: the peer is configured no more, or with other keys.
 var ErrRevoked = errors.New("the peer's keys are no longer accepted")
+
+// ErrRekeyed: this site shows another key from now on; sessions begin anew.
+var ErrRekeyed = errors.New("this site has another key now")

@@ -140,7 +140,7 @@ func TestSessionsAreNotResumed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := listenTLS(cert, func(Pin) bool { return true }, func() bool { return false }, func(*PinError) {})
+	c := listenTLS(func() tls.Certificate { return cert }, func(Pin) bool { return true }, func() bool { return false }, func(*PinError) {})
 	perConn, err := c.GetConfigForClient(&tls.ClientHelloInfo{Conn: noConn{}})
 	if err != nil {
 		t.Fatal(err)

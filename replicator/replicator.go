@@ -24,7 +24,7 @@ import (
 // methods are safe for concurrent use.
 type Replicator struct {
 	o        Options
-	cert     tls.Certificate
+	shown    atomic.Pointer[self]
 	clock    lifeClock
 	instance cbt.ID
 	faults   faults
@@ -41,6 +41,7 @@ type Replicator struct {
 	held      map[inKey]*heldBlocks         // of groups that come in
 	tables    uint64                        // the last number of such a table
 	misses    uint64                        // references that were not held, in all of them
+	successor Pin                           // that is announced
 	links     []*link                       // that questions can be asked over, the newest last
 
 	groupLimits map[journal.Identity]*allowance // of those that are sent
@@ -88,8 +89,9 @@ func New(o Options) (*Replicator, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Replicator{o: o, cert: cert, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
+	r := &Replicator{o: o, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
 		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, held: map[inKey]*heldBlocks{}, limited: make(chan struct{}, 1)}
+	r.shown.Store(&self{cert, o.Identity.Pin()})
 	for _, p := range o.Peers {
 		r.peers = append(r.peers, r.newPeer(p))
 	}
@@ -109,7 +111,7 @@ func (r *Replicator) backoff(what string) backoff {
 // cannot listen. It owns every goroutine of the package.
 func (r *Replicator) Run(ctx context.Context) error {
 	known := func(p Pin) bool { return r.peerByPin(p) != nil }
-	by, err := r.openCarriers(r.o.forTransport(listenTLS(r.cert, known, r.o.Inviting, r.unpinned)))
+	by, err := r.openCarriers(r.o.forTransport(listenTLS(func() tls.Certificate { return r.self().cert }, known, r.o.Inviting, r.unpinned)))
 	if err != nil {
 		return err
 	}

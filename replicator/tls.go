@@ -74,10 +74,11 @@ func baseTLS(cert tls.Certificate) *tls.Config {
 }
 
 // dialTLS trusts exactly the keys named want.
-func dialTLS(cert tls.Certificate, peer string, want []Pin) *tls.Config {
+func dialTLS(cert tls.Certificate, peer string, pins func() []Pin) *tls.Config {
 	c := baseTLS(cert)
 	c.InsecureSkipVerify = true // no names and no authorities here: the pin is checked instead
 	c.VerifyConnection = func(state tls.ConnectionState) error {
+		want := pins()
 		if seen := shownPin(state); seen.IsZero() || !slices.Contains(want, seen) {
 			return &PinError{Peer: peer, Expected: want, Seen: seen}
 		}
@@ -89,8 +90,8 @@ func dialTLS(cert tls.Certificate, peer string, want []Pin) *tls.Config {
 // listenTLS lets in the keys that known accepts and reports every other one.
 // While inviting, a caller that names alpnJoin may show any key: it is served by
 // receiveJoiner alone.
-func listenTLS(cert tls.Certificate, known func(Pin) bool, inviting func() bool, refused func(*PinError)) *tls.Config {
-	base := baseTLS(cert)
+func listenTLS(cert func() tls.Certificate, known func(Pin) bool, inviting func() bool, refused func(*PinError)) *tls.Config {
+	base := baseTLS(cert())
 	// A certificate is asked for, and its absence refused in VerifyConnection, so
 	// that a caller without one is reported like any other stranger.
 	base.ClientAuth = tls.RequestClientCert
@@ -108,6 +109,7 @@ func listenTLS(cert tls.Certificate, known func(Pin) bool, inviting func() bool,
 	base.VerifyConnection = verify(nil)
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c := base.Clone()
+		c.Certificates = []tls.Certificate{cert()}
 		c.GetConfigForClient = nil
 		if slices.Equal(hello.SupportedProtos, []string{alpnJoin}) && inviting() {
 			c.NextProtos = []string{alpnJoin}

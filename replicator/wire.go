@@ -54,7 +54,7 @@ const (
 	// Features are negotiated in Hello. Every incompatible bit that a peer sets
 	// must be known here; compatible ones are for information.
 	knownIncompatible = featurePieces
-	ourCompatible     = featureFetch | featureCells | featureDelta | featurePacked
+	ourCompatible     = featureFetch | featureCells | featureDelta | featurePacked | featureRotate
 )
 
 // featurePieces: what openings carry comes in pieces over any lane.
@@ -82,6 +82,8 @@ const (
 	typeJoined    messageType = 14
 	typeTaken     messageType = 15
 	typeTakes     messageType = 16
+	typeRotate    messageType = 17
+	typeRotated   messageType = 18
 )
 
 // envelope says what a message is about.
@@ -138,6 +140,10 @@ func newBody(t messageType) body {
 		return &taken{}
 	case typeTakes:
 		return &takes{}
+	case typeRotate:
+		return &rotate{}
+	case typeRotated:
+		return &rotated{}
 	}
 	return nil
 }

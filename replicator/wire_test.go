@@ -70,6 +70,8 @@ func everyMessage() []message {
 		{envelope{}, &joined{"a"}},
 		{about, &taken{1 << 33}},
 		{about, &takes{takesLZ4 | takesHeld, 9}},
+		{envelope{}, &rotate{Pin{1, 2}}},
+		{envelope{}, &rotated{Pin{1, 2}, CodeUnpinned, "of another peer"}},
 	}
 }
 

@@ -23,7 +23,11 @@ func (s *Site) reportsDir() string { return filepath.Join(s.cfg.Data, "reports")
 // openLedger reads the ledger. One that is refused does not keep the site from its
 // work: nothing is added to it, and every status says so.
 func (s *Site) openLedger() {
-	s.ledger, s.ledgerErr = evidence.Open(filepath.Join(s.cfg.Data, "ledger"), s.cfg.Site, s.identity)
+	signer, err := ledgerKey(s.cfg, s.self())
+	if err == nil {
+		s.ledger, err = evidence.Open(filepath.Join(s.cfg.Data, "ledger"), s.cfg.Site, signer)
+	}
+	s.ledgerErr = err
 	if s.ledgerErr != nil {
 		s.o.Log.Error("the ledger of reports is refused", "err", s.ledgerErr)
 	}
@@ -202,7 +206,7 @@ func (s *Site) KeepAnchor(_ context.Context, q control.TokenRequest) (control.To
 func (s *Site) knows(key []byte) bool {
 	pin := pinOf(key)
 	for _, p := range s.cfg.Peers {
-		if known, err := replicator.ParsePin(s.pairs.of(p).Pin); err == nil && known.String() == pin {
+		if samePin(s.pairs.of(p).Pin, pin) || s.pairs.formerly(p.Name, pin) {
 			return true
 		}
 	}

@@ -62,6 +62,9 @@ func identify(c *config.Config) (*replicator.Identity, error) {
 	return id, nil
 }
 
+// self is the key that a running site shows.
+func (s *Site) self() *replicator.Identity { return s.identity.Load() }
+
 // knownPin is Pin without drawing a key; empty where there is none yet.
 func knownPin(c *config.Config) string {
 	if _, err := os.Stat(c.Key); errors.Is(err, fs.ErrNotExist) {

@@ -143,6 +143,10 @@ func (r *reached) RemovePeer(ctx context.Context, q control.RemovePeerRequest) (
 	return either(func() (control.Joined, error) { return r.site.RemovePeer(ctx, q) }, func() (control.Joined, error) { return r.daemon.RemovePeer(ctx, q) })
 }
 
+func (r *reached) Rotate(ctx context.Context, q control.RotateRequest) (control.Rotation, error) {
+	return either(func() (control.Rotation, error) { return r.site.Rotate(ctx, q) }, func() (control.Rotation, error) { return r.daemon.Rotate(ctx, q) })
+}
+
 func (r *reached) Mark(ctx context.Context, q control.MarkRequest) (control.Point, error) {
 	return either(func() (control.Point, error) { return r.site.Mark(ctx, q) }, func() (control.Point, error) { return r.daemon.Mark(ctx, q) })
 }

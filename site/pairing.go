@@ -36,6 +36,10 @@ type pairing struct {
 type keptPairs struct {
 	Paired  map[string]pairedPeer `json:"paired"`
 	Revoked []string              `json:"revoked,omitempty"` // pins, of the configuration too
+	Next    map[string]string     `json:"next,omitempty"`    // pins that peers have announced, by peer
+	Former  map[string][]string   `json:"former,omitempty"`  // pins that peers had; good for their ledgers alone
+
+	Rotation *keptRotation `json:"rotation,omitempty"` // of this site's own key
 }
 
 type pairedPeer struct {
@@ -142,12 +146,14 @@ func (p *pairing) revoke(c config.Peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := p.kept.Paired[c.Name]
-	for _, pin := range []string{c.Pin, k.Pin} {
+	for _, pin := range []string{c.Pin, k.Pin, p.kept.Next[c.Name]} {
 		if pin != "" && !slices.Contains(p.kept.Revoked, pin) {
 			p.kept.Revoked = append(p.kept.Revoked, pin)
 		}
 	}
 	delete(p.kept.Paired, c.Name)
+	delete(p.kept.Next, c.Name)
+	delete(p.kept.Former, c.Name)
 	for h, i := range p.invites {
 		if i.Peer == c.Name {
 			delete(p.invites, h)
@@ -239,7 +245,7 @@ func (s *Site) Invite(_ context.Context, q control.InviteRequest) (control.Invit
 	if len(addresses) == 0 || s.cfg.Listen == "" {
 		return control.Invited{}, fault.New(fault.ConfigAbsent, what, "this site has no listen: address that could be called").Advise("Set listen:, or invite from the other site.")
 	}
-	i := replicator.NewInvite(s.cfg.Site, q.Peer, addresses, s.identity.Pin(), s.o.Now().Add(time.Duration(q.ForSeconds*float64(time.Second))))
+	i := replicator.NewInvite(s.cfg.Site, q.Peer, addresses, s.self().Pin(), s.o.Now().Add(time.Duration(q.ForSeconds*float64(time.Second))))
 	token, err := i.Token()
 	if err == nil {
 		err = s.pairs.invite(i)

@@ -82,7 +82,7 @@ func TestSitesPairByToken(t *testing.T) {
 	})
 	at := b.groupLine("web").Seq
 	a.write("web/root", 0x22, 0, 4096)
-	cb.Peers[0].Pin = a.identity.Pin().String() // a configuration does not bring it back
+	cb.Peers[0].Pin = a.self().Pin().String() // a configuration does not bring it back
 	b.stop()
 	b = w.run(cb)
 	listens(b)

@@ -25,9 +25,10 @@ const idleTimeout = 5 * time.Second
 
 // newReplicator wires the groups to the peers that have a pin.
 func (s *Site) newReplicator() (*replicator.Replicator, error) {
-	o := replicator.Options{Site: s.cfg.Site, Identity: s.identity, Listen: s.cfg.Listen, Groups: s.outbound, Receive: s.inbound,
+	o := replicator.Options{Site: s.cfg.Site, Identity: s.self(), Listen: s.cfg.Listen, Groups: s.outbound, Receive: s.inbound,
 		HeartbeatInterval: s.o.Heartbeat, IdleTimeout: idleTimeout, Now: s.o.Now, Log: s.o.Log.With("part", "replicator"), Events: s.replicatorEvents()}
 	o.Inviting, o.Join = s.pairs.inviting, s.joining
+	o.Successor, o.Confirmed, o.Seen = s.succeeded, s.nextKeyConfirmed, s.keySeen
 	var err error
 	if o.Peers, err = s.pairedPeers(); err != nil {
 		return nil, err
@@ -55,7 +56,11 @@ func (s *Site) pairedPeers() ([]replicator.Peer, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, Limits: limits, LimitBytesPerSecond: int64(p.Limit),
+		var also []replicator.Pin
+		if next := s.pairs.nextOf(p.Name); !next.IsZero() {
+			also = []replicator.Pin{next}
+		}
+		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, AlsoPins: also, Limits: limits, LimitBytesPerSecond: int64(p.Limit),
 			Carrier: carrier, MaxConnections: int(p.Connections)})
 	}
 	return out, nil

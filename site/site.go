@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,9 +54,10 @@ func (o Options) withDefaults() Options {
 type Site struct {
 	cfg       *config.Config
 	o         Options
-	identity  *replicator.Identity
-	lock      *os.File // nil: this site only reads (offline)
-	groups    []*group // as configured
+	identity  atomic.Pointer[replicator.Identity] // as it is shown now
+	switching sync.Mutex                          // one change of identity at a time
+	lock      *os.File                            // nil: this site only reads (offline)
+	groups    []*group                            // as configured
 	repl      *replicator.Replicator
 	pairs     *pairing
 	disks     *nbd.Server // exports of volumes that this site serves
@@ -103,10 +105,11 @@ func newSite(c *config.Config, o Options) *Site {
 
 // prepare makes what a running site needs beyond one that reads.
 func (s *Site) prepare() error {
-	var err error
-	if s.identity, err = identify(s.cfg); err != nil {
+	id, err := identify(s.cfg)
+	if err != nil {
 		return err
 	}
+	s.identity.Store(id)
 	s.openLedger()
 	s.sweepDrills()
 	if err := s.sweepSockets(); err != nil {
@@ -124,7 +127,7 @@ func (s *Site) prepare() error {
 	if s.repl, err = s.newReplicator(); err != nil {
 		return explain("set up replication", err)
 	}
-	return nil
+	return s.resumeRotation()
 }
 
 // sweepSockets makes the directories that sockets of this life lie in.
@@ -157,7 +160,7 @@ func (s *Site) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.since = s.o.Now()
 	s.mu.Unlock()
-	s.o.Log.Info("site starts", "site", s.cfg.Site, "pin", s.identity.Pin().String(), "data", s.cfg.Data, "control", s.cfg.Control, "groups", len(s.groups))
+	s.o.Log.Info("site starts", "site", s.cfg.Site, "pin", s.self().Pin().String(), "data", s.cfg.Data, "control", s.cfg.Control, "groups", len(s.groups))
 	// The groups outlive the site's face: what was asked of a disk is answered
 	// before its journal closes.
 	lives, stop := context.WithCancelCause(context.WithoutCancel(ctx))

@@ -22,7 +22,7 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 	st := control.Status{Site: s.cfg.Site, Daemon: control.NotRunning, Pin: knownPin(s.cfg), NBD: s.cfg.NBD, Metrics: s.cfg.Metrics, Listen: s.cfg.Listen,
 		Time: s.o.Now(), Groups: []control.Group{}, Peers: []control.Peer{}}
 	if s.running() {
-		st.Daemon, st.PID, st.Since, st.Pin = control.Running, os.Getpid(), since, s.identity.Pin().String()
+		st.Daemon, st.PID, st.Since, st.Pin = control.Running, os.Getpid(), since, s.self().Pin().String()
 		if addr != nil {
 			st.Listen = addr.String()
 		}

@@ -201,6 +201,10 @@ func (f *fake) RemovePeer(_ context.Context, q control.RemovePeerRequest) (contr
 	return control.Joined{Peer: q.Peer}, f.err
 }
 
+func (f *fake) Rotate(context.Context, control.RotateRequest) (control.Rotation, error) {
+	return control.Rotation{Pin: "sha256:YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE", Next: "sha256:YmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmI", Waiting: []string{"b"}}, f.err
+}
+
 func (f *fake) Mark(_ context.Context, q control.MarkRequest) (control.Point, error) {
 	return control.Point{Epoch: 3, Seq: 1201, Time: noon, Marks: []control.Mark{{Name: q.Name}}}, f.err
 }

@@ -26,6 +26,10 @@ func (w *world) pairVerbs() []*cli.Command {
 		verb("join", "pair this site with the one that made a token", "[TOKEN]",
 			"Pins that site's key here, and this site's there. Left out, the token is read from the standard input, where other users' ps does not show it.",
 			[]string{"afterimage peer join", "afterimage peer join aijoin1-AWEBYg"}, nil, w.peerJoin),
+		verb("rotate", "change this site's key", "",
+			"A next key is drawn; the peers are told of it over their sessions and accept both from then on. When all have said so, this site shows the next one alone, and a peer that has seen it drops the other. Peers that are away are waited for, over restarts too; again, it says for whom. With --now those must be paired anew.",
+			[]string{"afterimage peer rotate", "afterimage peer rotate --now --yes"},
+			[]cli.Flag{&cli.BoolFlag{Name: "now", Usage: "do not wait for peers that are away"}, &cli.BoolFlag{Name: "yes", Usage: "do not ask"}}, w.peerRotate),
 		verb("remove", "accept a peer's keys no more", "NAME",
 			"Its sessions end at once, and it is not let in again, whatever pin: the configuration has, until peer invite or peer join pairs it anew. What it holds stays there.",
 			[]string{"afterimage peer remove b --yes"},
@@ -71,6 +75,29 @@ func (w *world) peerJoin(c *cli.Context) error {
 		return err
 	}
 	return w.printer(c).data(j, func() string { return fmt.Sprintf("paired with %s, pin %s, at %s\n", j.Peer, j.Pin, orDash(j.Address)) })
+}
+
+func (w *world) peerRotate(c *cli.Context) error {
+	cfg, api, err := w.site(c)
+	if err != nil {
+		return err
+	}
+	p := w.printer(c)
+	if c.Bool("now") {
+		if err := p.confirm(c.Bool("yes"), cfg.Site, "lock out the peers that do not know the next key"); err != nil {
+			return err
+		}
+	}
+	r, err := api.Rotate(c.Context, control.RotateRequest{Now: c.Bool("now")})
+	if err != nil {
+		return err
+	}
+	return p.data(r, func() string {
+		if r.Next == "" {
+			return fmt.Sprintf("this site's pin is %s\n", r.Pin)
+		}
+		return fmt.Sprintf("this site's pin is %s, and will be %s once it is known at: %s\n", r.Pin, r.Next, strings.Join(r.Waiting, ", "))
+	})
 }
 
 func (w *world) peerRemove(c *cli.Context) error {

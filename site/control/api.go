@@ -39,6 +39,8 @@ type API interface {
 	Invite(ctx context.Context, q InviteRequest) (Invited, error)
 	Join(ctx context.Context, q JoinRequest) (Joined, error)
 	RemovePeer(ctx context.Context, q RemovePeerRequest) (Joined, error)
+	// Rotate begins to change this site's key, or says how far that has come.
+	Rotate(ctx context.Context, q RotateRequest) (Rotation, error)
 	// Serve opens a view as NBD exports and calls opened with it; then, with
 	// Lease, it blocks until ctx ends and closes the view.
 	Serve(ctx context.Context, q ServeRequest, opened func(View)) error

@@ -224,6 +224,11 @@ func (c *Client) RemovePeer(ctx context.Context, q RemovePeerRequest) (j Joined,
 	return j, c.call(ctx, http.MethodPost, "/v1/peer/remove", q, &j)
 }
 
+// Rotate implements API.
+func (c *Client) Rotate(ctx context.Context, q RotateRequest) (r Rotation, err error) {
+	return r, c.call(ctx, http.MethodPost, "/v1/peer/rotate", q, &r)
+}
+
 // Mark implements API.
 func (c *Client) Mark(ctx context.Context, q MarkRequest) (p Point, err error) {
 	return p, c.call(ctx, http.MethodPost, "/v1/mark", q, &p)

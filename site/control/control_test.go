@@ -78,6 +78,10 @@ func (e *echo) Invite(_ context.Context, q InviteRequest) (Invited, error) {
 func (e *echo) Join(_ context.Context, q JoinRequest) (Joined, error) {
 	return Joined{Peer: "a", Pin: q.Token}, e.err
 }
+func (e *echo) Rotate(_ context.Context, q RotateRequest) (Rotation, error) {
+	return Rotation{Pin: "p", Waiting: []string{}}, e.err
+}
+
 func (e *echo) RemovePeer(_ context.Context, q RemovePeerRequest) (Joined, error) {
 	return Joined{Peer: q.Peer}, e.err
 }
@@ -222,6 +226,7 @@ func every(c API) map[string]func() (any, error) {
 		"Limit":      func() (any, error) { return c.Limit(ctx, LimitRequest{"b", "", 5 << 20, 7200, false}) },
 		"Invite":     func() (any, error) { return c.Invite(ctx, InviteRequest{"b", []string{"x:1"}, 60}) },
 		"Join":       func() (any, error) { return c.Join(ctx, JoinRequest{"t"}) },
+		"Rotate":     func() (any, error) { return c.Rotate(ctx, RotateRequest{Now: true}) },
 		"RemovePeer": func() (any, error) { return c.RemovePeer(ctx, RemovePeerRequest{"b"}) },
 		"Mark":       func() (any, error) { return c.Mark(ctx, MarkRequest{"web", "x", true, true, "n"}) },
 		"Serve": func() (any, error) {

@@ -33,3 +33,16 @@ type Joined struct {
 	Pin     string `json:"pin"`
 	Address string `json:"address,omitempty"`
 }
+
+// RotateRequest changes this site's key. Now: whether or not all peers know the next one.
+type RotateRequest struct {
+	Now bool `json:"now,omitempty"`
+}
+
+// Rotation is how far a change of key has come; without Next none is under way.
+type Rotation struct {
+	Pin     string     `json:"pin"` // that is shown
+	Next    string     `json:"next,omitempty"`
+	Since   *time.Time `json:"since,omitempty"`
+	Waiting []string   `json:"waiting"` // peers that have not pinned it yet
+}

@@ -82,6 +82,7 @@ func (s *Server) routes() http.Handler {
 	post("/v1/limit", asked(func(ctx context.Context, q LimitRequest) (any, error) { return s.api.Limit(ctx, q) }))
 	post("/v1/peer/invite", asked(func(ctx context.Context, q InviteRequest) (any, error) { return s.api.Invite(ctx, q) }))
 	post("/v1/peer/join", asked(func(ctx context.Context, q JoinRequest) (any, error) { return s.api.Join(ctx, q) }))
+	post("/v1/peer/rotate", asked(func(ctx context.Context, q RotateRequest) (any, error) { return s.api.Rotate(ctx, q) }))
 	post("/v1/peer/remove", asked(func(ctx context.Context, q RemovePeerRequest) (any, error) { return s.api.RemovePeer(ctx, q) }))
 	post("/v1/mark", asked(func(ctx context.Context, q MarkRequest) (any, error) { return s.api.Mark(ctx, q) }))
 	post("/v1/pause", asked(func(ctx context.Context, q PauseRequest) (any, error) { return s.api.Pause(ctx, q) }))
