@@ -99,7 +99,7 @@ func guestMachine(t *testing.T, dir, orders string) Machine {
 		Name: "web", Binary: "qemu-system-x86_64", Dir: filepath.Join(dir, "m"), Disks: []MachineDisk{{"root", "disk0"}},
 		Args: []string{
 			"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc", "-accel", string(c.Accel), "-cpu", cpu, "-m", "256",
-			"-kernel", c.Image.Kernel, "-initrd", c.Image.Initrd, "-append", `console=ttyS0 panic=-1 quiet loglevel=1 afterimage="` + orders + `"`,
+			"-kernel", c.Image.Kernel, "-initrd", c.Image.Initrd, "-append", guest.KernelLine + ` quiet loglevel=1 afterimage="` + orders + `"`,
 			"-serial", "file:{serial}", "-device", "virtio-blk-pci,drive=disk0,serial=root",
 		},
 	}

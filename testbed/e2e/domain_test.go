@@ -74,7 +74,7 @@ func newProtected(t *testing.T, capture string) *protected {
 		t.Fatal(err)
 	}
 	x.xml = d.Path("guest.xml")
-	definition := d.Guest("web", kernel, initrd, "console=ttyS0 panic=-1 quiet loglevel=1", socket, x.images...)
+	definition := d.Guest("web", kernel, initrd, guest.KernelLine+" quiet loglevel=1", socket, x.images...)
 	if err := os.WriteFile(x.xml, []byte(definition), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -80,9 +80,13 @@ func Argv(c Config) ([]string, error) {
 	return append(argv, c.Extra...), nil
 }
 
-// commandLine is the kernel's: panic=-1 and -no-reboot turn a panic into QEMU's exit.
+// KernelLine is what every guest's kernel is told: panic=-1 and -no-reboot turn a panic
+// into QEMU's exit, and no_timer_check leaves out a test of the timer against a clock,
+// which panics when an emulated guest is not let run ("IO-APIC + timer doesn't work").
+const KernelLine = "console=ttyS0 panic=-1 no_timer_check"
+
 func (c Config) commandLine() string {
-	line := "console=ttyS0 panic=-1 "
+	line := KernelLine + " "
 	if !c.KernelLog {
 		line += "quiet loglevel=1 "
 	}

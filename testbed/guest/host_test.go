@@ -63,7 +63,7 @@ func TestArgvNamesEveryKindOfDisk(t *testing.T) {
 		`{"driver":"raw","file":{"driver":"nbd","export":"d","reconnect-delay":300,"server":{"host":"127.0.0.1","port":"9","type":"inet"}},"node-name":"disk3"}`,
 		`virtio-blk-pci,drive=disk3,serial=disk3,werror=stop,rerror=stop`,
 		`unix:/tmp/a,,b/qmp1.sock,server=on,wait=off`,
-		`console=ttyS0 panic=-1 quiet loglevel=1 afterimage="stamp rate=5;wait"`,
+		`console=ttyS0 panic=-1 no_timer_check quiet loglevel=1 afterimage="stamp rate=5;wait"`,
 	} {
 		if !slices.Contains(argv, want) {
 			t.Errorf("%s is not in\n%s", want, strings.Join(argv, "\n"))
