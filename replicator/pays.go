@@ -15,11 +15,12 @@ const (
 const (
 	// packRest: packing takes at most one part in 1+packRest of the time.
 	packRest = 3
-	// fastLink is a link on which packing is slower than sending: 8 ns a byte, 1 Gbit/s.
-	fastLink = 8 * time.Nanosecond
+	// fastLink is a link on which the processor has enough to do with sending, 500 Mbit/s:
+	// without any link between them both ends of one machine took 10 ns a byte.
+	fastLink = 16 * time.Nanosecond
 	// slowLink is one on which looking for every block in a table, which costs both ends
-	// a nanosecond a byte even where it finds nothing, is as good as free: 400 Mbit/s.
-	slowLink = 20 * time.Nanosecond
+	// a nanosecond a byte even where it finds nothing, is as good as free: 250 Mbit/s.
+	slowLink = 32 * time.Nanosecond
 	// economyWindow is how much is remembered, and half of it forgotten then.
 	economyWindow = 200 * time.Millisecond
 )
