@@ -36,7 +36,7 @@ import (
 //
 //	AFTERIMAGE_SEED=N go test -count=1 -run 'TestSimulation$' ./replicator
 func TestSimulation(t *testing.T) {
-	const name, simulations, shards = "replicator-simulations", 1000, 2
+	const shards = 2
 	if s := os.Getenv("AFTERIMAGE_SEED"); s != "" {
 		seed, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
@@ -47,7 +47,7 @@ func TestSimulation(t *testing.T) {
 		}
 		return
 	}
-	n := scale.Long(simulations)
+	n := scale.Long(1000)
 	t.Run("all", func(t *testing.T) {
 		for shard := range shards {
 			t.Run(strconv.Itoa(shard), func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestSimulation(t *testing.T) {
 		}
 	})
 	if !t.Failed() {
-		scale.Counted(t, name, n, simulations)
+		scale.Counted(t, "replicator-simulations", n, 1000)
 	}
 }
 
