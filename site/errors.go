@@ -70,6 +70,7 @@ var codes = []struct {
 	{replicator.ErrTimetable, fault.ConfigValue},
 	{replicator.ErrUnknownPeer, fault.PeerUnknown},
 	{replicator.ErrRevoked, fault.PeerPin},
+	{replicator.ErrRekeyed, fault.PeerUnreachable}, // for the moment until sessions begin anew
 	{replicator.ErrInviteExpired, fault.TokenTrouble},
 	{replicator.ErrInvite, fault.TokenTrouble},
 	{replicator.ErrToken, fault.TokenTrouble},
