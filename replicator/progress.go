@@ -17,8 +17,9 @@ type progress struct {
 	mu     sync.Mutex // guards all below
 	lag    Lag        // without what snapshot computes
 	ledger ledger
-	bytes  int64     // of the source's newest sample
-	safe   time.Time // replica: newest proven moment, our clock
+	left   map[journal.EpochID]journal.Seq // source: how far its history goes along with each earlier epoch
+	bytes  int64                           // of the source's newest sample
+	safe   time.Time                       // replica: newest proven moment, our clock
 	offset offset
 	moved  time.Time // when frames or acknowledgements last advanced
 }
@@ -54,6 +55,7 @@ func (p *progress) begin(from journal.Cursor) {
 	p.enter(StateStreaming, nil)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	from = p.onBranch(from)
 	if from.Seq < p.lag.Durable.Seq {
 		p.ledger.void()
 		p.safe = time.Time{}
@@ -75,24 +77,43 @@ func (p *progress) sampled(at int64, head journal.Head, branches func() []journa
 // fork takes back what the replica holds of a branch that the source has left.
 func (p *progress) fork(head journal.Head, branches []journal.Branch) {
 	lineage, err := journal.LineageOf(branches, head.Epoch)
+	p.left = make(map[journal.EpochID]journal.Seq)
+	for _, b := range branches {
+		p.left[b.ID] = 0
+	}
+	for _, i := range lineage {
+		p.left[i.Epoch] = i.Last
+	}
+	delete(p.left, head.Epoch)
 	if err == nil && (p.lag.Durable.Seq == 0 || lineage.Holds(p.lag.Durable.Position)) {
 		return
 	}
-	held := journal.Cursor{}
-	for _, i := range lineage {
-		if i.Epoch == p.lag.Durable.Epoch {
-			held.Position = journal.Position{Epoch: i.Epoch, Seq: i.Last}
-		}
-	}
-	p.lag.Durable = held
+	p.lag.Durable = p.onBranch(p.lag.Durable)
 	p.ledger.void()
 }
 
+// onBranch is what of c the source's own history holds: c itself, or where that left
+// the branch which c is of. It went back after it asked for c.
+func (p *progress) onBranch(c journal.Cursor) journal.Cursor {
+	last, earlier := p.left[c.Epoch]
+	if !earlier || c.Seq <= last || p.faults.keepLeft {
+		return c
+	}
+	if last == 0 {
+		return journal.Cursor{}
+	}
+	return journal.Cursor{Position: journal.Position{Epoch: c.Epoch, Seq: last}}
+}
+
 // acked tells the source what is durable at the replica and the newest heartbeat
-// that it heard. It reports whether the cursor advanced.
+// that it heard. It reports whether the cursor advanced. What was said before the
+// source went back, and comes after, tells of a branch that is left.
 func (p *progress) acked(durable journal.Cursor, heard int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.onBranch(durable) != durable {
+		return false
+	}
 	advanced := durable.Position != p.lag.Durable.Position
 	if advanced {
 		p.lag.Durable, p.moved = durable, p.clock.now()
