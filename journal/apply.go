@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -93,8 +94,18 @@ func (l pebbleLog) Fatalf(format string, args ...any) {
 	panic("journal index: " + fmt.Sprintf(format, args...))
 }
 
+// lingerFor is how long finishLoop looks away after a batch of few frames. Woken with
+// every frame of a lone writer, it costs that writer the wake-up of another processor
+// on the way to each reply.
+const lingerFor = 200 * time.Microsecond
+
+// fewFrames are fewer than come together while many write.
+const fewFrames = 2
+
 // finishLoop chains and indexes frames in order, behind the replies.
 func (j *Journal) finishLoop(drained <-chan struct{}) error {
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
 		var ws []*written
 		select {
@@ -123,6 +134,13 @@ func (j *Journal) finishLoop(drained <-chan struct{}) error {
 			err = j.fail(fmt.Errorf("index frames: %w", err))
 			go j.discard(drained) // writers must not wait for an index that is gone
 			return err
+		}
+		if len(ws) <= fewFrames && j.toDevice.Load() {
+			rest.Reset(lingerFor)
+			select {
+			case <-rest.C:
+			case <-drained:
+			}
 		}
 	}
 }

@@ -273,10 +273,10 @@ func (j *Journal) writeCommit(c *commit) error {
 		j.wakeSyncer()
 		return nil
 	}
-	handed := !j.syncMu.TryLock()
+	handed := !j.syncing.tryLock()
 	if handed { // nobody else's sync holds up the index
 		j.finish <- w
-		j.syncMu.Lock()
+		j.syncing.lock()
 	}
 	f, err := j.flush()
 	if !handed {
@@ -287,7 +287,7 @@ func (j *Journal) writeCommit(c *commit) error {
 	} else {
 		j.answer(f)
 	}
-	j.syncMu.Unlock()
+	j.syncing.unlock()
 	return nil
 }
 

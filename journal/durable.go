@@ -32,9 +32,9 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 		case <-drained:
 			last = true
 		}
-		j.syncMu.Lock()
+		j.syncing.lock()
 		err := j.syncOnce()
-		j.syncMu.Unlock()
+		j.syncing.unlock()
 		if err != nil {
 			return j.fail(err)
 		}
@@ -44,7 +44,7 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 	}
 }
 
-// syncOnce makes durable what is written, and answers it. syncMu is held.
+// syncOnce makes durable what is written, and answers it. syncing is held.
 func (j *Journal) syncOnce() error {
 	f, err := j.flush()
 	if err == nil {
@@ -59,7 +59,7 @@ type flushed struct {
 	epochs int
 }
 
-// flush syncs the segment, as of the call. syncMu is held.
+// flush syncs the segment, as of the call. syncing is held.
 func (j *Journal) flush() (flushed, error) {
 	j.mu.Lock()
 	u, f := j.unsynced, flushed{j.written, len(j.branches)}

@@ -102,9 +102,9 @@ func (j *Journal) landLoop(drained <-chan struct{}) error {
 	for {
 		select {
 		case f := <-j.flights:
-			j.syncMu.Lock()
+			j.syncing.lock()
 			err := j.comeDown(f)
-			j.syncMu.Unlock()
+			j.syncing.unlock()
 			if err != nil && failed == nil {
 				failed = j.fail(err)
 			}
@@ -115,7 +115,7 @@ func (j *Journal) landLoop(drained <-chan struct{}) error {
 	}
 }
 
-// comeDown makes f durable. syncMu is held.
+// comeDown makes f durable. syncing is held.
 func (j *Journal) comeDown(f *flight) error {
 	var err error
 	if f.deep != nil {

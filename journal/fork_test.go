@@ -23,12 +23,12 @@ func TestForkKeepsTheTailItLeaves(t *testing.T) {
 		left = Position{wr.epoch.ID, put(t, wr, v, 0, bytes.Repeat([]byte{2}, 4096))}
 	}
 	must(t, wr.WaitDurable(soon(t)))
-	j.syncMu.Lock() // the index is on the disk before the new epoch is
+	j.syncing.lock() // the index is on the disk before the new epoch is
 	flushed := make(chan error, 1)
 	go func() {
 		err := j.waitFor(soon(t), func() bool { return len(j.branches) == 2 && j.indexed > fork.Seq })
 		flushed <- errors.Join(err, j.db.Flush())
-		j.syncMu.Unlock()
+		j.syncing.unlock()
 	}()
 	_, err := j.BeginEpoch(soon(t), "b", fork, 0)
 	must(t, errors.Join(err, <-flushed))

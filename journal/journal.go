@@ -47,10 +47,12 @@ type Journal struct {
 	maintaining sync.Mutex // held by the one Maintain at a time
 	pinning     sync.Mutex // held while pins change
 
-	syncMu sync.Mutex // held by whoever syncs a segment
-	fileMu sync.Mutex // held by whoever writes a frame; guards out and newest
-	out    output
-	newest FramePlace
+	syncing patientLock // held by whoever syncs a segment
+	fileMu  sync.Mutex  // held by whoever writes a frame; guards out and newest
+	out     output
+	newest  FramePlace
+
+	toDevice atomic.Bool // frames go past the page cache to a device
 
 	decoded   atomic.Int64 // records of the catalogue read: what look-ups cost
 	scrubbing sync.Mutex   // held by the one scrub or repair
@@ -142,6 +144,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		live:     make(map[cbt.VolumeID]bool),
 		names:    make(map[uint32]cbt.VolumeID),
 		restate:  make(chan struct{}, 1),
+		syncing:  newPatientLock(),
 		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64), flights: make(chan *flight, maxFlights),
 	}
 	j.landed.L = &j.mu

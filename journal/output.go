@@ -77,6 +77,7 @@ func (j *Journal) passCache(past bool) {
 	}
 	if j.out.direct, j.out.deep = past, false; past {
 		j.out.deep = direct(j.out.file) && j.out.ready && passes(j.o.FS, j.out.file)
+		j.toDevice.Store(j.out.deep)
 	} else {
 		buffered(j.out.file)
 	}
