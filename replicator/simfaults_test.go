@@ -23,6 +23,9 @@ func TestSimulationFindsPlantedFaults(t *testing.T) {
 		{"lag from the source's clock alone", faults{sourceClockOnly: true}, 1},
 	} {
 		t.Run(c.mistake, func(t *testing.T) {
+			if scale.Race && c.plant.anyOrder {
+				t.Skip("pieces hardly ever overtake each other in the race detector: it is found without")
+			}
 			const most = 200
 			for i := range uint64(most) {
 				if r := simulate(t, c.from+i, c.plant); r.err != nil {
