@@ -195,7 +195,8 @@ func (j *Journal) ordinalLocked(e EpochID) uint32 {
 	return 0
 }
 
-// volumesIn is the volumes of l, by id, the newest size of each.
+// volumesIn is the volumes of l, by id, the newest size of each; those that have left
+// as well.
 func (j *Journal) volumesIn(l Lineage) (map[cbt.VolumeID]volumeBody, error) {
 	out := make(map[cbt.VolumeID]volumeBody)
 	err := j.eachHappening(KindVolume, l, func(_ Interval, s Seq, h happening) error {

@@ -20,7 +20,7 @@ func enqueue(j *Journal, rs ...*record) pendingRecord {
 	return p
 }
 
-// Over random histories with forks, joining disks, gaps and resizes the newest span
+// Over random histories with forks, joining and leaving disks and gaps the newest span
 // of every prefix of every epoch is the last of all its spans.
 func TestLastSpanIsTheLastOfSpans(t *testing.T) {
 	t.Parallel()
@@ -31,9 +31,28 @@ func TestLastSpanIsTheLastOfSpans(t *testing.T) {
 		vs := []cbt.Volume{volume("a", 1<<20), volume("b", 1<<20), volume("c", 1<<20)}
 		w := beginWith(t, j.Journal, vs[0])
 		added := 1
+		gone := make(map[cbt.VolumeID]bool)
 		for range 60 {
 			v := vs[rng.IntN(added)]
-			switch k := rng.IntN(12); {
+			switch k := rng.IntN(14); {
+			case gone[v.ID] && k < 12:
+				if err := w.JoinVolume(soon(t), v); err != nil {
+					t.Fatal(err)
+				}
+				delete(gone, v.ID)
+			case k == 12:
+				if err := w.LeaveVolume(soon(t), v.ID); err != nil {
+					t.Fatal(err)
+				}
+				gone[v.ID] = true
+			case k == 13:
+				if added == len(vs) {
+					continue
+				}
+				if err := w.JoinVolume(soon(t), vs[added]); err != nil {
+					t.Fatal(err)
+				}
+				added++
 			case k == 0:
 				var parent Position
 				if l := j.Lineage(); rng.IntN(2) == 0 {
@@ -45,6 +64,7 @@ func TestLastSpanIsTheLastOfSpans(t *testing.T) {
 				if w, err = j.BeginEpoch(soon(t), "a", parent, 0); err != nil {
 					t.Fatal(err)
 				}
+				clear(gone)
 				for _, v := range vs[:added] { // a fork may have left some of them
 					if err := w.AddVolume(soon(t), v); err != nil {
 						t.Fatal(err)

@@ -68,7 +68,7 @@ func fixedFrame() (frameHeader, []byte) {
 	data := bytes.Repeat([]byte{0xab}, 1024)
 	c := &commit{ordinal: 1, first: 41, recs: []*record{
 		{kind: KindEpoch, body: encodeBody(e)},
-		{kind: KindVolume, volume: 1, body: encodeBody(volumeBody{1, cbt.VolumeID(fixedID(0x55)), "root", 1 << 30})},
+		{kind: KindVolume, volume: 1, body: encodeBody(volumeBody{Ordinal: 1, ID: cbt.VolumeID(fixedID(0x55)), Name: "root", Size: 1 << 30})},
 		{kind: KindSynced, volume: 1},
 		{kind: KindWrite, volume: 1, extent: cbt.Extent{Offset: 3584, Length: 1024}, data: data, cells: cellCRCs(3584, data)},
 		{kind: KindZero, volume: 1, extent: cbt.Extent{Offset: 1 << 20, Length: 1 << 29}},

@@ -40,15 +40,18 @@ type turn struct {
 	kind   Kind
 	in     Interval
 	volume cbt.VolumeID
+	joins  bool // of a volume's record: it is a member once it was synced
+	left   bool // of a volume's record: it is a member no more
 	gap    gapBody
 	time   time.Time
 }
 
 // spansOf runs the rule of when there are points over a lineage's turns. A group
 // has points while all of its members are synced; a volume is a member from when it
-// is added, but one that joins while there are points is one only from its first
-// synced record. An epoch's first record closes every interval. before is
-// the members that there were before the first turn. It is pure.
+// is added, but one that joins, or is added while there are points, is one only from
+// its first synced record. One that leaves ends nothing for the others: from that
+// record on their points do not cover it. An epoch's first record closes every
+// interval. before is the members that there were before the first turn. It is pure.
 func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span {
 	members, synced := make(map[cbt.VolumeID]bool), make(map[cbt.VolumeID]bool)
 	for _, v := range before {
@@ -69,6 +72,19 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 		i, _ := l.Owner(s - 1)
 		last.Last, last.Open, last.Ended, last.Detail, last.ended = Position{i.Epoch, s - 1}, false, c, detail, t
 	}
+	// begin opens a span at t if every member is synced, and ends the one before it.
+	begin := func(t turn) {
+		if len(synced) < len(members) {
+			return
+		}
+		end(t.seq, t.time, "", "")
+		if len(synced) == 0 {
+			return
+		}
+		vs := slices.SortedFunc(maps.Keys(synced), func(a, b cbt.VolumeID) int { return cmp.Compare(a.String(), b.String()) })
+		spans = append(spans, Span{First: Position{t.in.Epoch, t.seq}, Number: t.in.Number, Volumes: vs, Open: true})
+		open = true
+	}
 	for _, t := range turns {
 		switch t.kind {
 		case KindEpoch:
@@ -78,7 +94,15 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 			end(t.seq, t.time, cbt.CauseOpening, "")
 			clear(synced)
 		case KindVolume:
-			if !open && !members[t.volume] {
+			switch {
+			case t.left:
+				leaves := synced[t.volume] || !open
+				delete(members, t.volume)
+				delete(synced, t.volume)
+				if leaves {
+					begin(t)
+				}
+			case !open && !t.joins:
 				members[t.volume] = true
 			}
 		case KindGap:
@@ -88,13 +112,7 @@ func spansOf(l Lineage, turns []turn, before []cbt.VolumeID, carry bool) []Span 
 			delete(synced, t.volume)
 		case KindSynced:
 			members[t.volume], synced[t.volume] = true, true
-			if len(synced) < len(members) {
-				continue
-			}
-			end(t.seq, t.time, "", "")
-			vs := slices.SortedFunc(maps.Keys(synced), func(a, b cbt.VolumeID) int { return cmp.Compare(a.String(), b.String()) })
-			spans = append(spans, Span{First: Position{t.in.Epoch, t.seq}, Number: t.in.Number, Volumes: vs, Open: true})
-			open = true
+			begin(t)
 		}
 	}
 	if open && len(l) > 0 {
@@ -143,7 +161,7 @@ func (j *Journal) turns(l Lineage, before map[uint32]cbt.VolumeID) ([]turn, erro
 				if err := decodeBody(h.Body, &b); err != nil {
 					return fmt.Errorf("read catalogue: volume record %d: %w", s, err)
 				}
-				vs[b.Ordinal], t.volume = b.ID, b.ID
+				vs[b.Ordinal], t.volume, t.joins, t.left = b.ID, b.ID, b.Joins, b.Left
 			case KindGap:
 				if err := decodeBody(h.Body, &t.gap); err != nil {
 					return fmt.Errorf("read catalogue: gap record %d: %w", s, err)
@@ -239,13 +257,14 @@ func (j *Journal) describe(ctx context.Context, s Span, p Position) (Point, erro
 	return pt, err
 }
 
-// Volumes is the group's disks at p, by name.
+// Volumes is the group's disks at p, by name: of a point those that it covers, else
+// those that have not left, nor join and were never synced.
 func (j *Journal) Volumes(p Point) ([]cbt.Volume, error) {
 	l, err := j.lineageAt(p.Position)
 	if err != nil {
 		return nil, err
 	}
-	m, err := j.volumesIn(l)
+	m, err := j.pictured(l, p)
 	return volumeList(m), err
 }
 

@@ -28,6 +28,16 @@ func TestSpansOf(t *testing.T) {
 		x.gap.Cause = cbt.CauseStall
 		return x
 	}
+	joins := func(s Seq, v cbt.VolumeID) turn {
+		x := at(s, KindVolume, v)
+		x.joins = true
+		return x
+	}
+	left := func(s Seq, v cbt.VolumeID) turn {
+		x := at(s, KindVolume, v)
+		x.left = true
+		return x
+	}
 	for _, c := range []struct {
 		name  string
 		l     Lineage
@@ -43,6 +53,14 @@ func TestSpansOf(t *testing.T) {
 		{"and it opens again", one, []turn{at(2, KindVolume, a), at(5, KindSynced, a), gap(9, a), at(12, KindSynced, a)}, []string{"5-8 1 stall", "12-50 1 open"}},
 		{"one volume's gap is the group's", one, []turn{at(2, KindVolume, a), at(3, KindVolume, b), at(5, KindSynced, a), at(6, KindSynced, b), gap(9, a), at(12, KindSynced, a)}, []string{"6-8 2 stall", "12-50 2 open"}},
 		{"a joining disk opens no gap", one, []turn{at(2, KindVolume, a), at(5, KindSynced, a), at(7, KindVolume, b), gap(8, b), at(12, KindSynced, b)}, []string{"5-11 1 ", "12-50 2 open"}},
+		{"nobody waits for one that joins in a gap", one, []turn{at(2, KindVolume, a), joins(3, b), at(5, KindSynced, a), gap(9, a), at(12, KindSynced, a), at(20, KindSynced, b)}, []string{"5-8 1 stall", "12-19 1 ", "20-50 2 open"}},
+		{"it is a member once it was synced", two, []turn{at(2, KindVolume, a), at(5, KindSynced, a), joins(7, b), at(9, KindSynced, b), at(21, KindEpoch, a), at(25, KindSynced, a), at(30, KindSynced, b)}, []string{"5-8 1 ", "9-20 2 opening", "30-50 2 open"}},
+		{"a leaving disk opens no gap", one, []turn{at(2, KindVolume, a), at(3, KindVolume, b), at(5, KindSynced, a), at(6, KindSynced, b), left(9, b), gap(10, b)}, []string{"6-8 2 ", "9-50 1 open"}},
+		{"one that leaves in a gap is not waited for", one, []turn{at(2, KindVolume, a), at(3, KindVolume, b), at(5, KindSynced, a), at(6, KindSynced, b), gap(9, b), left(12, b)}, []string{"6-8 2 stall", "12-50 1 open"}},
+		{"nor is one that was never synced", one, []turn{at(2, KindVolume, a), at(3, KindVolume, b), at(5, KindSynced, a), left(8, b)}, []string{"8-50 1 open"}},
+		{"one that leaves before it was synced changes nothing", one, []turn{at(2, KindVolume, a), at(5, KindSynced, a), joins(7, b), left(9, b)}, []string{"5-50 1 open"}},
+		{"the last one that leaves ends it", one, []turn{at(2, KindVolume, a), at(5, KindSynced, a), left(9, a)}, []string{"5-8 1 "}},
+		{"and one that comes back is waited for by nobody", two, []turn{at(2, KindVolume, a), at(3, KindVolume, b), at(5, KindSynced, a), at(6, KindSynced, b), left(9, b), joins(11, b), at(21, KindEpoch, a), at(25, KindSynced, a), at(30, KindSynced, b)}, []string{"6-8 2 ", "9-20 1 opening", "25-29 1 ", "30-50 2 open"}},
 		{"an opening ends it", two, []turn{at(2, KindVolume, a), at(5, KindSynced, a), at(21, KindEpoch, a)}, []string{"5-20 1 opening"}},
 		{"and it needs all volumes again", two, []turn{at(2, KindVolume, a), at(3, KindVolume, b), at(5, KindSynced, a), at(6, KindSynced, b), at(21, KindEpoch, a), at(25, KindSynced, a), at(30, KindSynced, b)}, []string{"6-20 2 opening", "30-50 2 open"}},
 		{"synced twice", one, []turn{at(2, KindVolume, a), at(5, KindSynced, a), at(9, KindSynced, a)}, []string{"5-8 1 ", "9-50 1 open"}},

@@ -318,6 +318,10 @@ type (
 		ID      cbt.VolumeID `json:"id"`
 		Name    string       `json:"name"`
 		Size    int64        `json:"size"`
+		// Joins: points do not wait for it until it was synced once. Left: it is no
+		// part of the group from this record on, until it is added again.
+		Joins bool `json:"joins,omitempty"`
+		Left  bool `json:"left,omitempty"`
 	}
 	machineBody struct {
 		Name       string `json:"name"`

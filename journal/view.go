@@ -20,7 +20,8 @@ type View struct {
 	closed  sync.Once
 }
 
-// View opens the group's image at p, which Resolve or a mark gave. It works in
+// View opens the group's image at p, which Resolve or a mark gave: the volumes that
+// the point covers. It works in
 // constant time and memory, whatever the history. The point is kept until Close.
 func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 	if err := j.waitHeld(ctx, p.Position); err != nil {
@@ -30,7 +31,7 @@ func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open view: %w", err)
 	}
-	vs, err := j.volumesIn(l)
+	vs, err := j.pictured(l, p)
 	if err != nil {
 		return nil, fmt.Errorf("open view: %w", err)
 	}

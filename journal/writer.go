@@ -68,7 +68,7 @@ func (w *Writer) recordLocked(ev cbt.Event, r *record) (p pendingRecord, err err
 		return p, err
 	}
 	v, ok := j.volumes[ev.Volume]
-	if !ok {
+	if !ok || v.Left {
 		return p, fmt.Errorf("volume %s: %w", ev.Volume, ErrUnknownVolume)
 	}
 	if r.kind.hasExtent() && !ev.Extent.Within(v.Size) {
@@ -156,20 +156,48 @@ func (w *Writer) control(ctx context.Context, r *record) (Position, error) {
 
 // AddVolume makes v part of the group, or resizes it; durable on return.
 func (w *Writer) AddVolume(ctx context.Context, v cbt.Volume) error {
+	return w.addVolume(ctx, v, false)
+}
+
+// JoinVolume is AddVolume for one that nobody's points wait for: those of the others
+// cover it once it was synced.
+func (w *Writer) JoinVolume(ctx context.Context, v cbt.Volume) error {
+	return w.addVolume(ctx, v, true)
+}
+
+func (w *Writer) addVolume(ctx context.Context, v cbt.Volume, joins bool) error {
 	if v.ID == (cbt.VolumeID{}) || v.Size <= 0 || v.Size%cbt.SectorBytes != 0 {
 		return fmt.Errorf("add volume %q of %d bytes: %w", v.Name, v.Size, ErrOutOfRange)
 	}
-	_, err := w.control(ctx, &record{kind: KindVolume, volumeID: v.ID, body: encodeBody(volumeBody{0, v.ID, v.Name, v.Size})})
+	_, err := w.control(ctx, &record{kind: KindVolume, volumeID: v.ID, body: encodeBody(volumeBody{ID: v.ID, Name: v.Name, Size: v.Size, Joins: joins})})
 	return err
 }
 
-// volumeLocked gives a volume its ordinal; true when nothing changes.
+// LeaveVolume ends v's part in the group; durable on return. Points of the others go
+// on without it, what it held stays readable at the points before, and nothing more
+// is recorded of it until it is added again. One that is no part already is left alone.
+func (w *Writer) LeaveVolume(ctx context.Context, v cbt.VolumeID) error {
+	w.j.mu.Lock()
+	old, ok := w.j.volumes[v]
+	w.j.mu.Unlock()
+	if !ok || old.Left {
+		return nil
+	}
+	_, err := w.control(ctx, &record{kind: KindVolume, volumeID: v, body: encodeBody(volumeBody{ID: v, Name: old.Name, Size: old.Size, Left: true})})
+	return err
+}
+
+// volumeLocked gives a volume its ordinal; true when nothing changes. How it came into
+// the group is not changed by a record that resizes it.
 func (w *Writer) volumeLocked(r *record) bool {
 	j := w.j
 	var b volumeBody
-	_ = decodeBody(r.body, &b) // encoded by AddVolume
+	_ = decodeBody(r.body, &b) // encoded by addVolume or LeaveVolume
 	old, ok := j.volumes[b.ID]
 	b.Ordinal = old.Ordinal
+	if ok && !old.Left && !b.Left {
+		b.Joins = old.Joins
+	}
 	if ok && old == b {
 		return true
 	}
