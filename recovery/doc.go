@@ -5,13 +5,15 @@
 // unless somebody said so, and then it is recorded as unfenced; that a promotion
 // which is interrupted anywhere and repeated ends as if it had not been; that a
 // machine is never started twice; that a restored file is what the view shows, read
-// back, or is not there. It does not prove fences and it does not ask peers: what
-// they said is an input.
+// back, or is not there. It does not ask peers: what they said is an input. Package
+// fence proves that the old machine is off, by channels that the caller names.
 //
 // The way of a failover:
 //
 //  1. NewPlan (plan.go, loss.go), pure: from what is known to Plan, shown to a person;
-//  2. Promote (promote.go): the intent is durable, then the epoch forks at the point,
+//  2. Failover.fence: where the plan names channels the old machine is switched off and
+//     seen off, before anything changes here;
+//     Promote (promote.go): the intent is durable, then the epoch forks at the point,
 //     then the role (reign.go), then the outcome;
 //  3. the caller serves the volumes over NBD from the new epoch's journal.Writer;
 //  4. Machine.Ensure (machine.go, process.go): QEMU is started, or found running, by

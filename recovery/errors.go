@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/novacron/afterimage/recovery/fence"
 )
 
 // Errors of this package.
@@ -35,6 +37,19 @@ var (
 	// ErrDiffers: what was written is not what the view shows.
 	ErrDiffers = errors.New("the restored file differs from the point")
 )
+
+// UnprovenError is a fence that did not prove the old primary off. It is ErrUnfenced.
+type UnprovenError struct {
+	Group string
+	Proof fence.Proof
+}
+
+func (e *UnprovenError) Error() string {
+	return fmt.Sprintf("fence %s: %v: %s: %s", e.Group, ErrUnfenced, e.Proof.Result, e.Proof.Why)
+}
+
+// Unwrap makes errors.Is(err, ErrUnfenced) hold.
+func (e *UnprovenError) Unwrap() error { return ErrUnfenced }
 
 // RefusedError is why a plan may only be carried out by force.
 type RefusedError struct {

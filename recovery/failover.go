@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery/fence"
 )
 
 // Failover carries a plan out.
@@ -17,6 +18,9 @@ type Failover struct {
 	Operator string // default: the user of this process
 	Force    bool   // go on although the plan is refused; recorded
 	History  History
+	// Fence proves that the old primary's machine is off; needed where Plan.Fencing
+	// names channels.
+	Fence func(ctx context.Context) fence.Proof
 	// Announce returns once the epoch is durable at every reachable peer. Nil: there
 	// is none.
 	Announce func(ctx context.Context, e journal.Epoch) error
@@ -46,6 +50,7 @@ type Outcome struct {
 	Reign    Reign         `json:"reign"`
 	Epoch    journal.Epoch `json:"epoch"`
 	Unfenced bool          `json:"unfenced"`
+	Proof    *fence.Proof  `json:"fence_proof,omitempty"` // what the fence saw
 	Resumed  bool          `json:"resumed,omitempty"`
 	Steps    []StepTime    `json:"steps"`
 	Began    time.Time     `json:"began"`
@@ -83,7 +88,7 @@ func (f Failover) Run(ctx context.Context) (Outcome, error) {
 		}
 	}
 	out.Unfenced = order.Fence != FenceProven
-	for _, s := range f.steps(order, &out) {
+	for _, s := range f.steps(&order, &out) {
 		began := f.Now()
 		detail, err := s.do(ctx)
 		t := StepTime{Name: s.name, Began: began, Seconds: f.Now().Sub(began).Seconds(), Detail: detail}
@@ -115,15 +120,19 @@ type action struct {
 	do   func(ctx context.Context) (detail string, err error)
 }
 
-func (f Failover) steps(order Order, out *Outcome) []action {
-	as := []action{{StepPromote, func(ctx context.Context) (string, error) {
-		p, err := Promote(ctx, f.History, order, f.Now())
+func (f Failover) steps(order *Order, out *Outcome) []action {
+	var as []action
+	if len(f.Plan.Fencing) > 0 && order.Fence != FenceProven {
+		as = append(as, action{StepFence, func(ctx context.Context) (string, error) { return f.fence(ctx, order, out) }})
+	}
+	as = append(as, action{StepPromote, func(ctx context.Context) (string, error) {
+		p, err := Promote(ctx, f.History, *order, f.Now())
 		if err != nil {
 			return "", err
 		}
 		out.Writer, out.Reign, out.Resumed, out.Epoch = p.Writer, p.Reign, p.Resumed, p.Writer.Epoch()
 		return fmt.Sprintf("epoch %d, %s", out.Epoch.Number, out.Epoch.ID.Short()), nil
-	}}}
+	}})
 	if f.Announce != nil {
 		as = append(as, action{StepAnnounce, func(ctx context.Context) (string, error) { return "", f.Announce(ctx, out.Epoch) }})
 	}
@@ -146,6 +155,28 @@ func (f Failover) steps(order Order, out *Outcome) []action {
 		as = append(as, action{StepHealth, func(ctx context.Context) (string, error) { return out.Machine.Healthy(ctx, f.Health) }})
 	}
 	return as
+}
+
+// fence proves the old primary off and writes it into the order. What is not proven
+// ends the failover before anything was promoted, unless somebody said to go on; then
+// that is on record, with what was seen.
+func (f Failover) fence(ctx context.Context, order *Order, out *Outcome) (string, error) {
+	proof := fence.Proof{Result: fence.Unproven, Why: "no fence is configured"}
+	if f.Fence != nil {
+		proof = f.Fence(ctx)
+	}
+	out.Proof = &proof
+	said := string(proof.Result) + ": " + proof.Why
+	switch {
+	case proof.Result == fence.Off:
+		order.Fence, out.Unfenced = FenceProven, false
+	case f.Force:
+		order.Forced = true
+		said += "; forced by " + f.Operator
+	default:
+		return said, &UnprovenError{Group: f.Plan.Group, Proof: proof}
+	}
+	return said, nil
 }
 
 // Stands reports whether the new epoch exists, whatever failed after it.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
@@ -61,6 +62,7 @@ type Inputs struct {
 	Machine string      // name; empty: none is started
 	Health  bool        // the machine's console is waited for
 	Fence   Fence
+	Fencing []string // channels by which the first step is to prove it; none: no such step
 	Now     time.Time
 }
 
@@ -75,6 +77,7 @@ type Plan struct {
 	Head           journal.Position `json:"head"`
 	NewEpochNumber uint64           `json:"new_epoch_number"`
 	Fence          Fence            `json:"fence"`
+	Fencing        []string         `json:"fencing,omitempty"`
 	Loss           Loss             `json:"loss"`
 	Peers          []PeerHead       `json:"peers,omitempty"`
 	Source         *SourceHead      `json:"source,omitempty"`
@@ -93,6 +96,7 @@ type StepName string
 
 // Steps, in their order.
 const (
+	StepFence    StepName = "fence"
 	StepPromote  StepName = "promote"
 	StepAnnounce StepName = "announce"
 	StepServe    StepName = "serve"
@@ -126,7 +130,7 @@ func NewPlan(in Inputs) Plan {
 	}
 	p := Plan{
 		Tenant: in.Tenant, Group: in.Group, Identity: in.Identity, Site: in.Site, At: in.At, Point: in.Point, Head: in.Head.Position,
-		Fence: in.Fence, Loss: lossOf(in), Peers: slices.Clone(in.Peers), Source: in.Source, Machine: in.Machine, Made: in.Now,
+		Fence: in.Fence, Fencing: in.Fencing, Loss: lossOf(in), Peers: slices.Clone(in.Peers), Source: in.Source, Machine: in.Machine, Made: in.Now,
 	}
 	p.NewEpochNumber = max(in.HighestEpoch, in.Head.Number, in.Point.Number)
 	if in.Source != nil {
@@ -150,7 +154,7 @@ func objections(in Inputs) []Objection {
 			out = append(out, Objection{ObjectionPrimary, fmt.Sprintf("%s answers and is primary: a second primary writes a second history", peer.Name)})
 		}
 	}
-	if in.Fence != FenceProven {
+	if in.Fence != FenceProven && len(in.Fencing) == 0 {
 		out = append(out, Objection{ObjectionUnfenced, "source not proven fenced: it may still run; going on is recorded as UNFENCED"})
 	}
 	for _, peer := range in.Peers {
@@ -193,10 +197,15 @@ func warnings(in Inputs, l Loss) []string {
 
 func steps(in Inputs, number uint64) []Step {
 	what := fmt.Sprintf("fork epoch %d at %v, durably", number, in.Point)
-	if in.Fence != FenceProven {
+	var out []Step
+	switch {
+	case in.Fence == FenceProven:
+	case len(in.Fencing) > 0:
+		out = append(out, Step{StepFence, "switch the old primary's machine off, and see it off through another channel: " + strings.Join(in.Fencing, "; ")})
+	default:
 		what += "; recorded as UNFENCED"
 	}
-	out := []Step{{StepPromote, what}}
+	out = append(out, Step{StepPromote, what})
 	reachable := 0
 	for _, peer := range in.Peers {
 		if peer.Reachable {
@@ -221,7 +230,11 @@ func (p *Plan) digest() string {
 	for _, o := range p.Refused {
 		codes = append(codes, o.Code)
 	}
-	b, err := json.Marshal([]any{p.Identity, p.Site, p.At, p.Point.Position, p.Head, p.NewEpochNumber, p.Machine, codes})
+	named := []any{p.Identity, p.Site, p.At, p.Point.Position, p.Head, p.NewEpochNumber, p.Machine, codes}
+	if len(p.Fencing) > 0 {
+		named = append(named, p.Fencing)
+	}
+	b, err := json.Marshal(named)
 	if err != nil {
 		panic(err) // our own structs of strings and numbers
 	}

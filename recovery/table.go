@@ -20,7 +20,9 @@ func (p Plan) String() string {
 	row("to site", p.Site)
 	row("point", fmt.Sprintf("%v  %s  (asked: %s)", p.Point, instant(p.Point.Time), p.At))
 	row("new epoch", fmt.Sprint(p.NewEpochNumber))
-	row("fence", string(p.Fence))
+	if row("fence", string(p.Fence)); len(p.Fencing) > 0 {
+		row("to be proven by", strings.Join(p.Fencing, "; "))
+	}
 	if p.Machine != "" {
 		row("machine", p.Machine)
 	}

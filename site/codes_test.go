@@ -58,7 +58,7 @@ func TestEverySentinelHasACode(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := 0
-	for _, dir := range []string{"journal", "replicator", "recovery", "recovery/runbook", "recovery/evidence", "cbt/qemu", "cbt/libvirt", "cbt/embedded"} {
+	for _, dir := range []string{"journal", "replicator", "recovery", "recovery/runbook", "recovery/evidence", "recovery/fence", "cbt/qemu", "cbt/libvirt", "cbt/embedded"} {
 		names := sentinels(t, filepath.Join("..", dir))
 		if len(names) == 0 {
 			t.Errorf("%s: no sentinels found", dir)

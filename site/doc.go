@@ -6,8 +6,8 @@
 // It promises: one process per data directory; a group that fails is tried again
 // while the others go on; the role of a site is durable and the configuration
 // names it for the first start only; what was asked of a disk is answered before
-// its journal closes. It does not promise that an old primary is off: nothing here
-// fences.
+// its journal closes. It does not promise that an old primary is off unless its group
+// has a fence: (fence.go) that proved it.
 //
 // The main path:
 //

@@ -43,7 +43,7 @@ const (
 )
 
 // Examine checks a host and what is to be protected there. It asks no daemon,
-// changes nothing, and touches no machine's monitor.
+// changes nothing, touches no machine's monitor, and throws no fence's switch.
 func Examine(ctx context.Context, c *config.Config, only string) ([]Finding, error) {
 	e := &examination{}
 	if only != "" {
@@ -57,6 +57,7 @@ func Examine(ctx context.Context, c *config.Config, only string) ([]Finding, err
 			continue
 		}
 		e.group(ctx, g)
+		e.fences(ctx, g)
 	}
 	return e.found, ctx.Err()
 }

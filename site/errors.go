@@ -14,6 +14,7 @@ import (
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/recovery/evidence"
+	"github.com/novacron/afterimage/recovery/fence"
 	"github.com/novacron/afterimage/recovery/runbook"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/fault"
@@ -108,6 +109,10 @@ var codes = []struct {
 	{recovery.ErrNotRegular, fault.FileExists},
 	{recovery.ErrNoTool, fault.ToolMissing},
 	{recovery.ErrDiffers, fault.RestoreDiffers},
+	{fence.ErrLiar, fault.NotFenced},
+	{fence.ErrRefused, fault.NotFenced},
+	{fence.ErrUnreachable, fault.NotFenced},
+	{fence.ErrStatement, fault.NotFenced},
 	{runbook.ErrNoRun, fault.RunUnknown},
 	{runbook.ErrEnded, fault.RunOver},
 	{runbook.ErrRunning, fault.OperationBusy},

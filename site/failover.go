@@ -104,7 +104,7 @@ func (l *life) releaseFailover() {
 
 // failoverOf wires a plan to this group.
 func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progress func(control.Progress)) (recovery.Failover, error) {
-	f := recovery.Failover{Plan: plan, Operator: q.Operator, Force: q.Force, History: l.promoting(), Serve: l.serveEpoch, Now: l.site.o.Now,
+	f := recovery.Failover{Plan: plan, Operator: q.Operator, Force: q.Force, History: l.promoting(), Serve: l.serveEpoch, Now: l.site.o.Now, Fence: l.prove(q),
 		Step: func(t recovery.StepTime) { progress(stepProgress(t)) }}
 	for _, p := range plan.Peers {
 		if p.Reachable {
@@ -229,7 +229,7 @@ func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
 
 // outcomeOf is an outcome as it is told.
 func outcomeOf(o recovery.Outcome) control.FailedOver {
-	out := control.FailedOver{Plan: planOf(o.Plan), Unfenced: o.Unfenced, RTOSeconds: o.RTOSeconds, Times: map[string]float64{}, Exports: []control.Export{}}
+	out := control.FailedOver{Plan: planOf(o.Plan), Unfenced: o.Unfenced, Proof: o.Proof, RTOSeconds: o.RTOSeconds, Times: map[string]float64{}, Exports: []control.Export{}}
 	if o.Stands() {
 		out.Epoch = o.Epoch.Number
 	}

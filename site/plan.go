@@ -81,6 +81,11 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 	if m := l.cfg.Machine; m != nil && !q.NoMachine {
 		in.Machine, in.Health = m.Name, m.Health != nil
 	}
+	f, err := l.fence(q)
+	if err != nil {
+		return recovery.Plan{}, err
+	}
+	in.Fencing = f.Names()
 	return recovery.NewPlan(in), nil
 }
 
@@ -155,7 +160,7 @@ func planOf(p recovery.Plan) control.Plan {
 		return control.Plan{}
 	}
 	out := control.Plan{Group: p.Tenant + "/" + p.Group, At: p.At, Point: pointOf(p.Point), Epoch: p.NewEpochNumber, Machine: p.Machine, Warnings: p.Warnings, Digest: p.Digest,
-		Fence: string(p.Fence), Peers: []control.PlanPeer{}, Steps: []string{}}
+		Fence: string(p.Fence), Fencing: p.Fencing, Peers: []control.PlanPeer{}, Steps: []string{}}
 	l := p.Loss
 	out.Loss = control.Loss{Known: l.Known, Seconds: l.Seconds, Writes: l.Writes, Bytes: l.Bytes, Unheard: l.UnheardSeconds, Volumes: []control.VolumeLoss{},
 		NeverArrived: control.NeverArrived{Seconds: l.NeverArrived.Seconds, Records: l.NeverArrived.Records, Bytes: l.NeverArrived.Bytes}}
@@ -177,6 +182,10 @@ func planOf(p recovery.Plan) control.Plan {
 // refusal gives the code of the gravest objection.
 func refusal(what string, p recovery.Plan, err error) error {
 	var r *recovery.RefusedError
+	var unproven *recovery.UnprovenError
+	if errors.As(err, &unproven) {
+		return unfenced(what, unproven)
+	}
 	if !errors.As(err, &r) {
 		return explain(what, err)
 	}

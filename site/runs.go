@@ -36,7 +36,7 @@ func (s *Site) RunRunbook(ctx context.Context, q control.RunbookRequest, progres
 	if len(shown.Refused) > 0 && !q.Force {
 		return control.RunbookRun{}, fault.New(fault.NotFenced, what, "%s", shown.Refused[0]).With(shown)
 	}
-	r, err := runbook.Begin(s.runsDir(), p, runbook.Order{Operator: q.Operator, Forced: len(shown.Refused) > 0}, s.o.Now())
+	r, err := runbook.Begin(s.runsDir(), p, runbook.Order{Operator: q.Operator, Forced: q.Force}, s.o.Now())
 	if err != nil {
 		return control.RunbookRun{}, explain(what, err)
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"os/user"
 	"strings"
 
@@ -22,6 +24,7 @@ func (w *world) failoverCommand() *cli.Command {
 				&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and change nothing"},
 				&cli.BoolFlag{Name: "yes", Usage: "go on without asking"},
 				&cli.BoolFlag{Name: "force", Usage: "go on although a check refuses"},
+				&cli.StringFlag{Name: "statement", Usage: "`FILE` with what the old site signed about its machine being off"},
 				&cli.BoolFlag{Name: "no-machine", Usage: "promote the history and serve its disks, but start no machine"},
 			}, w.failoverUnplanned),
 		w.failoverTestCommand(),
@@ -38,6 +41,9 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 	}
 	p := w.printer(c)
 	q := control.FailoverRequest{Group: c.Args().First(), At: c.String("at"), Force: c.Bool("force"), NoMachine: c.Bool("no-machine"), Operator: operator()}
+	if q.Statement, err = statementIn(c.String("statement")); err != nil {
+		return err
+	}
 	plan, err := api.PlanFailover(c.Context, q)
 	if err != nil {
 		return err
@@ -87,7 +93,9 @@ func (p *printer) planScreen(plan control.Plan) string {
 		line("epoch", "%d begins there", plan.Epoch)
 	}
 	fence := plan.Fence
-	if fence == "unknown" {
+	if len(plan.Fencing) > 0 && !plan.Resumes {
+		fence = "the first step is to prove it, by " + strings.Join(plan.Fencing, "; ")
+	} else if fence == "unknown" {
 		fence += ": nobody proved that the old primary is off"
 	}
 	line("fence", "%s", fence)
@@ -165,10 +173,30 @@ func (p *printer) failedOver(d control.FailedOver) string {
 	if d.Report != "" {
 		fmt.Fprintf(&b, "\nreport: %s\n", d.Report)
 	}
+	if d.Proof != nil {
+		fmt.Fprintf(&b, "\nfence: %s: %s\n", d.Proof.Result, d.Proof.Why)
+	}
 	if d.Unfenced {
 		b.WriteString("\nNobody proved that the old primary is off. Keep it off.\n")
 	}
 	return b.String()
+}
+
+// statementIn is the text of a statement's file; no file, no statement.
+func statementIn(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", usage("--statement: %v", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return "", usage("--statement: %v", err)
+	}
+	return string(b), nil
 }
 
 func yesNo(v bool) string {

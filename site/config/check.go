@@ -160,6 +160,9 @@ func (s *shape) group(path string, c *Config, g Group) {
 	if g.Machine != nil {
 		s.machine(path+".machine", g)
 	}
+	if g.Fence != nil {
+		s.fence(path+".fence", g.Fence)
+	}
 }
 
 func (s *shape) volume(path string, g Group, v Volume) {

@@ -83,6 +83,9 @@ func (c *Config) complete(file string) {
 		if g.Quiesce != nil {
 			g.Quiesce.complete(dir)
 		}
+		if g.Fence != nil {
+			g.Fence.complete(dir, g.Name)
+		}
 		if m := g.Machine; m != nil {
 			orElse(&m.Name, g.Name)
 			orElse(&m.Binary, DefaultBinary)

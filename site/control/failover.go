@@ -1,6 +1,10 @@
 package control
 
-import "time"
+import (
+	"time"
+
+	"github.com/novacron/afterimage/recovery/fence"
+)
 
 // FailoverRequest asks for a plan, or for its execution.
 type FailoverRequest struct {
@@ -11,6 +15,9 @@ type FailoverRequest struct {
 	// Expect is Plan.Digest of the plan that was confirmed; execution refuses
 	// another one. Empty: whatever the plan is now.
 	Expect string `json:"expect,omitempty"`
+	// Statement is what the old site signed about its machine being off, if somebody
+	// brought it.
+	Statement string `json:"statement,omitempty"`
 	// Operator says who asked, for the record.
 	Operator string `json:"operator,omitempty"`
 }
@@ -24,7 +31,8 @@ type Plan struct {
 	Loss     Loss       `json:"loss"`
 	Peers    []PlanPeer `json:"peers"`
 	Machine  string     `json:"machine,omitempty"`
-	Fence    string     `json:"fence"` // unknown, proven
+	Fence    string     `json:"fence"`             // unknown, proven
+	Fencing  []string   `json:"fencing,omitempty"` // channels by which the first step is to prove it
 	Steps    []string   `json:"steps"`
 	Warnings []string   `json:"warnings,omitempty"`
 	// Refused says which check speaks against it; --force overrides.
@@ -79,6 +87,7 @@ type PlanPeer struct {
 type FailedOver struct {
 	Plan
 	Unfenced   bool               `json:"unfenced"` // nobody proved that the old primary is off
+	Proof      *fence.Proof       `json:"fence_proof,omitempty"`
 	RTOSeconds float64            `json:"rto_seconds"`
 	Times      map[string]float64 `json:"step_seconds"`
 	Exports    []Export           `json:"exports"`
