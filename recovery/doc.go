@@ -17,7 +17,8 @@
 //     then the role (reign.go), then the outcome;
 //  3. the caller serves the volumes over NBD from the new epoch's journal.Writer;
 //  4. Machine.Ensure (machine.go, process.go): QEMU is started, or found running, by
-//     the lock on its pid file (owner.go) and its UUID (identity.go); it outlives us;
+//     the lock on its pid file (owner.go) and its UUID (identity.go); it outlives us. A
+//     Host (host.go), libvirtd, does the same for a machine that is a domain there;
 //  5. Running.Healthy (health.go) waits for a line on its serial console.
 //
 // Failover (failover.go) is these steps in order with the time of each; its Report

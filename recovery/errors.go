@@ -28,6 +28,8 @@ var (
 	ErrExited = errors.New("the machine's QEMU ended")
 	// ErrUnhealthy: the machine runs and its health check did not pass.
 	ErrUnhealthy = errors.New("the machine's health check did not pass")
+	// ErrNoScreen: the machine has nothing that could be pictured.
+	ErrNoScreen = errors.New("the machine has no screen")
 	// ErrExists: the target of a restore is there.
 	ErrExists = errors.New("the target exists")
 	// ErrNotRegular: the target of a restore is there and is no regular file.

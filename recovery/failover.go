@@ -109,7 +109,7 @@ func (f Failover) Run(ctx context.Context) (Outcome, error) {
 
 func (f Failover) admissible() error {
 	talks := func(arg string) bool { return strings.Contains(arg, "{serial}") }
-	if f.Health.Prefix != "" && !slices.ContainsFunc(f.Machine.Args, talks) {
+	if f.Machine.Host == nil && f.Health.Prefix != "" && !slices.ContainsFunc(f.Machine.Args, talks) {
 		return fmt.Errorf("%w: machine %q: its health is read from its serial console, and no argument has {serial}", ErrMachine, f.Machine.Name)
 	}
 	return f.Machine.validate()
@@ -151,7 +151,7 @@ func (f Failover) steps(order *Order, out *Outcome) []action {
 		}
 		return fmt.Sprintf("process %d", out.Machine.PID), nil
 	}})
-	if f.Health.Prefix != "" {
+	if f.Health.Wanted() {
 		as = append(as, action{StepHealth, func(ctx context.Context) (string, error) { return out.Machine.Healthy(ctx, f.Health) }})
 	}
 	return as

@@ -12,11 +12,16 @@ import (
 	"time"
 )
 
-// Health is what a machine that is up says on its serial console.
+// Health is how a machine tells that it is up: by a line on its serial console, or by
+// its guest agent's answer.
 type Health struct {
-	Prefix  string        `json:"prefix"`            // of a line; empty: nothing is waited for
+	Prefix  string        `json:"prefix,omitempty"` // of a line
+	Agent   bool          `json:"agent,omitempty"`
 	Timeout time.Duration `json:"timeout,omitempty"` // default 5 min
 }
+
+// Wanted reports whether anything is waited for.
+func (h Health) Wanted() bool { return h.Prefix != "" || h.Agent }
 
 // maxLineBytes is how much of a line without an end is kept.
 const maxLineBytes = 64 << 10
@@ -30,6 +35,9 @@ func (r *Running) Healthy(ctx context.Context, h Health) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
+	if h.Prefix == "" {
+		return r.answers(ctx)
+	}
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	c := console{path: r.Serial}
@@ -50,6 +58,35 @@ func (r *Running) Healthy(ctx context.Context, h Health) (string, error) {
 		case <-tick.C:
 		case <-ctx.Done():
 			return "", fmt.Errorf("machine %s: %w: no line %q: %w; last line %q", r.Name, ErrUnhealthy, h.Prefix, context.Cause(ctx), c.last)
+		}
+	}
+}
+
+// agentLimit bounds one asking of an agent, which may not be there yet.
+const agentLimit = 2 * time.Second
+
+// answers waits for the guest's agent.
+func (r *Running) answers(ctx context.Context) (string, error) {
+	tick := time.NewTicker(10 * poll)
+	defer tick.Stop()
+	for {
+		one, cancel := context.WithTimeout(ctx, agentLimit)
+		err := r.machine.AgentAnswers(one)
+		cancel()
+		if err == nil {
+			return "its guest agent answers", nil
+		}
+		gone, gerr := isGone(r.pidfd)
+		switch {
+		case gerr != nil:
+			return "", gerr
+		case gone:
+			return "", fmt.Errorf("machine %s: %w: it ended; its agent: %w", r.Name, ErrUnhealthy, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return "", fmt.Errorf("machine %s: %w: no agent: %w; %w", r.Name, ErrUnhealthy, context.Cause(ctx), err)
 		}
 	}
 }

@@ -19,10 +19,22 @@ import (
 //	-device virtio-serial -device virtserialport,chardev=qga,name=org.qemu.guest_agent.0
 func (m Machine) Agent() qemu.Agent { return qemu.Agent{Socket: m.agent()} }
 
+// agentDo has the guest's agent do a command.
+func (m Machine) agentDo(ctx context.Context, command string, arguments map[string]any, result any) error {
+	if m.Host == nil {
+		return m.Agent().Execute(ctx, command, arguments, result)
+	}
+	uuid, err := m.hosted()
+	if err != nil {
+		return err
+	}
+	return m.Host.Agent(ctx, uuid, command, arguments, result)
+}
+
 // AgentAnswers asks the guest agent whether it is there.
 func (m Machine) AgentAnswers(ctx context.Context) error {
 	var nothing any
-	return m.Agent().Execute(ctx, "guest-ping", nil, &nothing)
+	return m.agentDo(ctx, "guest-ping", nil, &nothing)
 }
 
 // Address is what an interface of a guest gets.
@@ -46,7 +58,7 @@ func (m Machine) HasAddress(ctx context.Context, a Address) (bool, error) {
 			Prefix  int    `json:"prefix"`
 		} `json:"ip-addresses"`
 	}
-	if err := m.Agent().Execute(ctx, "guest-network-get-interfaces", nil, &cards); err != nil {
+	if err := m.agentDo(ctx, "guest-network-get-interfaces", nil, &cards); err != nil {
 		return false, err
 	}
 	for _, c := range cards {
@@ -95,7 +107,7 @@ func (m Machine) execute(ctx context.Context, argv []string, input string) (stri
 	var begun struct {
 		PID int `json:"pid"`
 	}
-	if err := m.Agent().Execute(ctx, "guest-exec", args, &begun); err != nil {
+	if err := m.agentDo(ctx, "guest-exec", args, &begun); err != nil {
 		return "", err
 	}
 	tick := time.NewTicker(poll)
@@ -107,7 +119,7 @@ func (m Machine) execute(ctx context.Context, argv []string, input string) (stri
 			Out    []byte `json:"out-data"`
 			Err    []byte `json:"err-data"`
 		}
-		if err := m.Agent().Execute(ctx, "guest-exec-status", map[string]any{"pid": begun.PID}, &is); err != nil {
+		if err := m.agentDo(ctx, "guest-exec-status", map[string]any{"pid": begun.PID}, &is); err != nil {
 			return "", err
 		}
 		text := string(is.Out) + string(is.Err)
@@ -127,6 +139,13 @@ func (m Machine) execute(ctx context.Context, argv []string, input string) (stri
 
 // SetLink plugs a network card's cable in or out, by the id of its -netdev or device.
 func (m Machine) SetLink(ctx context.Context, id string, up bool) error {
+	if m.Host != nil {
+		to := "down"
+		if up {
+			to = "up"
+		}
+		return m.Connect(ctx, id, to)
+	}
 	c, err := qmp.Dial(ctx, m.qmp(), qmp.Options{})
 	if err != nil {
 		return err
@@ -135,10 +154,22 @@ func (m Machine) SetLink(ctx context.Context, id string, up bool) error {
 	return c.Execute(ctx, "set_link", map[string]any{"name": id, "up": up}, nil)
 }
 
+// Connect plugs a card of a machine that a Host runs into a network.
+func (m Machine) Connect(ctx context.Context, id, to string) error {
+	if m.Host == nil {
+		return fmt.Errorf("%w: a plain QEMU's cards are plugged up or down, not moved to %q", ErrMachine, to)
+	}
+	uuid, err := m.hosted()
+	if err != nil {
+		return err
+	}
+	return m.Host.Connect(ctx, uuid, id, to)
+}
+
 // Shutdown asks the guest to power off, again and again until it is gone: a guest
 // that boots does not hear the first time.
 func (m Machine) Shutdown(ctx context.Context) error {
-	_, pidfd, err := owner(m.withDefaults().pidFile())
+	pidfd, err := m.handle()
 	if errors.Is(err, ErrNotRunning) {
 		return nil
 	}
@@ -161,9 +192,30 @@ func (m Machine) Shutdown(ctx context.Context) error {
 	}
 }
 
+// handle is of the machine's process.
+func (m Machine) handle() (pidfd int, err error) {
+	if m.Host == nil {
+		_, pidfd, err = owner(m.withDefaults().pidFile())
+		return pidfd, err
+	}
+	uuid, err := m.hosted()
+	if err != nil {
+		return -1, err
+	}
+	_, pidfd, err = processOf(uuid)
+	return pidfd, err
+}
+
 func (m Machine) powerdown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	if m.Host != nil {
+		uuid, err := m.hosted()
+		if err != nil {
+			return err
+		}
+		return m.Host.Powerdown(ctx, uuid)
+	}
 	c, err := qmp.Dial(ctx, m.qmp(), qmp.Options{})
 	if err != nil {
 		return err

@@ -28,6 +28,10 @@ func (m Machine) Isolated(dir string) (Machine, error) {
 	}
 	out := m
 	out.Name, out.Dir, out.Args = "drill-"+m.Name, dir, slices.Clone(m.Args)
+	if m.Host != nil {
+		out.Host = m.Host.Isolated(out.Name)
+		return out, nil
+	}
 	cards := slices.Contains(m.Args, "-nodefaults")
 	for i, a := range m.Args {
 		name := strings.TrimLeft(a, "-")
@@ -89,6 +93,19 @@ func nicOnHub(value string) string {
 // gone; it asks it nothing, so it works on one that answers no more. A machine that
 // does not run is none.
 func (m Machine) End(ctx context.Context) error {
+	if m.Host != nil {
+		uuid, err := m.hosted()
+		if errors.Is(err, ErrNotRunning) {
+			return nil
+		}
+		if err == nil {
+			err = m.Host.End(ctx, uuid)
+		}
+		if err != nil {
+			return fmt.Errorf("end machine %s: %w", m.Name, err)
+		}
+		return nil
+	}
 	_, pidfd, err := owner(m.withDefaults().pidFile())
 	if errors.Is(err, ErrNotRunning) {
 		return nil

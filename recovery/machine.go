@@ -37,6 +37,9 @@ type Machine struct {
 	Dir string `json:"dir"`
 	// Ready is how long QEMU may take until it runs; default 30 s.
 	Ready time.Duration `json:"ready,omitempty"`
+	// Host, where there is one, runs the machine in our place: then Binary and Args
+	// are not used, and a disk's ID is the target that Host knows it by.
+	Host Host `json:"-"`
 	// Reconnect is how long the disks wait for an NBD server that went away; default a day.
 	Reconnect time.Duration `json:"reconnect,omitempty"`
 }
@@ -57,9 +60,14 @@ func (m Machine) withDefaults() Machine {
 	return m
 }
 
-func (m Machine) qmp() string     { return filepath.Join(m.Dir, "qmp.sock") }
-func (m Machine) qmp2() string    { return filepath.Join(m.Dir, "qmp2.sock") }
-func (m Machine) serial() string  { return filepath.Join(m.Dir, "serial.log") }
+func (m Machine) qmp() string  { return filepath.Join(m.Dir, "qmp.sock") }
+func (m Machine) qmp2() string { return filepath.Join(m.Dir, "qmp2.sock") }
+func (m Machine) serial() string {
+	if m.Host != nil {
+		return m.Host.Console()
+	}
+	return filepath.Join(m.Dir, "serial.log")
+}
 func (m Machine) agent() string   { return filepath.Join(m.Dir, "agent.sock") }
 func (m Machine) pidFile() string { return filepath.Join(m.Dir, "qemu.pid") }
 func (m Machine) logFile() string { return filepath.Join(m.Dir, "qemu.log") }
@@ -81,7 +89,7 @@ func (m Machine) validate() error {
 	switch {
 	case m.Name == "" || strings.ContainsAny(m.Name, ",/"):
 		return bad("its name is empty or has a comma or slash")
-	case m.Binary == "":
+	case m.Binary == "" && m.Host == nil:
 		return bad("it names no program")
 	case !filepath.IsAbs(m.Dir) || strings.Contains(m.Dir, ","):
 		return bad("directory %q is not absolute or has a comma", m.Dir)

@@ -51,6 +51,17 @@ func owner(path string) (pid, pidfd int, err error) {
 // Process is the process of the machine, without asking it anything; a machine that
 // does not run is ErrNotRunning.
 func (m Machine) Process() (pid int, err error) {
+	if m.Host != nil {
+		uuid, err := m.hosted()
+		if err != nil {
+			return 0, err
+		}
+		pid, pidfd, err := processOf(uuid)
+		if err != nil {
+			return 0, err
+		}
+		return pid, unix.Close(pidfd)
+	}
 	pid, pidfd, err := owner(m.withDefaults().pidFile())
 	if err != nil {
 		return 0, err

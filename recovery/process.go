@@ -21,13 +21,14 @@ type Running struct {
 	Name    string `json:"name"`
 	UUID    string `json:"uuid"`
 	PID     int    `json:"pid"`
-	QMP     string `json:"qmp"`
-	QMP2    string `json:"qmp2"`
+	QMP     string `json:"qmp,omitempty"` // these three of a machine that no Host runs
+	QMP2    string `json:"qmp2,omitempty"`
 	Serial  string `json:"serial"`
-	Log     string `json:"log"`
+	Log     string `json:"log,omitempty"`
 	Adopted bool   `json:"adopted"` // it ran already
 
-	pidfd int
+	pidfd   int
+	machine Machine
 }
 
 // Ensure returns the machine running: it finds the one that runs, or starts it. The
@@ -37,9 +38,13 @@ func (m Machine) Ensure(ctx context.Context, uris map[string]string) (*Running, 
 	m = m.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, m.Ready)
 	defer cancel()
+	start := m.start
+	if m.Host != nil {
+		start = m.startHosted
+	}
 	r, err := m.Attach(ctx)
 	if errors.Is(err, ErrNotRunning) {
-		r, err = m.start(ctx, uris)
+		r, err = start(ctx, uris)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", m.Name, err)
@@ -52,6 +57,9 @@ func (m Machine) Ensure(ctx context.Context, uris map[string]string) (*Running, 
 func (m Machine) Attach(ctx context.Context) (*Running, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
+	}
+	if m.Host != nil {
+		return m.attachHosted(ctx)
 	}
 	pid, pidfd, err := owner(m.pidFile())
 	if err != nil {
@@ -68,7 +76,11 @@ func (m Machine) Attach(ctx context.Context) (*Running, error) {
 }
 
 func (m Machine) running(uuid string, pid, pidfd int, adopted bool) *Running {
-	return &Running{Name: m.Name, UUID: uuid, PID: pid, QMP: m.qmp(), QMP2: m.qmp2(), Serial: m.serial(), Log: m.logFile(), Adopted: adopted, pidfd: pidfd}
+	r := &Running{Name: m.Name, UUID: uuid, PID: pid, Serial: m.serial(), Adopted: adopted, pidfd: pidfd, machine: m}
+	if m.Host == nil {
+		r.QMP, r.QMP2, r.Log = m.qmp(), m.qmp2(), m.logFile()
+	}
+	return r
 }
 
 // start runs QEMU in a session of its own and waits until its guest runs.

@@ -12,8 +12,8 @@ import (
 
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/recovery/domain"
 	"github.com/novacron/afterimage/recovery/evidence"
-	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -50,6 +50,8 @@ type drillNote struct {
 	Group   string    `json:"group"`
 	Machine string    `json:"machine"`
 	Began   time.Time `json:"began"`
+	Libvirt string    `json:"libvirt,omitempty"` // the libvirtd that runs it
+	Sockets string    `json:"sockets,omitempty"` // the directory of its sockets there
 }
 
 const drillNoteFile = "drill.json"
@@ -113,7 +115,11 @@ func (s *Site) noteDrill(d *drill) error {
 	if err := os.MkdirAll(d.machine.Dir, 0o700); err != nil {
 		return err
 	}
-	b, err := json.Marshal(drillNote{d.group.cfg.Ref(), d.machine.Name, d.began})
+	note := drillNote{Group: d.group.cfg.Ref(), Machine: d.machine.Name, Began: d.began}
+	if d.group.hosted() {
+		note.Libvirt, note.Sockets = d.group.cfg.Machine.Libvirt.URI, machineSockets(d.group, drillPrefix)
+	}
+	b, err := json.Marshal(note)
 	if err != nil {
 		return err
 	}
@@ -136,11 +142,24 @@ func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(
 	uris := map[string]string{}
 	err := step(recovery.StepServe, func() (string, error) {
 		// The view is the drill's, not the caller's, who may leave before its end.
-		v, err := s.serve(context.WithoutCancel(ctx), control.ServeRequest{Group: d.group.cfg.Ref(), At: at, Scratch: true})
+		q := control.ServeRequest{Group: d.group.cfg.Ref(), At: at, Scratch: true}
+		owner := 0
+		if d.group.hosted() {
+			var err error
+			if q.Listen, owner, err = socketFor(d.group, drillPrefix); err != nil {
+				return "", err
+			}
+		}
+		v, err := s.serve(context.WithoutCancel(ctx), q)
 		if err != nil {
 			return "", err
 		}
 		d.view = v
+		if owner != 0 {
+			if err := os.Chown(q.Listen, owner, -1); err != nil {
+				return "", err
+			}
+		}
 		for _, x := range v.Exports {
 			uris[x.Volume] = x.URI
 		}
@@ -150,29 +169,38 @@ func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(
 		return err
 	}
 	err = step(recovery.StepStart, func() (_ string, err error) {
+		if err := s.defineDrill(ctx, d); err != nil {
+			return "", err
+		}
 		if d.running, err = d.machine.Ensure(ctx, uris); err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("process %d, isolated", d.running.PID), nil
 	})
-	h := d.group.cfg.Machine.Health
-	if err != nil || h == nil {
+	h := healthOf(d.group.cfg.Machine)
+	if err != nil || !h.Wanted() {
 		return err
 	}
 	return step(recovery.StepHealth, func() (_ string, err error) {
-		d.health, err = d.running.Healthy(ctx, recovery.Health{Prefix: h.Prefix, Timeout: time.Duration(h.Timeout)})
+		d.health, err = d.running.Healthy(ctx, h)
 		return d.health, err
 	})
 }
 
-// machineFor is the configured machine as recovery starts it.
-func (s *Site) machineFor(g *group, c *config.Machine) recovery.Machine {
-	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": s.cfg.NBD}, Ready: time.Duration(c.Ready),
-		Dir: filepath.Join(s.cfg.Data, "m", named("machine", g.cfg.Tenant, g.cfg.Name).Short())}
-	for _, d := range c.Disks {
-		m.Disks = append(m.Disks, recovery.MachineDisk{Volume: d.Volume, ID: d.ID})
+// defineDrill gives a machine that libvirtd runs its definition as of the drill's point.
+func (s *Site) defineDrill(ctx context.Context, d *drill) error {
+	r, ok := d.machine.Host.(*domain.Runner)
+	if !ok {
+		return nil
 	}
-	return m
+	l, release, err := s.open(ctx, d.group)
+	if err != nil {
+		return err
+	}
+	defer release()
+	text, err := l.definitionAt(d.view.at)
+	r.Definition = func(context.Context) (string, error) { return text, err }
+	return err
 }
 
 // drillOf is the group's drill, nil if there is none.
@@ -198,6 +226,9 @@ func (s *Site) takeAway(ctx context.Context, d *drill) error {
 	if d.view != nil {
 		d.view.close(errClosed)
 		<-d.view.done
+	}
+	if err == nil && d.group.hosted() {
+		err = os.RemoveAll(machineSockets(d.group, drillPrefix))
 	}
 	if err == nil { // while the machine lives its directory is how it is found
 		err = os.RemoveAll(d.machine.Dir)
@@ -238,8 +269,15 @@ func (s *Site) sweepDrills() {
 			_ = json.Unmarshal(b, &note) // of one cut short the machine was never started
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), drillLimit)
-		err := recovery.Machine{Name: note.Machine, Dir: dir}.End(ctx)
+		left := recovery.Machine{Name: note.Machine, Dir: dir}
+		if note.Libvirt != "" {
+			left.Host = &domain.Runner{URI: note.Libvirt, Name: note.Machine}
+		}
+		err := left.End(ctx)
 		cancel()
+		if err == nil && filepath.IsAbs(note.Sockets) {
+			err = os.RemoveAll(note.Sockets)
+		}
 		if err == nil {
 			err = os.RemoveAll(dir)
 		}

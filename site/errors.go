@@ -105,6 +105,7 @@ var codes = []struct {
 	{recovery.ErrWrongMachine, fault.MachineTrouble},
 	{recovery.ErrExited, fault.MachineTrouble},
 	{recovery.ErrUnhealthy, fault.MachineTrouble},
+	{recovery.ErrNoScreen, fault.MachineTrouble},
 	{recovery.ErrExists, fault.FileExists},
 	{recovery.ErrNotRegular, fault.FileExists},
 	{recovery.ErrNoTool, fault.ToolMissing},

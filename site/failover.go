@@ -116,9 +116,7 @@ func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progres
 	}
 	m := l.machine(l.cfg.Machine)
 	f.Machine = &m
-	if h := l.cfg.Machine.Health; h != nil {
-		f.Health = recovery.Health{Prefix: h.Prefix, Timeout: time.Duration(h.Timeout)}
-	}
+	f.Health = healthOf(l.cfg.Machine)
 	return f, nil
 }
 
@@ -157,7 +155,7 @@ func (l *life) serveEpoch(ctx context.Context, w *journal.Writer) (map[string]st
 func (l *life) urisOf(r *reign) map[string]string {
 	uris := map[string]string{}
 	for _, d := range r.disks {
-		uris[d.volume.Name] = nbdURI("unix", l.site.cfg.NBD, l.exportName(d.volume.Name))
+		uris[d.volume.Name] = nbdURI("unix", l.site.diskSocket(l.group), l.exportName(d.volume.Name))
 	}
 	return uris
 }

@@ -143,7 +143,7 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 // describe records what machine the group's disks belong to, so that every point
 // carries it.
 func (l *life) describe(ctx context.Context, w *journal.Writer) error {
-	if l.cfg.Machine == nil {
+	if l.cfg.Machine == nil || l.hosted() { // a domain's definition comes from the tap
 		return nil
 	}
 	definition, err := json.Marshal((&config.Config{Groups: []config.Group{{Machine: l.cfg.Machine}}}).Masked().Groups[0].Machine)

@@ -151,12 +151,12 @@ func (l *life) startMachine(ctx context.Context, o *recovery.Outcome, progress f
 		}
 		return fmt.Sprintf("process %d", o.Machine.PID), nil
 	})
-	if err != nil || l.cfg.Machine.Health == nil {
+	h := healthOf(l.cfg.Machine)
+	if err != nil || !h.Wanted() {
 		return err
 	}
-	h := l.cfg.Machine.Health
 	return step(recovery.StepHealth, func() (string, error) {
-		return o.Machine.Healthy(ctx, recovery.Health{Prefix: h.Prefix, Timeout: time.Duration(h.Timeout)})
+		return o.Machine.Healthy(ctx, h)
 	})
 }
 

@@ -201,6 +201,7 @@ func runOf(r *runbook.Run, state runbook.State, running bool) control.RunbookRun
 	for _, a := range r.Plan.Actions {
 		st, is := stepOf(r.Plan, a), state.Actions[a.ID]
 		st.State, st.Attempts, st.Detail, st.Output = string(is.Phase), is.Attempts, is.Detail, is.Output
+		st.Began, st.Ended = is.Began, is.Done
 		if running && is.Phase == runbook.Interrupted {
 			st.State = "running"
 		}

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,6 +192,9 @@ func (s *Site) face(ctx context.Context, l listeners) error {
 		g.Go(func() error { return explain("run replication", s.repl.Run(ctx)) })
 	}
 	g.Go(func() error { return explain("serve disks", s.disks.Serve(ctx, l.disks)) })
+	for gr, at := range l.machines {
+		g.Go(func() error { return explain("serve disks of "+gr.cfg.Ref(), s.serverFor(gr).Serve(ctx, at)) })
+	}
 	g.Go(func() error {
 		return explain("serve the control socket", control.NewServer(s, s.o.Log.With("part", "control")).Serve(ctx, l.control))
 	})
@@ -214,7 +219,10 @@ func (s *Site) Close() error {
 	return errors.Join(s.watchdog.close(), s.lock.Close())
 }
 
-type listeners struct{ control, disks, metrics net.Listener }
+type listeners struct {
+	control, disks, metrics net.Listener
+	machines                map[*group]net.Listener // of those that libvirtd runs
+}
 
 // listen takes all addresses but the replicator's, which it takes itself.
 func (s *Site) listen() (l listeners, err error) {
@@ -232,6 +240,14 @@ func (s *Site) listen() (l listeners, err error) {
 	if l.disks, err = nbd.ListenUnix(s.cfg.NBD, 0o600); err != nil {
 		return l, fault.Wrap(fault.ListenTrouble, "listen at "+s.cfg.NBD, err)
 	}
+	l.machines = map[*group]net.Listener{}
+	for _, g := range s.groups {
+		if g.hosted() {
+			if l.machines[g], err = listenFor(g); err != nil {
+				return l, err
+			}
+		}
+	}
 	if s.cfg.Metrics != "" {
 		if l.metrics, err = net.Listen("tcp", s.cfg.Metrics); err != nil {
 			return l, fault.Wrap(fault.ListenTrouble, "listen at "+s.cfg.Metrics, err)
@@ -241,7 +257,7 @@ func (s *Site) listen() (l listeners, err error) {
 }
 
 func (l listeners) close() {
-	for _, x := range []net.Listener{l.control, l.disks, l.metrics} {
+	for _, x := range append(slices.Collect(maps.Values(l.machines)), l.control, l.disks, l.metrics) {
 		if x != nil {
 			_ = x.Close() // of an opening that failed: its error says more
 		}

@@ -171,8 +171,7 @@ func (d *stepDriver) start(ctx context.Context, a runbook.Action) (string, error
 	return b.String(), err
 }
 
-// connect plugs cables. A drill's lead nowhere whatever is asked, and plain QEMU can
-// connect a card to no other network than the one of its definition.
+// connect plugs cables. A drill's lead nowhere whatever is asked.
 func (d *stepDriver) connect(ctx context.Context, m recovery.Machine, interfaces map[string]string) error {
 	for _, id := range slices.Sorted(maps.Keys(interfaces)) {
 		switch to := interfaces[id]; {
@@ -182,7 +181,9 @@ func (d *stepDriver) connect(ctx context.Context, m recovery.Machine, interfaces
 			}
 		case d.drills():
 		default:
-			return fmt.Errorf("%w: interface %s: a plain QEMU's cards are plugged up or down, not moved to %q", recovery.ErrMachine, id, to)
+			if err := m.Connect(ctx, id, to); err != nil {
+				return fmt.Errorf("interface %s: %w", id, err)
+			}
 		}
 	}
 	return nil

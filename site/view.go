@@ -21,6 +21,7 @@ import (
 // lease, CloseView or the site, whichever comes first.
 type view struct {
 	control.View
+	at    journal.Point
 	close func(cause error)
 	done  chan struct{} // closed when everything of it is gone
 }
@@ -151,7 +152,7 @@ func (s *Site) enlist(g *group, q control.ServeRequest, p journal.Point) *view {
 	defer s.mu.Unlock()
 	id := fmt.Sprintf("v%d", s.next)
 	s.next++
-	v := &view{View: control.View{ID: id, Group: g.cfg.Ref(), At: q.At, Point: pointOf(p), Scratch: q.Scratch, Listen: q.Listen, Since: s.o.Now(), Exports: []control.Export{}}, done: make(chan struct{})}
+	v := &view{View: control.View{ID: id, Group: g.cfg.Ref(), At: q.At, Point: pointOf(p), Scratch: q.Scratch, Listen: q.Listen, Since: s.o.Now(), Exports: []control.Export{}}, at: p, done: make(chan struct{})}
 	if v.Listen == "" {
 		v.Listen = filepath.Join(s.viewDir(), id)
 		if !s.running() { // several commands may do this at once

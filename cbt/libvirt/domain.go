@@ -101,6 +101,9 @@ func (d *Domain) Definition(ctx context.Context) (string, error) {
 	return d.xml(ctx, rpc.DomainXMLInactive)
 }
 
+// Live is the XML of d as it runs.
+func (d *Domain) Live(ctx context.Context) (string, error) { return d.xml(ctx, 0) }
+
 func (d *Domain) xml(ctx context.Context, flags rpc.DomainXMLFlags) (string, error) {
 	var text string
 	err := d.conn.Call(ctx, "definition of "+d.Name, func(l *rpc.Libvirt) (err error) {

@@ -14,7 +14,12 @@
 //  4. Machine.Stop and Machine.Undefine end it; both may be repeated.
 //
 // An isolated card keeps its MAC address, model and place, so the guest sees its
-// own card with the cable pulled; nothing of the host's networks is used.
+// own card with the cable pulled, or plugged into a network that leads nowhere; nothing
+// else of the host is used (isolate.go). The firmware's variables are not carried: the
+// machine begins with those of the template.
+//
+// What is asked of a machine that runs is in cards.go. Which machine is whose, package
+// recovery/domain knows.
 //
 // A disk that we serve stops the machine on an error and waits for our server to
 // come back, instead of telling the guest.

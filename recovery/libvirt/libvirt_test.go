@@ -110,12 +110,11 @@ func TestMachineRunsFromAnExport(t *testing.T) {
 	}
 	const uuid = "11111111-2222-4333-8444-555555555555"
 	text, err := Rewrite(definition, Edit{
-		Name: "web-drill", UUID: uuid, Isolate: true, Disks: map[string]Export{"vda": {serveImage(t, d, bootSector()), "view"}},
+		Name: "web-drill", UUID: uuid, Isolate: true, Console: d.Path("drill.console"), Disks: map[string]Export{"vda": {serveImage(t, d, bootSector()), "view"}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	text = strings.ReplaceAll(text, d.Path("web.console"), d.Path("drill.console"))
 	m, err := h.Start(ctx, text)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)

@@ -14,18 +14,30 @@ type Export struct {
 
 // Edit is what Rewrite changes. The zero Edit needs a machine without disks.
 type Edit struct {
-	Name    string            // "": as defined
-	UUID    string            // "": as defined
-	Disks   map[string]Export // by target: vda, sda, …; one for each disk
-	Isolate bool              // unplug all network cards
+	Name     string             // "": as defined
+	UUID     string             // "": as defined
+	Disks    map[string]Export  // by target: vda, sda, …; one for each disk
+	Networks map[string]Network // by the network, bridge or device that a card is in
+	MACs     map[string]string  // by the address that a card has, in lower case
+	Console  string             // a file that the first serial port is written to; "": as defined
+	// Isolate makes it a drill's: its cards are unplugged, or in Private, and it
+	// reaches nothing else of the host (isolate.go).
+	Isolate bool
+	Private string // a network of libvirt's that leads nowhere
+}
+
+// Network is what a card is plugged into: a network of libvirt's, or a bridge.
+type Network struct {
+	Network string
+	Bridge  string
 }
 
 // reconnectSeconds is how long a machine waits for our server to come back.
-const reconnectSeconds = 3600
+const reconnectSeconds = 24 * 3600
 
 // Rewrite makes the definition of the machine to be run here out of one from the
 // journal. All that e does not speak of keeps its bytes. Disks are those of
-// device disk and lun; CD-ROMs and floppies stay as they are.
+// device disk and lun; CD-ROMs and floppies may be missing here.
 // Source: libvirt, docs/formatdomain.rst.
 func Rewrite(definition string, e Edit) (string, error) {
 	text := []byte(definition)
@@ -58,11 +70,16 @@ func Rewrite(definition string, e Edit) (string, error) {
 		return "", err
 	}
 	ss = append(ss, disks...)
-	for _, d := range devices.children {
-		if d.name == "interface" && e.Isolate {
-			ss = append(ss, unplug(d)...)
+	if e.Isolate {
+		apart, err := isolate(text, root, devices, e)
+		if err != nil {
+			return "", err
 		}
+		ss = append(ss, apart...)
+	} else {
+		ss = append(ss, move(devices, e)...)
 	}
+	ss = append(ss, consoles(text, devices, e)...)
 	return apply(text, ss), nil
 }
 
@@ -136,18 +153,22 @@ func serve(d *element, x Export) []splice {
 // unplug makes card n a user-mode one with its link down. What ties it to the
 // host goes; what the guest sees of it (address, model, MAC, boot order) stays.
 func unplug(n *element) []splice {
-	seen := []string{"mac", "model", "address", "alias", "boot", "rom", "acpi", "mtu"}
-	ss := []splice{{n.from, n.inner, n.startTag([2]string{"type", "user"}, [2]string{"managed", ""}, [2]string{"trustGuestRxFilters", ""})}}
+	return plug(n, "user", "<link state='down'/>", seen())
+}
+
+// plug makes card n one of another type with more inside; of what it has inside only
+// what is named in keep stays.
+func plug(n *element, kind, more string, keep []string) []splice {
+	ss := []splice{{n.from, n.inner, n.startTag([2]string{"type", kind}, [2]string{"managed", ""}, [2]string{"trustGuestRxFilters", ""})}}
 	for _, c := range n.children {
-		if !slices.Contains(seen, c.name) {
+		if !slices.Contains(keep, c.name) {
 			ss = append(ss, c.remove())
 		}
 	}
-	down := "<link state='down'/>"
 	if n.empty() {
-		ss[0].text = strings.TrimSuffix(ss[0].text, "/>") + ">" + down + "</interface>"
+		ss[0].text = strings.TrimSuffix(ss[0].text, "/>") + ">" + more + "</interface>"
 	} else {
-		ss[0].text += down
+		ss[0].text += more
 	}
 	return ss
 }

@@ -7,26 +7,57 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 var edit = Edit{
-	Name: "web-drill & co", UUID: "11111111-2222-3333-4444-555555555555", Isolate: true,
-	Disks: map[string]Export{"vda": {"/run/a'<b>/s", "view/1&2"}, "sdb": {"/run/s", "b"}, "vdc": {"/run/s", "c"}},
+	Name: "web & co", UUID: "11111111-2222-3333-4444-555555555555",
+	Disks:    map[string]Export{"vda": {"/run/a'<b>/s", "view/1&2"}, "sdb": {"/run/s", "b"}, "vdc": {"/run/s", "c"}},
+	Networks: map[string]Network{"br0": {Network: "lan"}, "default": {Bridge: "br7"}}, MACs: map[string]string{"52:54:00:aa:bb:cd": "52:54:00:00:00:01"},
 }
 
 func TestRewriteMatchesGolden(t *testing.T) {
-	in, err := os.ReadFile("testdata/domain.xml")
+	text, err := os.ReadFile("testdata/domain.xml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Rewrite(string(in), edit)
+	matches(t, "moved.xml", string(text), edit)
+	from, to, _ := strings.Cut(string(text), "  <qemu:commandline>")
+	_, to, _ = strings.Cut(to, "</qemu:commandline>\n")
+	drill := edit
+	drill.Isolate, drill.Console = true, "/run/d/console.log"
+	matches(t, "drill.xml", from+to, drill)
+	drill.Private = "nowhere"
+	matches(t, "private.xml", from+to, drill)
+}
+
+// What would let a drill reach out of its machine is refused, and its device named.
+func TestADrillThatReachesOutIsRefused(t *testing.T) {
+	for what, text := range map[string]string{
+		"qemu:commandline": "<domain xmlns:qemu='u'><name>x</name><qemu:commandline><qemu:arg value='-x'/></qemu:commandline></domain>",
+		"hostdev":          "<domain><name>x</name><devices><hostdev mode='subsystem'/></devices></domain>",
+		"filesystem":       "<domain><name>x</name><devices><filesystem type='mount'/></devices></domain>",
+		"shmem":            "<domain><name>x</name><devices><shmem name='s'/></devices></domain>",
+	} {
+		if _, err := Rewrite(text, Edit{Isolate: true}); !errors.Is(err, ErrDefinition) || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := Rewrite(text, Edit{}); err != nil {
+			t.Errorf("%s of the machine itself: %v", what, err)
+		}
+	}
+}
+
+func matches(t *testing.T, name, in string, edit Edit) {
+	t.Helper()
+	got, err := Rewrite(in, edit)
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden := filepath.Join("testdata", "rewritten.xml")
+	golden := filepath.Join("testdata", name)
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -37,7 +68,7 @@ func TestRewriteMatchesGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("got:\n%s", got)
+		t.Errorf("%s: got:\n%s", name, got)
 	}
 	// The parser of encoding/xml, which resolves and checks, reads it back.
 	var back struct {
@@ -61,14 +92,14 @@ func TestRewriteMatchesGolden(t *testing.T) {
 
 func TestNothingAskedNothingChanged(t *testing.T) {
 	const text = "<?xml version='1.0'?>\n<!-- a -->\n<domain xmlns:qemu=\"u\" type='kvm'>\r\n <name>x</name><description><![CDATA[<a>&]]></description>" +
-		"<devices>\n<interface  type=\"bridge\"/></devices><qemu:commandline><qemu:arg value='-x'/></qemu:commandline></domain>\n"
+		"<devices>\n<interface  type=\"bridge\"/></devices></domain>\n"
 	got, err := Rewrite(text, Edit{})
 	if err != nil || got != text {
 		t.Errorf("%v\n%q", err, got)
 	}
 	got, err = Rewrite(text, Edit{UUID: "u", Isolate: true})
 	const want = "<?xml version='1.0'?>\n<!-- a -->\n<domain xmlns:qemu=\"u\" type='kvm'>\r\n <name>x</name>\r\n <uuid>u</uuid><description><![CDATA[<a>&]]></description>" +
-		"<devices>\n<interface type='user'><link state='down'/></interface></devices><qemu:commandline><qemu:arg value='-x'/></qemu:commandline></domain>\n"
+		"<devices>\n<interface type='user'><link state='down'/></interface></devices></domain>\n"
 	if err != nil || got != want {
 		t.Errorf("%v\n%q", err, got)
 	}

@@ -210,7 +210,13 @@ func (s *shape) machine(path string, g Group) {
 			s.report(fault.ConfigReference, s.at(at+".volume"), at, fmt.Sprintf("volume %q is not defined", d.Volume), "the group's volumes: "+volumeNames(g))
 		}
 	}
-	if h := g.Machine.Health; h != nil && h.Prefix == "" {
+	if g.Machine.Libvirt != nil {
+		s.machineDomain(path, g)
+	}
+	if h := g.Machine.Health; h != nil && h.By == ByAgent && h.Prefix != "" {
+		s.wrong(path+".health.prefix", "an agent says no line", "keep one of by: agent and prefix:")
+	}
+	if h := g.Machine.Health; h != nil && h.Prefix == "" && h.By != ByAgent {
 		s.absent(path+".health.prefix", "how the line begins that tells that the machine is up")
 	}
 	for i, a := range g.Machine.Args {

@@ -130,13 +130,35 @@ type Machine struct {
 	Args   []string      `yaml:"args,omitempty"`
 	Ready  Duration      `yaml:"ready,omitempty"` // how long QEMU may take until it runs
 	Health *Health       `yaml:"health,omitempty"`
+	// Libvirt has libvirtd run it; then there are no Binary and no Args.
+	Libvirt *MachineLibvirt `yaml:"libvirt,omitempty"`
 }
 
-// Health is a line on the serial console that tells that the machine is up; Args
-// must have it written: -serial file:{serial}.
+// Health is how the machine tells that it is up: by a line on its serial console,
+// which Args must have written (-serial file:{serial}), or by its guest agent.
 type Health struct {
 	Prefix  string   `yaml:"prefix"`
+	By      HealthBy `yaml:"by,omitempty"`
 	Timeout Duration `yaml:"timeout,omitempty"`
+}
+
+// HealthBy is who says that a machine is up.
+type HealthBy string
+
+// Values of HealthBy; none is the console.
+const (
+	ByConsole HealthBy = "console"
+	ByAgent   HealthBy = "agent"
+)
+
+// UnmarshalText accepts the values.
+func (b *HealthBy) UnmarshalText(text []byte) error {
+	switch v := HealthBy(text); v {
+	case ByConsole, ByAgent:
+		*b = v
+		return nil
+	}
+	return fmt.Errorf("by %q is not understood: want console or agent", text)
 }
 
 // MachineDisk makes a volume, served by this site, the block node ID of the

@@ -88,7 +88,11 @@ func (c *Config) complete(file string) {
 		}
 		if m := g.Machine; m != nil {
 			orElse(&m.Name, g.Name)
-			orElse(&m.Binary, DefaultBinary)
+			if m.Libvirt != nil {
+				m.Libvirt.complete(c, dir)
+			} else {
+				orElse(&m.Binary, DefaultBinary)
+			}
 			if m.Ready == 0 {
 				m.Ready = DefaultReady
 			}

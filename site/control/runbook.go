@@ -60,11 +60,13 @@ type RunbookStep struct {
 	After    []int    `json:"after,omitempty"`
 	Expected *float64 `json:"expected_seconds,omitempty"`
 
-	State    string   `json:"state,omitempty"`
-	Attempts int      `json:"attempts,omitempty"`
-	Seconds  *float64 `json:"seconds,omitempty"`
-	Detail   string   `json:"detail,omitempty"`
-	Output   string   `json:"output,omitempty"`
+	State    string    `json:"state,omitempty"`
+	Attempts int       `json:"attempts,omitempty"`
+	Began    time.Time `json:"began,omitzero"`
+	Ended    time.Time `json:"ended,omitzero"`
+	Seconds  *float64  `json:"seconds,omitempty"`
+	Detail   string    `json:"detail,omitempty"`
+	Output   string    `json:"output,omitempty"`
 }
 
 // RunRequest is about a run that was begun.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,8 +16,14 @@ import (
 // it on the second serial port where it is there.
 const agentProgram = "usr/sbin/qemu-ga"
 
-// WithAgent is a whose initramfs also holds a real qemu-guest-agent, with the libraries
-// of this machine. Its QEMU needs a second serial port: see AgentArgs.
+// tools are programs of this machine that the agent runs inside.
+var tools = []string{"ip", "tee"}
+
+// WithAgent is a whose initramfs also holds a real qemu-guest-agent with the programs
+// in tools, the libraries of this machine that they need, and the modules of a network
+// card and of virtio's ports. The agent talks on the port that is called
+// org.qemu.guest_agent.0, where there is one, else on a second serial port: see
+// AgentArgs.
 func WithAgent(ctx context.Context, a Image) (Image, error) {
 	cache, err := CacheDir()
 	if err != nil {
@@ -31,9 +38,24 @@ func WithAgent(ctx context.Context, a Image) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	files, err := closure(ctx, program)
+	wanted := map[string]string{agentProgram: program}
+	for _, name := range tools {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return Image{}, fmt.Errorf("%w: %w", ErrNoAgent, err)
+		}
+		wanted["usr/bin/"+name] = path
+	}
+	files, err := closure(ctx, wanted)
 	if err != nil {
 		return Image{}, err
+	}
+	for i, name := range further {
+		data, err := os.ReadFile(filepath.Join(filepath.Dir(a.Kernel), name+".ko"))
+		if err != nil {
+			return Image{}, err
+		}
+		files = append(files, entry{name: fmt.Sprintf("modules/%02d-%s.ko", len(modules)+i, name), mode: modeFile | 0o644, data: data})
 	}
 	base, err := os.ReadFile(a.Initrd)
 	if err != nil {
@@ -82,24 +104,27 @@ func fetchAgent(ctx context.Context, cache string) (string, error) {
 	return path, os.Rename(filepath.Join(scratch, agentProgram), path)
 }
 
-// closure is the program with the directories and libraries that it needs.
-func closure(ctx context.Context, program string) ([]entry, error) {
-	out, err := output(ctx, "", "ldd", program)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
-	}
-	files := map[string]string{agentProgram: program}
-	for line := range strings.Lines(out) {
-		name, at, found := strings.Cut(strings.TrimSpace(line), " => ")
-		if !found {
-			at = name // the loader stands by itself
+// closure is programs, by where they lie in the guest, with the directories and
+// libraries that they need.
+func closure(ctx context.Context, programs map[string]string) ([]entry, error) {
+	files := maps.Clone(programs)
+	for _, program := range programs {
+		out, err := output(ctx, "", "ldd", program)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 		}
-		at, _, _ = strings.Cut(at, " (")
-		switch {
-		case strings.HasPrefix(at, "/"):
-			files[strings.TrimPrefix(at, "/")] = at
-		case strings.Contains(at, "not found"):
-			return nil, fmt.Errorf("%w: this machine has no %s", ErrNoAgent, name)
+		for line := range strings.Lines(out) {
+			name, at, found := strings.Cut(strings.TrimSpace(line), " => ")
+			if !found {
+				at = name // the loader stands by itself
+			}
+			at, _, _ = strings.Cut(at, " (")
+			switch {
+			case strings.HasPrefix(at, "/"):
+				files[strings.TrimPrefix(at, "/")] = at
+			case strings.Contains(at, "not found"):
+				return nil, fmt.Errorf("%w: this machine has no %s", ErrNoAgent, name)
+			}
 		}
 	}
 	made := map[string]bool{}
@@ -114,6 +139,7 @@ func closure(ctx context.Context, program string) ([]entry, error) {
 		entries = append(entries, entry{name: d, mode: modeDir | 0o755})
 	}
 	directory("var/run")
+	directory("etc")
 	for _, to := range slices.Sorted(maps.Keys(files)) { // always the same archive
 		data, err := os.ReadFile(files[to])
 		if err != nil {

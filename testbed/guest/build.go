@@ -25,6 +25,10 @@ var modules = []string{
 	"virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk",
 }
 
+// further are inserted after them in a guest with an agent: its channel and its network
+// card.
+var further = []string{"virtio_console", "failover", "net_failover", "virtio_net"}
+
 // oldImages is the age at which an initramfs that no longer is the newest goes.
 const oldImages = 24 * time.Hour
 

@@ -5,15 +5,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // fetchKernel returns a directory of the cache that holds vmlinuz and the modules
 // as *.ko, fetching Debian's package when there is none. The caller holds the lock.
 func fetchKernel(ctx context.Context, cache string) (string, error) {
-	if have, err := filepath.Glob(filepath.Join(cache, "kernel-*")); err != nil {
+	have, err := filepath.Glob(filepath.Join(cache, "kernel-*"))
+	if err != nil {
 		return "", err
-	} else if len(have) > 0 {
+	}
+	have = slices.DeleteFunc(have, lacks)
+	if len(have) > 0 {
 		return have[len(have)-1], nil
 	}
 	scratch, err := os.MkdirTemp(cache, "fetch-")
@@ -40,8 +44,18 @@ func fetchKernel(ctx context.Context, cache string) (string, error) {
 	if err := pick(ctx, tree, picked); err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cache, "kernel-"+strings.TrimPrefix(pkg, "linux-image-"))
+	dir := filepath.Join(cache, "kernel-"+strings.TrimPrefix(pkg, "linux-image-")+"-net")
 	return dir, os.Rename(picked, dir)
+}
+
+// lacks reports whether a kernel was picked when fewer modules were wanted.
+func lacks(dir string) bool {
+	for _, m := range slices.Concat(modules, further) {
+		if _, err := os.Stat(filepath.Join(dir, m+".ko")); err != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // kernelVersion is the package that kernelPackage stands for.
@@ -78,7 +92,7 @@ func pick(ctx context.Context, tree, to string) error {
 		return err
 	}
 	want := []string{"vmlinuz"}
-	for _, m := range modules {
+	for _, m := range slices.Concat(modules, further) {
 		want = append(want, m+".ko")
 	}
 	for _, name := range want {

@@ -10,6 +10,7 @@
 //	wait                                        waited last=K: the stamping of count ended
 //	pause                                       paused last=K
 //	verify [upto=K] [slots=N]                   volume 0 max=… for each, then verified max=…
+//	listen [port=N]                             greets who connects to the TCP port
 //	attack [offset=B] [length=B] [seed=N]       attacked bytes=N
 //	poweroff                                    bye
 //

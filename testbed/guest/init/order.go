@@ -59,6 +59,8 @@ func (m *machine) do(verb string, p params) error {
 	switch verb {
 	case "":
 		return nil
+	case "listen":
+		return m.listen(p)
 	case "ping":
 		m.console.say("pong")
 		return nil

@@ -1,0 +1,144 @@
+package recovery
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Host runs a machine in our place: libvirtd. It knows the one machine that it is for
+// by the identity that lies in Machine.Dir, durable before anything is started, and
+// touches no other of that name. Its calls may be repeated.
+type Host interface {
+	// Identify is the UUID that the machine gets where it has none yet.
+	Identify(ctx context.Context) (uuid string, err error)
+	// Find says whether machine uuid runs: ErrNotRunning, ErrWrongMachine where
+	// another one has its name, nil.
+	Find(ctx context.Context, uuid string) error
+	// Start defines the machine with its disks at uris and starts it.
+	Start(ctx context.Context, uuid string, uris map[string]string) error
+	// End ends it at once and takes its definition away; it need not be there.
+	End(ctx context.Context, uuid string) error
+	// Powerdown asks the guest to switch itself off.
+	Powerdown(ctx context.Context, uuid string) error
+	// Agent asks the guest's agent.
+	Agent(ctx context.Context, uuid, command string, arguments map[string]any, result any) error
+	// Connect plugs the cable of a network card in or out ("up", "down"), or into
+	// another network.
+	Connect(ctx context.Context, uuid, card, to string) error
+	// Screenshot is the console's picture, as a PNG; ErrNoScreen where it has none.
+	Screenshot(ctx context.Context, uuid string) ([]byte, error)
+	// Console is the file that the first serial port is written to.
+	Console() string
+	// Isolated is the same machine for a drill, under another name: it reaches nothing.
+	Isolated(name string) Host
+}
+
+// hosted is the identity of a machine that Host runs.
+func (m Machine) hosted() (string, error) {
+	id, err := m.identity()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotRunning
+	}
+	return id.UUID, err
+}
+
+// attachHosted finds the machine that Host runs.
+func (m Machine) attachHosted(ctx context.Context) (*Running, error) {
+	uuid, err := m.hosted()
+	if err == nil {
+		err = m.Host.Find(ctx, uuid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pid, pidfd, err := processOf(uuid)
+	if err != nil {
+		return nil, err
+	}
+	return m.running(uuid, pid, pidfd, true), nil
+}
+
+// startHosted has Host start the machine.
+func (m Machine) startHosted(ctx context.Context, uris map[string]string) (*Running, error) {
+	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	id, err := m.identity()
+	if errors.Is(err, fs.ErrNotExist) {
+		id = machineFile{Name: m.Name}
+		if id.UUID, err = m.Host.Identify(ctx); err == nil {
+			err = m.keepIdentity(id)
+		}
+	}
+	if err == nil {
+		err = m.Host.Start(ctx, id.UUID, uris)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pid, pidfd, err := processOf(id.UUID)
+	if err != nil {
+		return nil, err
+	}
+	return m.running(id.UUID, pid, pidfd, false), nil
+}
+
+func (m Machine) keepIdentity(id machineFile) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(m.Dir, "machine.json"), append(b, '\n'))
+}
+
+// processOf is the QEMU that was told uuid, which libvirtd does not tell. It is looked
+// at again once its handle is open: numbers are given away.
+func processOf(uuid string) (pid, pidfd int, err error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return 0, -1, err
+	}
+	for _, dir := range dirs {
+		if !toldUUID(dir, uuid) {
+			continue
+		}
+		if pid, err = strconv.Atoi(filepath.Base(dir)); err != nil {
+			continue
+		}
+		if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+			continue
+		}
+		if toldUUID(dir, uuid) {
+			return pid, pidfd, nil
+		}
+		unix.Close(pidfd)
+	}
+	return 0, -1, fmt.Errorf("%w: no process was told UUID %s", ErrNotRunning, uuid)
+}
+
+func toldUUID(dir, uuid string) bool {
+	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	return err == nil && strings.Contains(string(line), "\x00-uuid\x00"+uuid+"\x00")
+}
+
+// Screenshot is what the machine's screen shows, as a PNG; ErrNoScreen where it has
+// none.
+func (m Machine) Screenshot(ctx context.Context) ([]byte, error) {
+	if m.Host == nil {
+		return m.screendump(ctx)
+	}
+	uuid, err := m.hosted()
+	if err != nil {
+		return nil, err
+	}
+	return m.Host.Screenshot(ctx, uuid)
+}

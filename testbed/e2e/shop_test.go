@@ -1,0 +1,305 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/testbed/guest"
+	"github.com/novacron/afterimage/testbed/libvirtd"
+	"github.com/novacron/afterimage/testbed/port"
+	"github.com/novacron/afterimage/testbed/scale"
+)
+
+// shop is three machines of a libvirtd that site a protects, each writing stamps, and
+// site b with a libvirtd of its own, where they are brought up.
+type shop struct {
+	t        *testing.T
+	a, b     *daemon
+	from, to *libvirtd.Daemon
+	consoles map[string]*guest.Console
+	ports    map[string]string // of this host, that lead to each machine's TCP port at b
+}
+
+var shopMachines = []string{"db", "queue", "web"}
+
+// shopDisk is the size of each machine's disk.
+const shopDisk = 4 << 20
+
+// macAt is a machine's network card at a site.
+func macAt(site, i int) string { return fmt.Sprintf("52:54:00:00:%02x:%02x", site, i) }
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	scale.Guest(t)
+	scale.Tools(t, "virsh", "qemu-img")
+	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
+	defer cancel()
+	image, err := guest.Build(ctx)
+	if err == nil {
+		image, err = guest.WithAgent(ctx, image)
+	}
+	if errors.Is(err, guest.ErrNoKernel) || errors.Is(err, guest.ErrNoAgent) {
+		scale.Missing(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{t: t, from: libvirtd.Start(t), to: libvirtd.Start(t), consoles: map[string]*guest.Console{}, ports: map[string]string{}}
+	s.a, s.b = newDaemon(t, "a"), newDaemon(t, "b")
+	kernel, initrd := s.from.Path("kernel"), s.from.Path("initrd")
+	for from, to := range map[string]string{image.Kernel: kernel, image.Initrd: initrd} {
+		text, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(to, text, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.configure()
+	for i, name := range shopMachines {
+		s.define(i, name, kernel, initrd)
+		_, s.ports[name], _ = strings.Cut(port.Address(t), ":")
+	}
+	for _, name := range shopMachines {
+		if _, err := s.consoles[name].Wait(ctx, "verified"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// define starts a machine at a's libvirtd.
+func (s *shop) define(i int, name, kernel, initrd string) {
+	s.t.Helper()
+	socket := s.from.Path(name + ".sock")
+	c, err := guest.ListenConsole(socket)
+	if err == nil {
+		err = os.Chmod(socket, 0o777)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	s.consoles[name] = c
+	orders := guest.KernelLine + fmt.Sprintf(" quiet loglevel=1 afterimage=&quot;listen port=80;verify slots=%d&quot;", domainSlots)
+	x := s.from.Guest(name, kernel, initrd, orders, socket, s.from.Image(s.t, name+".qcow2", shopDisk))
+	x = strings.Replace(x, "52:54:00:aa:bb:cc", macAt(0, i), 1)
+	x = strings.Replace(x, "</devices>", "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel><video><model type='vga'/></video></devices>", 1)
+	file := s.from.Path(name + ".xml")
+	if err := os.WriteFile(file, []byte(x), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	s.virsh(s.from, "define", file)
+	s.virsh(s.from, "start", name)
+}
+
+func (s *shop) configure() {
+	user := ""
+	if os.Geteuid() == 0 {
+		user = ", user: nobody"
+	}
+	listen := port.Address(s.t)
+	var a, b strings.Builder
+	fmt.Fprintf(&a, "site: a\ndata: %s\npeers:\n  - {name: b, address: %q, pin: %q}\ngroups:\n", s.a.dir, listen, s.b.pin())
+	fmt.Fprintf(&b, "site: b\ndata: %s\nlisten: %s\npeers:\n  - {name: a, pin: %q}\nrunbooks: {programs: [/usr/bin/virsh, /usr/bin/test]}\ngroups:\n", s.b.dir, listen, s.a.pin())
+	for i, name := range shopMachines {
+		fmt.Fprintf(&a, "  - name: %s\n    role: primary\n    peers: [b]\n    libvirt: {domain: %s, uri: %q, sockets: %q%s}\n    stall_budget: 20s\n    volumes: [{name: root, size: %d, libvirt: {target: vda}}]\n",
+			name, name, s.from.URI, s.from.Path("s"), user, shopDisk)
+		fmt.Fprintf(&b, "  - name: %s\n    role: replica\n    peers: [a]\n    machine:\n      disks: [{volume: root, id: vda}]\n      health: {prefix: \"verified \", timeout: 3m}\n      ready: 1m\n      libvirt: {uri: %q, sockets: %q%s, macs: [{from: %q, to: %q}]}\n",
+			name, s.to.URI, s.to.Path("s"), user, macAt(0, i), macAt(1, i))
+	}
+	s.a.configure(a.String())
+	s.b.configure(b.String())
+}
+
+func (s *shop) virsh(d *libvirtd.Daemon, args ...string) string {
+	s.t.Helper()
+	out, err := exec.Command("virsh", append([]string{"-c", d.URI}, args...)...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("virsh %v: %v\n%s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// runbook is three machines in two boot groups: both of the first are up, have their
+// address and answer before the second begins. A drill's cards are unplugged, so only
+// its agents are asked.
+func (s *shop) runbook() []byte {
+	// A card of QEMU's own network is at 10.0.2.15; that is where its host leads a
+	// forwarded port, and the guest has to be given that address.
+	machine := func(name, address string) string {
+		return fmt.Sprintf(`      - start: %[1]s
+      - agent: %[1]s
+      - reip: {machine: %[1]s, interface: eth0, address: "%[3]s/24", gateway: 10.0.2.2, dns: [10.0.2.3]}
+      - network: {machine: %[1]s, interfaces: {net0: up}}
+      - script: [/usr/bin/virsh, -c, "%[4]s", qemu-monitor-command, %[1]s, --hmp, "hostfwd_add tcp:127.0.0.1:%[2]s-:80"]
+        machine: %[1]s
+        idempotent: true
+        in: [planned, unplanned, failback]
+      - tcp: "127.0.0.1:%[2]s"
+        machine: %[1]s
+        in: [planned, unplanned, failback]
+      - http: {url: "http://127.0.0.1:%[2]s/", contains: afterimage}
+        machine: %[1]s
+        in: [planned, unplanned, failback]
+`, name, s.ports[name], address, s.to.URI)
+	}
+	return []byte("runbook: shop\nmachines: {db: db, queue: queue, web: web}\nboot:\n  - name: data\n    steps:\n" +
+		machine("db", "10.0.2.15") + machine("queue", "10.0.2.15") + "  - name: front\n    steps:\n" + machine("web", "10.0.2.15") +
+		"      - script: [/usr/bin/test, -d, /]\n        idempotent: true\n")
+}
+
+// ordered runs the runbook at b and holds its steps to their order.
+func (s *shop) ordered(mode, at string) control.RunbookRun {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), guestPatience)
+	defer cancel()
+	run, err := s.b.api.RunRunbook(ctx, control.RunbookRequest{File: "shop.yml", Text: s.runbook(), Mode: mode, At: at, Force: true, Operator: "tester"}, func(control.Progress) {})
+	if err != nil {
+		text, _ := json.MarshalIndent(run, "", " ")
+		s.t.Fatalf("%s: %v\n%s", mode, err, text)
+	}
+	var data, front control.RunbookStep
+	for _, st := range run.Steps {
+		s.t.Logf("%s %-40s %s", mode, st.Name, st.State)
+		if st.Boot == "data" && st.Ended.After(data.Ended) {
+			data = st
+		}
+		if st.Boot == "front" && front.Name == "" {
+			front = st
+		}
+	}
+	if run.State != "done" || front.Began.Before(data.Ended) {
+		s.t.Errorf("%s is %s: %s began %v, %s ended %v", mode, run.State, front.Name, front.Began, data.Name, data.Ended)
+	}
+	return run
+}
+
+// found is what the machine at b found on its disk when it booted.
+func (s *shop) found(name string) guest.Verified {
+	s.t.Helper()
+	logs, err := filepath.Glob(s.to.Path("s/*/console.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	uuid := s.virsh(s.to, "domuuid", name)
+	for _, path := range logs {
+		if xml := s.virsh(s.to, "dumpxml", uuid); !strings.Contains(xml, path) {
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for line := range bytes.Lines(text) {
+			if v, err := guest.ParseVerified(strings.TrimSpace(string(line))); err == nil {
+				return v
+			}
+		}
+	}
+	s.t.Fatalf("machine %s has said nothing: %v", name, logs)
+	return guest.Verified{}
+}
+
+// A runbook of three machines on a real libvirtd: a drill under load that leaves
+// nothing, then the disaster, with the loss that was told.
+func TestARunbookBringsUpMachinesOfLibvirt(t *testing.T) {
+	s := newShop(t)
+	s.b.launch()
+	s.a.launch()
+	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
+	defer cancel()
+	s.a.until("all are synced", func(ctx context.Context) bool {
+		st, err := s.a.api.Status(ctx)
+		for _, g := range st.Groups {
+			if g.State != control.StateSynced {
+				return false
+			}
+		}
+		return err == nil && len(st.Groups) == len(shopMachines)
+	})
+	for _, c := range s.consoles {
+		if err := c.Send(ctx, fmt.Sprintf("stamp slots=%d rate=20", domainSlots)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.WaitStamped(ctx, 20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	marked := func(name string) {
+		for _, g := range shopMachines {
+			p, err := s.a.api.Mark(ctx, control.MarkRequest{Group: g, Name: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.b.until(g+" has the mark", func(ctx context.Context) bool {
+				d, err := s.b.api.Group(ctx, g)
+				return err == nil && d.Durable >= p.Seq
+			})
+		}
+	}
+	marked("drill")
+	before := s.virsh(s.to, "list", "--all", "--name")
+	s.ordered("test", "name:drill")
+	if after := s.virsh(s.to, "list", "--all", "--name"); before != "" || after != before {
+		t.Errorf("domains before the drill %q, after it %q", before, after)
+	}
+	if left, _ := filepath.Glob(s.to.Path("s/d-*")); len(left) != 0 {
+		t.Errorf("the drill left %v", left)
+	}
+	marked("before")
+	highest := map[string]uint64{}
+	for name, c := range s.consoles {
+		if _, err := c.WaitStamped(ctx, c.Stamped()+15); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Send(ctx, "pause"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Wait(ctx, "paused"); err != nil {
+			t.Fatal(err)
+		}
+		highest[name] = c.Stamped()
+		seq, err := s.a.api.Group(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.b.until("all of "+name+" has arrived", func(ctx context.Context) bool {
+			d, err := s.b.api.Group(ctx, name)
+			return err == nil && d.Durable >= seq.Seq
+		})
+	}
+	s.a.kill()
+	for _, name := range shopMachines {
+		s.virsh(s.from, "destroy", name)
+	}
+	lost := map[string]control.Loss{}
+	for _, name := range shopMachines {
+		p, err := s.b.api.PlanFailover(ctx, control.FailoverRequest{Group: name, At: "name:before"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost[name] = p.Loss
+	}
+	s.ordered("unplanned", "name:before")
+	for i, name := range shopMachines {
+		v := s.found(name)
+		t.Logf("%s wrote %d stamps and has %d; told was a loss of %d writes, %d bytes", name, highest[name], v.Max, lost[name].Writes, lost[name].Bytes)
+		if !v.Whole(v.Max) || highest[name]-v.Max != lost[name].Writes || lost[name].Writes < 15 {
+			t.Errorf("%s: %+v, the source had %d, told was a loss of %d writes", name, v, highest[name], lost[name].Writes)
+		}
+		if xml := s.virsh(s.to, "dumpxml", name); !strings.Contains(xml, macAt(1, i)) {
+			t.Errorf("%s has another card:\n%s", name, xml)
+		}
+	}
+}
