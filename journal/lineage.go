@@ -110,8 +110,10 @@ type Relation struct {
 	Common       Cursor
 	Ours, Theirs Branch
 	// PeerTail says that the peer holds records of a shared epoch beyond Common
-	// that are not in our lineage: if it never reigned there it keeps them as a
-	// branch and goes on from Common. OurTail is the same seen from the other end.
+	// that are not in our lineage, or that all it holds beyond Common is held here
+	// too, as a branch that we have left for an epoch after it: if it never reigned
+	// there it keeps them as a branch and goes on from Common. OurTail is the same
+	// seen from the other end.
 	PeerTail, OurTail bool
 }
 
@@ -119,8 +121,9 @@ type Relation struct {
 // theirHead are the epochs the two sites are in. It is pure.
 //
 // A peer that holds more of an epoch than we forked from, and no epoch after it,
-// is behind with a tail; whether it was that epoch's primary, and so has diverged,
-// its role tells. A peer whose newest epoch we do not know has diverged unless
+// is behind with a tail, and so is one whose whole history is a branch of ours that
+// we went back from, to one of before; whether it was that epoch's primary, and so has
+// diverged, its role tells. A peer whose newest epoch we do not know has diverged unless
 // our end lies in its lineage.
 func Relate(ours []Branch, ourHead EpochID, theirs []Branch, theirHead EpochID) (Relation, error) {
 	ol, err := LineageOf(ours, ourHead)
@@ -165,12 +168,32 @@ func Relate(ours []Branch, ourHead EpochID, theirs []Branch, theirHead EpochID) 
 		r.Kind = PeerBehind
 	case ourEnd == common:
 		r.Kind = PeerAhead
-	case theirEnd.Epoch == common.Epoch:
+	case theirEnd.Epoch == common.Epoch, leftBehind(tl, theirs, r.Theirs, ours, r.Ours):
 		r.Kind, r.PeerTail = PeerBehind, true
 	default:
-		r.Kind, r.OurTail = Diverged, ourEnd.Epoch == common.Epoch
+		r.Kind, r.OurTail = Diverged, ourEnd.Epoch == common.Epoch || leftBehind(ol, ours, r.Ours, theirs, r.Theirs)
 	}
 	return r, nil
+}
+
+// leftBehind reports that l, which ends in the epoch at of one side, is held whole at
+// the other side, whose newest epoch came after.
+func leftBehind(l Lineage, side []Branch, at Branch, other []Branch, newest Branch) bool {
+	end := lastOf(l)
+	b := find(other, end.Epoch)
+	if at.Number >= newest.Number || b.ID.IsZero() || b.Last.Epoch != end.Epoch || b.Last.Seq < end.Seq {
+		return false
+	}
+	theirs, err := LineageOf(other, end.Epoch)
+	if err != nil || !slices.Equal(l, theirs.Until(end.Seq)) {
+		return false
+	}
+	for _, i := range l {
+		if chainsDiffer(Position{i.Epoch, i.Last}, side, other) {
+			return false
+		}
+	}
+	return true
 }
 
 // startedBoth is l without an epoch at its end that holds nothing here but is

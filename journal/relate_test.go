@@ -56,6 +56,10 @@ func TestRelate(t *testing.T) {
 		{"both epochs hold nothing yet", []Branch{a(9), b(9, 9)}, []Branch{a(9), b(9, 9)}, Same, Position{epochID('a'), 9}, false, false},
 		{"other groups", []Branch{a(9)}, []Branch{branch(1, 'x', root, 9, 1)}, Unrelated, Position{}, false, false},
 		{"a rewind of a rewind", []Branch{a(9), b(5, 12), branch(3, 'd', cursor('b', 7, 1), 20, 1)}, []Branch{a(9), b(5, 7)}, PeerBehind, Position{epochID('b'), 7}, false, false},
+		{"we went back to the branch before", []Branch{a(9), b(5, 12), branch(3, 'd', cursor('a', 9, 1), 20, 1)}, []Branch{a(9), b(5, 12)}, PeerBehind, Position{epochID('a'), 5}, true, false},
+		{"the peer went back to the branch before", []Branch{a(9), b(5, 12)}, []Branch{a(9), b(5, 12), branch(3, 'd', cursor('a', 9, 1), 20, 1)}, Diverged, Position{epochID('a'), 5}, false, true},
+		{"we went back, and the peer holds more of what we left", []Branch{a(9), b(5, 12), branch(3, 'd', cursor('a', 9, 1), 20, 1)}, []Branch{a(9), b(5, 13)}, Diverged, Position{epochID('a'), 5}, false, false},
+		{"we went back, and the peer went on since", []Branch{a(9), b(5, 12), branch(3, 'd', cursor('a', 9, 1), 20, 1)}, []Branch{a(9), b(5, 12), branch(4, 'e', cursor('b', 12, 1), 14, 1)}, Diverged, Position{epochID('a'), 5}, false, false},
 		{"a fork of a fork at its parent's end", []Branch{a(9), b(9, 9), branch(3, 'd', cursor('a', 9, 1), 11, 1)}, []Branch{a(9)}, PeerBehind, Position{epochID('a'), 9}, false, false},
 	} {
 		t.Run(x.name, func(t *testing.T) {

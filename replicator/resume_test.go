@@ -47,6 +47,8 @@ func TestVerdicts(t *testing.T) {
 	two := func(held, fork, last journal.Seq, id byte) site {
 		return site{[]journal.Branch{branch(1, 1, journal.Position{}, pos(1, held)), branch(2, id, pos(1, fork), pos(id, last))}, journal.EpochID{id}}
 	}
+	back := two(9, 5, 12, 2) // and from there to the end of what was left first
+	back.branches, back.head = append(back.branches, branch(3, 3, pos(1, 9), pos(3, 14))), journal.EpochID{3}
 	for _, c := range []struct {
 		name            string
 		source, replica site
@@ -58,6 +60,7 @@ func TestVerdicts(t *testing.T) {
 		{"behind", one(9), one(5), false, false, 5},
 		{"behind over an epoch", two(9, 9, 12, 2), one(5), false, false, 5},
 		{"tail beyond the fork", two(9, 5, 12, 2), one(8), false, false, 5},
+		{"went back and forth again", back, two(9, 5, 12, 2), false, false, 5},
 		{"the source lost its end", one(5), one(9), true, true, 5},
 		{"the replica reigns", one(5), two(5, 5, 8, 2), true, false, 5},
 		{"both wrote on", one(9), two(5, 5, 8, 2), true, false, 5},
