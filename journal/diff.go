@@ -185,3 +185,25 @@ func (j *Journal) changedIn(ctx context.Context, volume uint32, in map[uint32]In
 	}
 	return it.Error()
 }
+
+// Unthinned reports whether all that was recorded between p and q, back and forth over
+// where they part, is there record by record: then Diff names no cell that none of
+// them touched.
+func (j *Journal) Unthinned(p, q Position) (bool, error) {
+	lp, err := j.lineageAt(p)
+	if err != nil {
+		return false, err
+	}
+	lq, err := j.lineageAt(q)
+	if err != nil {
+		return false, err
+	}
+	common := lastCommon(lp, lq).Seq
+	past := j.history()
+	for ordinal, i := range j.beyond(common, []Lineage{lp, lq}) {
+		if past.behind(ordinal, i.First) > i.First {
+			return false, nil
+		}
+	}
+	return true, nil
+}

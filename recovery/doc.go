@@ -24,6 +24,9 @@
 // Failover (failover.go) is these steps in order with the time of each; its Report
 // (report.go, plot.go) is the evidence, as JSON and as one HTML file.
 //
+// A rewind (rewind.go) is the same promotion at the primary's own site: NewRewind plans
+// it, Promote forks, and the disks are opened again, which brings them to the fork.
+//
 // A drill is the same machine, Isolated (isolate.go), over scratch disks; what is done
 // inside a guest is in inside.go. Several machines in order are package runbook's.
 //

@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,6 +19,10 @@ var (
 	// ErrOtherPromotion: one with another point or operator was interrupted and has to
 	// be finished first.
 	ErrOtherPromotion = errors.New("another promotion was begun and is not finished")
+	// ErrNotReigning: what only the primary's own site can do.
+	ErrNotReigning = errors.New("this site is not the group's primary")
+	// ErrBehindFork: a failover that is not committed forked after the point.
+	ErrBehindFork = errors.New("the point lies before the fork of a failover that is not committed")
 	// ErrMachine: a definition cannot be started.
 	ErrMachine = errors.New("the machine's definition is wrong")
 	// ErrNotRunning: no process of the machine is there.
@@ -55,6 +60,7 @@ func (e *UnprovenError) Unwrap() error { return ErrUnfenced }
 
 // RefusedError is why a plan may only be carried out by force.
 type RefusedError struct {
+	Verb    string // what was refused; default fail over
 	Group   string
 	Reasons []Objection
 }
@@ -64,7 +70,8 @@ func (e *RefusedError) Error() string {
 	for _, r := range e.Reasons {
 		texts = append(texts, r.Text)
 	}
-	return fmt.Sprintf("fail over %s: %v: %s", e.Group, ErrRefused, strings.Join(texts, "; "))
+	verb := cmp.Or(e.Verb, "fail over")
+	return fmt.Sprintf("%s %s: %v: %s", verb, e.Group, ErrRefused, strings.Join(texts, "; "))
 }
 
 // Unwrap makes errors.Is hold for ErrRefused, and for ErrUnfenced where that is a

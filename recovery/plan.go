@@ -246,7 +246,7 @@ func (p *Plan) digest() string {
 // a plan with objections is a *RefusedError.
 func (p Plan) Order(operator string, force bool) (Order, error) {
 	if len(p.Refused) > 0 && !force {
-		return Order{}, &RefusedError{p.Group, p.Refused}
+		return Order{}, &RefusedError{Group: p.Group, Reasons: p.Refused}
 	}
 	return Order{
 		Group: p.Group, Site: p.Site, At: p.At, Point: p.Point.Position, EpochAtLeast: p.NewEpochNumber,

@@ -30,6 +30,9 @@ type Order struct {
 	Forced       bool             `json:"forced"`
 	Machine      string           `json:"machine,omitempty"` // to be started afterwards
 	Plan         string           `json:"plan,omitempty"`    // digest of what was confirmed
+	// Rewind: this site reigns already and goes back in its own history. Nobody is to be
+	// fenced, and the role stays what it was.
+	Rewind bool `json:"rewind,omitempty"`
 }
 
 // PromotionState says how far a promotion came.
@@ -109,13 +112,16 @@ func promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, 
 	if o.Fence == "" {
 		o.Fence = FenceUnknown
 	}
-	if o.Fence != FenceProven && !o.Forced {
+	if o.Fence != FenceProven && !o.Forced && !o.Rewind {
 		return Promoted{}, ErrUnfenced
 	}
 	if o.Point.IsZero() || o.Site == "" {
 		return Promoted{}, fmt.Errorf("order without a point or a site: %w", journal.ErrNoPoint)
 	}
 	before, _, err := RecallReign(h)
+	if err == nil && o.Rewind {
+		err = mayRewind(before, o, h.Branches())
+	}
 	if err != nil {
 		return Promoted{}, err
 	}
@@ -129,7 +135,9 @@ func promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, 
 	}
 	r := before
 	if before.Promotion != p.ID {
-		r = reignOf(p, h.Branches(), w.Epoch(), now)
+		if r = reignOf(p, h.Branches(), w.Epoch(), now); o.Rewind {
+			r = rewound(before, r)
+		}
 		if err := RememberReign(h, r); err != nil {
 			return Promoted{}, err
 		}
@@ -151,7 +159,7 @@ func intend(h History, o Order, r Reign, now time.Time) (Promotion, bool, error)
 	if err != nil {
 		return p, false, err
 	}
-	same := p.Order.Point == o.Point && p.Order.Site == o.Site
+	same := p.Order.Point == o.Point && p.Order.Site == o.Site && p.Order.Rewind == o.Rewind
 	switch {
 	case ok && p.State == PromotionBegun && !same:
 		return p, false, fmt.Errorf("%w: to %s, by %q, at %s", ErrOtherPromotion, p.Order.Point, p.Order.Operator, p.Began.Format(time.RFC3339))

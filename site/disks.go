@@ -20,7 +20,8 @@ func (l *life) openImage(ctx context.Context, r *reign, v cbt.Volume, path strin
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fault.Wrap(fault.ImageTrouble, "make the directory of "+path, err)
 	}
-	d, err := embedded.New(ctx, embedded.Options{Volume: v, Image: path, Sink: r.writer, History: history{l.j}, Memory: l.j, Log: l.site.o.Log.With("group", l.cfg.Ref())})
+	d, err := embedded.New(ctx, embedded.Options{Volume: v, Image: path, Sink: r.writer, History: history{l.j}, Memory: l.j,
+		Progress: func(step string, done, total int64) { l.levelled(step+" "+v.Name, done, total) }, Log: l.site.o.Log.With("group", l.cfg.Ref())})
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +73,39 @@ func positionOf(p embedded.Place) (journal.Position, error) {
 // Holds implements embedded.History.
 func (h history) Holds(p embedded.Place) bool {
 	at, err := positionOf(p)
-	return err == nil && h.j.Lineage().Holds(at)
+	l := h.j.Lineage()
+	if err != nil || !l.Holds(at) {
+		return false
+	}
+	end, ok := endOf(h.j.Branches(), at.Epoch)
+	return ok && l.Holds(end)
+}
+
+// Changed implements embedded.History.
+func (h history) Changed(ctx context.Context, from embedded.Place, v cbt.VolumeID) ([]cbt.Extent, error) {
+	at, err := positionOf(from)
+	if err != nil {
+		return nil, err
+	}
+	end, ok := endOf(h.j.Branches(), at.Epoch)
+	if !ok {
+		return nil, fmt.Errorf("epoch %s: %w", at.Epoch.Short(), journal.ErrNoPoint)
+	}
+	changed, err := h.j.Diff(ctx, end, h.j.Head().Position)
+	if err != nil {
+		return nil, err
+	}
+	return changed[v], nil
+}
+
+// endOf is the last record of an epoch.
+func endOf(branches []journal.Branch, e journal.EpochID) (journal.Position, bool) {
+	for _, b := range branches {
+		if b.ID == e {
+			return b.Last.Position, b.Last.Epoch == e
+		}
+	}
+	return journal.Position{}, false
 }
 
 // Replay implements embedded.History.

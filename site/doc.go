@@ -26,6 +26,8 @@
 //     it away; what an earlier life left of one goes before anything else (sweepDrills).
 //     A runbook's run (runs.go) is package runbook's engine over these (steps.go);
 //     Their reports are entered into a signed ledger (evidence.go);
+//     A rewind (rewind.go, rewinding.go) is planned and promoted alike, by who reigns,
+//     between two reigns of one life; Changes lists what differs between points;
 //  6. keepUp thins the history on its schedule (maintain.go), with what peers, disks,
 //     marks and failovers need of the past as references (references.go); a failover
 //     ends it, so that its point cannot go between plan and promotion.
@@ -35,8 +37,8 @@
 // Goroutines of the process. Run: one for each group (group.run), one each for
 // the replicator, the NBD server, the control server, the metrics server, the
 // end of runs, drills and views, the watchdog's keeper (watchdog.run). An open group: journal.Run
-// (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one per embedded disk
-// (checkpoints), one for scheduled marks (scheduleMarks), one for the tracker (its own doc lists its) with one that ends it
+// (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one that rules (ruleUntil), one per embedded disk
+// (checkpoints), one that starts a machine which a rewind left off (startLeft), one for scheduled marks (scheduleMarks), one for the tracker (its own doc lists its) with one that ends it
 // for a pause (tapping.tap), and one that thaws what an earlier life left frozen
 // (thawLeft). The replicator:
 // sampler, acceptor, one dialler per peer, and per connection those of its link.

@@ -3,6 +3,7 @@ package site
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"syscall"
 
@@ -25,6 +26,9 @@ var (
 	errStopping = errors.New("the site is stopping")
 	errDetached = errors.New("the group is being closed")
 	errClosed   = errors.New("the view was closed")
+
+	errRewinding = errors.New("the group is being rewound")
+	errRewound   = fmt.Errorf("the disk was rewound since it was opened: %w", nbd.ESHUTDOWN)
 )
 
 // codes maps what the packages below return to what a user is told. The first
@@ -97,9 +101,12 @@ var codes = []struct {
 	{libvirt.ErrReply, fault.TapTrouble},
 	{embedded.ErrImage, fault.ImageTrouble},
 	{embedded.ErrThinned, fault.HistoryThinned},
+	{embedded.ErrWriteLost, fault.RestoreDiffers},
 	{recovery.ErrUnfenced, fault.NotFenced},
 	{recovery.ErrRefused, fault.PrimaryAlive},
 	{recovery.ErrOtherPromotion, fault.OperationBusy},
+	{recovery.ErrNotReigning, fault.NotPrimary},
+	{recovery.ErrBehindFork, fault.RewindBehindFork},
 	{recovery.ErrMachine, fault.MachineTrouble},
 	{recovery.ErrNotRunning, fault.MachineTrouble},
 	{recovery.ErrWrongMachine, fault.MachineTrouble},

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"sync"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/nbd"
@@ -9,11 +10,51 @@ import (
 
 // exported is a disk as its clients see it: by name, through whatever life its
 // group has at the moment. While a failed group is opened again requests wait, so
-// that a machine that runs from it sees a pause and not an error.
+// that a machine that runs from it sees a pause and not an error. After a rewind it
+// answers no more: what its client knows of the disk is not so.
 type exported struct {
-	site *Site
-	name string
-	size int64
+	site    *Site
+	name    string
+	size    int64
+	rewinds uint64 // of its group when the client came
+}
+
+// requests are those under way in a disk. The zero value is ready.
+type requests struct {
+	mu   sync.Mutex // guards below
+	n    int
+	over chan struct{} // not nil: no more; closed when the last one has left
+}
+
+func (r *requests) enter() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil {
+		return false
+	}
+	r.n++
+	return true
+}
+
+func (r *requests) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n--; r.n == 0 && r.over != nil {
+		close(r.over)
+	}
+}
+
+// end lets no more in and waits for those that are.
+func (r *requests) end() {
+	r.mu.Lock()
+	if r.over == nil {
+		if r.over = make(chan struct{}); r.n == 0 {
+			close(r.over)
+		}
+	}
+	over := r.over
+	r.mu.Unlock()
+	<-over
 }
 
 var _ nbd.Device = (*exported)(nil)
@@ -23,10 +64,16 @@ func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.D
 	for {
 		changed := x.site.reignSignal()
 		if l, d := x.site.findExport(x.name); d != nil && d.volume.Size == x.size {
-			ctx, leave, err := guard{l}.enter(ctx)
-			if err == nil {
-				defer leave()
-				return f(ctx, d.device)
+			if l.rewinds.Load() != x.rewinds {
+				return errRewound
+			}
+			if d.requests.enter() {
+				defer d.requests.leave()
+				ctx, leave, err := guard{l}.enter(ctx)
+				if err == nil {
+					defer leave()
+					return f(ctx, d.device)
+				}
 			}
 		}
 		select {

@@ -64,7 +64,7 @@ func (s *Site) lookupExport(ctx context.Context, name string) (*nbd.Export, erro
 	defer cancel()
 	changed := s.reignSignal()
 	l, d := s.findExport(name)
-	for d == nil && s.coming(name) {
+	for d == nil && s.coming(name) || l != nil && l.isRewinding() {
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -77,7 +77,7 @@ func (s *Site) lookupExport(ctx context.Context, name string) (*nbd.Export, erro
 		return nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, name)
 	}
 	return &nbd.Export{Name: name, Description: "afterimage " + l.cfg.Ref() + " " + d.volume.Name, Size: d.volume.Size, MultiConn: true,
-		Device: &exported{site: s, name: name, size: d.volume.Size}}, nil
+		Device: &exported{site: s, name: name, size: d.volume.Size, rewinds: l.rewinds.Load()}}, nil
 }
 
 // coming reports whether name is a disk of a group that captures here, or may, and

@@ -182,6 +182,9 @@ func (l *life) finishPromotion(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.Order.Rewind { // who comes back finds other disks
+		l.rewinds.Add(1)
+	}
 	l.setRole(done.Reign)
 	return nil
 }

@@ -29,7 +29,17 @@ func (p promoting) BeginEpoch(ctx context.Context, site string, parent journal.P
 	if err := p.life.forgetBitmaps(); err != nil {
 		return nil, err
 	}
-	return p.awaited.BeginEpoch(ctx, site, parent, atLeast)
+	p.life.site.o.passes("bitmaps forgotten")
+	w, err := p.awaited.BeginEpoch(ctx, site, parent, atLeast)
+	p.life.site.o.passes("epoch begun")
+	return w, err
+}
+
+// Remember is the journal's.
+func (p promoting) Remember(key string, v any) error {
+	err := p.awaited.Remember(key, v)
+	p.life.site.o.passes("remembered " + key)
+	return err
 }
 
 // forgetBitmaps makes the next resync of every volume a full read: of those that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +25,8 @@ type group struct {
 	id   journal.Identity
 
 	upkeep upkeep // has its own lock
+
+	rewinds atomic.Uint64 // that changed its disks, since the site was opened
 
 	mu      sync.Mutex // guards all below
 	life    *life      // nil: the journal is not open
@@ -51,6 +54,10 @@ type life struct {
 	keys      *journal.Keys // nil: nothing is sealed or opened here
 
 	crowned chan coronation // what a failover has made, for play
+
+	rewinding *rewinding      // under way; under mu
+	rewind    chan *rewinding // to who reigns, which carries it out
+	starting  sync.Mutex      // held while a machine is started again
 }
 
 // Pauses between attempts at a group that fails.
@@ -144,7 +151,7 @@ func (g *group) live(ctx context.Context) (err error) {
 		return err
 	}
 	eg, ctx := errgroup.WithContext(ctx)
-	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation)}
+	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding)}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -215,7 +222,7 @@ func (l *life) play(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return l.rule(ctx, r)
+		return l.reignOn(ctx, r)
 	}
 	select {
 	case <-ctx.Done():
@@ -224,7 +231,7 @@ func (l *life) play(ctx context.Context) error {
 		if c.err != nil {
 			return c.err
 		}
-		return l.rule(ctx, c.reign)
+		return l.reignOn(ctx, c.reign)
 	}
 }
 

@@ -200,6 +200,18 @@ func (r *reached) Failover(ctx context.Context, q control.FailoverRequest, progr
 	return either(func() (control.FailedOver, error) { return r.site.Failover(ctx, q, progress) }, func() (control.FailedOver, error) { return r.daemon.Failover(ctx, q, progress) })
 }
 
+func (r *reached) PlanRewind(ctx context.Context, q control.RewindRequest) (control.RewindPlan, error) {
+	return either(func() (control.RewindPlan, error) { return r.site.PlanRewind(ctx, q) }, func() (control.RewindPlan, error) { return r.daemon.PlanRewind(ctx, q) })
+}
+
+func (r *reached) Rewind(ctx context.Context, q control.RewindRequest, progress func(control.Progress)) (control.Rewound, error) {
+	return either(func() (control.Rewound, error) { return r.site.Rewind(ctx, q, progress) }, func() (control.Rewound, error) { return r.daemon.Rewind(ctx, q, progress) })
+}
+
+func (r *reached) Changes(ctx context.Context, q control.ChangesRequest) (control.Changes, error) {
+	return either(func() (control.Changes, error) { return r.site.Changes(ctx, q) }, func() (control.Changes, error) { return r.daemon.Changes(ctx, q) })
+}
+
 func (r *reached) TestFailover(ctx context.Context, q control.DrillRequest, progress func(control.Progress)) (control.Drilled, error) {
 	return either(func() (control.Drilled, error) { return r.site.TestFailover(ctx, q, progress) }, func() (control.Drilled, error) { return r.daemon.TestFailover(ctx, q, progress) })
 }

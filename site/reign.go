@@ -35,6 +35,8 @@ type disk struct {
 	// checkpoint makes what is outside the journal durable, so that less of the past is
 	// needed; may be nil.
 	checkpoint func(ctx context.Context) error
+
+	requests requests
 }
 
 func (l *life) reigning() *reign {
@@ -125,6 +127,10 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 		l.scheduleMarks(running)
 		return nil
 	})
+	g.Go(func() error {
+		l.startLeft(running)
+		return nil
+	})
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
 		g.Go(func() error {
@@ -159,6 +165,7 @@ func (l *life) describe(ctx context.Context, w *journal.Writer) error {
 func closeDisks(disks []*disk) error {
 	var errs []error
 	for _, d := range disks {
+		d.requests.end()
 		if d.close != nil {
 			errs = append(errs, d.close())
 		}

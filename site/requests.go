@@ -42,6 +42,37 @@ func (s *Site) requestEvents(log *slog.Logger) nbd.Events {
 	}
 }
 
+// diskEvents are those of the server of disks, which counts their clients too.
+func (s *Site) diskEvents(log *slog.Logger) nbd.Events {
+	e := s.requestEvents(log)
+	e.Opened = func(_, export string) { s.clients.count(export, 1) }
+	e.Closed = func(_, export string, _ error) { s.clients.count(export, -1) }
+	return e
+}
+
+// clients counts the connections to disks, by export.
+type clients struct {
+	mu sync.Mutex // guards n
+	n  map[string]int
+}
+
+func (c *clients) count(export string, by int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]int{}
+	}
+	if c.n[export] += by; c.n[export] == 0 {
+		delete(c.n, export)
+	}
+}
+
+func (c *clients) of(export string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n[export]
+}
+
 // isOurEnd reports that a request failed because what it was for is being closed.
 func isOurEnd(err error) bool {
 	for _, e := range []error{errStopping, errDetached, errClosed, context.Canceled, nbd.ErrShutdown} {

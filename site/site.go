@@ -36,6 +36,14 @@ type Options struct {
 	// Executable is the program whose hidden command "watchdog" is the watchdog;
 	// empty: this process's own.
 	Executable string
+
+	passed func(step string) // a test's: what a rewind has just done durably, or half
+}
+
+func (o Options) passes(step string) {
+	if o.passed != nil {
+		o.passed(step)
+	}
 }
 
 func (o Options) withDefaults() Options {
@@ -63,6 +71,7 @@ type Site struct {
 	repl      *replicator.Replicator
 	pairs     *pairing
 	disks     *nbd.Server // exports of volumes that this site serves
+	clients   clients     // of them; has its own lock
 	peers     *peerBook
 	meters    *meters
 	watchdog  *watchdog // nil: no group wants one
@@ -122,7 +131,7 @@ func (s *Site) prepare() error {
 		return explain("set up the watchdog", err)
 	}
 	log := s.o.Log.With("part", "nbd")
-	s.disks = nbd.NewServer(nbd.ServerOptions{Lookup: s.lookupExport, List: s.listExports, Log: log, Events: s.requestEvents(log)})
+	s.disks = nbd.NewServer(nbd.ServerOptions{Lookup: s.lookupExport, List: s.listExports, Log: log, Events: s.diskEvents(log)})
 	if s.pairs, err = openPairing(s.cfg, s.o.Now); err != nil {
 		return err
 	}

@@ -151,6 +151,9 @@ func (d *Device) writeThrough(ctx context.Context, evs []cbt.Event) error {
 			}
 		}
 		if err := applyTo(d.store, ev); err != nil {
+			d.mu.Lock()
+			d.torn = err
+			d.mu.Unlock()
 			return err
 		}
 	}

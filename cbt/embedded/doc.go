@@ -22,6 +22,10 @@
 // A checkpoint, every few seconds, makes the image durable and remembers the place
 // in the history up to which it holds every write; opening replays from there.
 //
+// An image whose journal has gone on from before it (a rewind, a failover elsewhere) is
+// brought to the head where the two histories differ (level.go); one whose host went
+// down while it was in use is compared as a whole. What is written then is read back.
+//
 // A Device is an nbd.Device, safe for concurrent use. Run owns the checkpoint and
 // resync loop.
 package embedded

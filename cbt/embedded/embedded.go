@@ -22,8 +22,14 @@ type Place struct {
 type History interface {
 	// Head is the newest record's place.
 	Head() Place
-	// Holds reports whether a place is in the current history.
+	// Holds reports whether a place is in the current history, and with it all that
+	// was written behind it before the next epoch began: what a volume that stood
+	// there may hold beside.
 	Holds(Place) bool
+	// Changed lists where the volume at the head may differ from what it was at any
+	// moment from a place on, in the history that the place belongs to. It never
+	// leaves out what differs; where nobody can tell it is an error.
+	Changed(ctx context.Context, from Place, v cbt.VolumeID) ([]cbt.Extent, error)
 	// Replay yields the data events of the current history after a place that it
 	// holds, in order.
 	Replay(ctx context.Context, after Place, each func(cbt.Event) error) error
@@ -45,7 +51,11 @@ type Options struct {
 	History    History       // the same journal
 	Memory     cbt.Memory    // keeps the image's place
 	Checkpoint time.Duration // between checkpoints and resync attempts; default 5 s
+	Boot       string        // names the host's run; default the kernel's boot id
 	Log        *slog.Logger  // default: discarded
+	// Progress, which may be nil, is told while an image is brought to the head: what of
+	// it was compared, of how much, and then what was read back.
+	Progress func(step string, done, total int64)
 }
 
 // Device is one embedded volume.
@@ -59,6 +69,7 @@ type Device struct {
 	unprotected bool       // writes reach the image only
 	marked      bool       // the memo says so
 	synced      bool
+	torn        error // a write is in the journal and not in the image: the memo stays where it is
 	wake        chan struct{}
 }
 
@@ -68,6 +79,11 @@ var _ nbd.Device = (*Device)(nil)
 type memo struct {
 	Place       Place `json:"place"`       // the image holds every write up to it
 	Unprotected bool  `json:"unprotected"` // the image holds writes that the journal lacks
+	// Boot is the host's run in which that was so, and Ended that nothing was written
+	// to the image afterwards. A host that went down before may have written back
+	// pages of records that the journal lost with it.
+	Boot  string `json:"boot,omitempty"`
+	Ended bool   `json:"ended,omitempty"`
 }
 
 func (d *Device) key() string { return keyOf(d.o.Volume.ID) }
@@ -92,6 +108,9 @@ func Checkpointed(m cbt.Memory, v cbt.VolumeID) (Place, bool, error) {
 func New(ctx context.Context, o Options) (*Device, error) {
 	if o.Checkpoint == 0 {
 		o.Checkpoint = 5 * time.Second
+	}
+	if o.Boot == "" {
+		o.Boot = bootOf()
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -120,10 +139,12 @@ func (d *Device) catchUp(ctx context.Context, img *image) error {
 	case !known:
 		err = d.adopt(ctx, true)
 	case !d.o.History.Holds(m.Place):
-		d.o.Log.Warn("image belongs to another branch; made anew from the head", "volume", d.o.Volume.Name)
-		err = d.rebuild(ctx)
+		err = d.changeBranch(ctx, m)
 	case m.Unprotected:
 		err = d.adopt(ctx, false)
+	case m.crashed(d.o.Boot):
+		d.o.Log.Warn("the host went down while the image was in use; all of it is compared with the head", "volume", d.o.Volume.Name)
+		_, err = d.level(ctx, d.whole())
 	default:
 		err = d.o.History.Replay(ctx, m.Place, func(ev cbt.Event) error {
 			if ev.Volume != d.o.Volume.ID {
@@ -141,7 +162,7 @@ func (d *Device) catchUp(ctx context.Context, img *image) error {
 		return d.setUnprotected()
 	}
 	if err == nil {
-		err = d.checkpoint(ctx)
+		err = d.checkpoint(ctx, false)
 	}
 	if err == nil {
 		err = d.record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: d.o.Volume.ID})
@@ -172,7 +193,7 @@ func (d *Device) Run(ctx context.Context) error {
 			if !d.Protected() {
 				return nil
 			}
-			return d.checkpoint(context.WithoutCancel(ctx))
+			return d.checkpoint(context.WithoutCancel(ctx), false)
 		case <-t.C:
 		case <-d.wake:
 			continue // a break was noted; the next tick tries again
@@ -185,7 +206,7 @@ func (d *Device) Run(ctx context.Context) error {
 
 func (d *Device) tick(ctx context.Context) error {
 	if d.Protected() {
-		return d.checkpoint(ctx)
+		return d.checkpoint(ctx, false)
 	}
 	return d.resync(ctx)
 }
@@ -198,7 +219,7 @@ func (d *Device) resync(ctx context.Context) error {
 	d.mu.Unlock()
 	err := d.adopt(ctx, false)
 	if err == nil {
-		err = d.checkpoint(ctx)
+		err = d.checkpoint(ctx, false)
 	}
 	if err == nil {
 		d.gate.Lock() // no write is between journal and image when the interval opens
@@ -283,10 +304,11 @@ func (d *Device) rebuild(ctx context.Context) error {
 
 // Checkpoint makes the image durable up to now, so that an opening needs no history
 // before. Run does it by itself every few seconds.
-func (d *Device) Checkpoint(ctx context.Context) error { return d.checkpoint(ctx) }
+func (d *Device) Checkpoint(ctx context.Context) error { return d.checkpoint(ctx, false) }
 
-// checkpoint makes the image durable and remembers up to where it holds every write.
-func (d *Device) checkpoint(ctx context.Context) error {
+// checkpoint makes the image durable and remembers up to where it holds every write;
+// ended: that there will be no other.
+func (d *Device) checkpoint(ctx context.Context, ended bool) error {
 	d.gate.Lock()
 	at := d.o.History.Head()
 	d.gate.Unlock()
@@ -296,15 +318,18 @@ func (d *Device) checkpoint(ctx context.Context) error {
 	d.gate.Lock()
 	defer d.gate.Unlock()
 	d.mu.Lock()
-	broken := d.unprotected
+	broken, torn := d.unprotected, d.torn
+	if !broken && torn == nil {
+		d.marked = false
+	}
 	d.mu.Unlock()
+	if torn != nil {
+		return fmt.Errorf("checkpoint: the image lacks a write: %w", torn)
+	}
 	if broken {
 		return nil
 	}
-	d.mu.Lock()
-	d.marked = false
-	d.mu.Unlock()
-	if err := d.o.Memory.Remember(d.key(), memo{Place: at}); err != nil {
+	if err := d.o.Memory.Remember(d.key(), memo{Place: at, Boot: d.o.Boot, Ended: ended}); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	return nil
@@ -319,7 +344,7 @@ func (d *Device) setUnprotected() error {
 		return nil
 	}
 	if !d.marked { // an attempt that failed takes no room where there is none
-		if err := d.o.Memory.Remember(d.key(), memo{Place: d.o.History.Head(), Unprotected: true}); err != nil {
+		if err := d.o.Memory.Remember(d.key(), memo{Place: d.o.History.Head(), Unprotected: true, Boot: d.o.Boot}); err != nil {
 			return fmt.Errorf("mark volume unprotected: %w", err)
 		}
 	}
@@ -343,5 +368,12 @@ func (d *Device) record(ctx context.Context, ev cbt.Event) error {
 	return p.Wait(ctx)
 }
 
-// Close frees the image. Call it after Run has returned and the export is gone.
-func (d *Device) Close() error { return d.store.close() }
+// Close frees the image. Call it after Run has returned and the export is gone, and
+// no request is under way: then the image is known to hold what its journal does.
+func (d *Device) Close() error {
+	var err error
+	if d.store.standsAlone() && d.Protected() {
+		err = d.checkpoint(context.Background(), true)
+	}
+	return errors.Join(err, d.store.close())
+}

@@ -23,6 +23,8 @@ type history struct {
 	r     *cbttest.Recorder
 	epoch string
 	from  uint64 // events before it are not there one by one
+
+	changed map[Place][]cbt.Extent // what Changed answers
 }
 
 func (h *history) Head() Place        { return Place{h.epoch, uint64(len(h.r.Log()))} }
@@ -39,6 +41,14 @@ func (h *history) Replay(_ context.Context, after Place, each func(cbt.Event) er
 		}
 	}
 	return nil
+}
+
+func (h *history) Changed(_ context.Context, from Place, _ cbt.VolumeID) ([]cbt.Extent, error) {
+	es, ok := h.changed[from]
+	if !ok {
+		return nil, errors.New("nobody knows")
+	}
+	return es, nil
 }
 
 // world is one volume with everything around it.
@@ -152,7 +162,7 @@ func TestOpenBringsImageToHead(t *testing.T) {
 	w := newWorld(t, 256<<10)
 	d := w.open(t)
 	storm(t, d, seed, 20)
-	if err := d.checkpoint(t.Context()); err != nil {
+	if err := d.Checkpoint(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	old, err := os.ReadFile(w.image)

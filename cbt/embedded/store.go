@@ -19,6 +19,7 @@ type store interface {
 	writeAt(p []byte, off int64) error
 	zero(e cbt.Extent) error
 	sync(ctx context.Context) error
+	forget() error // what is read next comes from the disk, as far as that can be asked for
 	status(ctx context.Context, e cbt.Extent) ([]nbd.StatusExtent, error)
 	standsAlone() bool // it holds every write by itself
 	close() error
@@ -53,6 +54,7 @@ func (h headStore) readAt(ctx context.Context, p []byte, off int64) error {
 func (headStore) writeAt([]byte, int64) error { return nil }
 func (headStore) zero(cbt.Extent) error       { return nil }
 func (headStore) sync(context.Context) error  { return nil }
+func (headStore) forget() error               { return nil }
 func (headStore) standsAlone() bool           { return false }
 func (headStore) close() error                { return nil }
 func (headStore) status(_ context.Context, e cbt.Extent) ([]nbd.StatusExtent, error) {
@@ -120,8 +122,11 @@ func (i *image) zero(e cbt.Extent) error {
 }
 
 func (i *image) sync(context.Context) error { return i.f.Sync() }
-func (i *image) standsAlone() bool          { return true }
-func (i *image) close() error               { return i.f.Close() }
+func (i *image) forget() error {
+	return unix.Fadvise(int(i.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+}
+func (i *image) standsAlone() bool { return true }
+func (i *image) close() error      { return i.f.Close() }
 
 // status asks the file system for holes (lseek(2), SEEK_DATA).
 func (i *image) status(_ context.Context, e cbt.Extent) ([]nbd.StatusExtent, error) {

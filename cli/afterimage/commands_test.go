@@ -59,6 +59,10 @@ var commands = map[string][]string{
 	"runbook-list":           {"runbook", "list"},
 	"runbook-show":           {"runbook", "show", "shop-test-20261122-120000"},
 	"failover":               {"failover", "unplanned", "web", "--yes"},
+	"group-rewind":           {"group", "rewind", "web", "--at", "before:attack", "--yes"},
+	"group-rewind-plan":      {"group", "rewind", "web", "--at", "before:attack", "--dry-run"},
+	"view-diff":              {"view", "diff", "web", "--from", "name:before-patch", "--to", "latest"},
+	"view-diff-thinned":      {"view", "diff", "web", "--from", "#17"},
 }
 
 func TestTablesAreGolden(t *testing.T) {
@@ -278,5 +282,21 @@ func TestVerifySaysWhatIsLeft(t *testing.T) {
 		if r := (stage{api: &fake{}}).run(t, args...); r.exit != fault.ExitUsage {
 			t.Errorf("%v: exit %d, %s", args, r.exit, r.stderr)
 		}
+	}
+}
+
+// What is rewound to is the point that was shown, not what -5m means by then.
+func TestRewindGoesToThePointThatWasShown(t *testing.T) {
+	f := &fake{}
+	if r := (stage{api: f}).run(t, "group", "rewind", "web", "--at", "-5m", "--yes"); r.exit != 0 || f.rewind.At != "#3.1100" || f.rewind.Expect != "r1" {
+		t.Errorf("exit %d, asked %+v", r.exit, f.rewind)
+	}
+	f = &fake{}
+	if r := (stage{api: f}).run(t, "group", "rewind", "web", "--at", "-5m"); r.exit != fault.ExitUsage || f.rewind.At != "" {
+		t.Errorf("unconfirmed: exit %d, asked %+v", r.exit, f.rewind)
+	}
+	f = &fake{refused: []string{"1 client"}}
+	if r := (stage{api: f}).run(t, "group", "rewind", "web", "--at", "-5m", "--yes"); r.exit != fault.ExitUsage || f.rewind.At != "" {
+		t.Errorf("refused: exit %d, asked %+v", r.exit, f.rewind)
 	}
 }

@@ -25,6 +25,7 @@ type fake struct {
 	err      error
 	failover control.FailoverRequest // as it was asked for
 	failed   bool
+	rewind   control.RewindRequest
 	refused  []string
 	resumes  bool   // the failover only starts the machine
 	halted   bool   // group show and status tell of a halted group
@@ -251,6 +252,28 @@ func (f *fake) PlanFailover(_ context.Context, q control.FailoverRequest) (contr
 		p.Steps, p.Warnings = p.Steps[1:], []string{"the group was promoted here before"}
 	}
 	return p, f.err
+}
+
+var rewindPlan = control.RewindPlan{Group: "default/web", At: "before:attack", Point: control.Point{Epoch: 3, Seq: 1100, Time: at(-600)}, Head: control.Point{Epoch: 3, Seq: 1200}, Epoch: 4,
+	Seconds: 600, Writes: 97, Bytes: 512 << 10, Machine: "web1", Undo: "#3.1200", Digest: "r1",
+	Volumes: []control.RewindVolume{{Volume: "data"}, {Volume: "root", Differ: 256 << 10, Writes: 97, Bytes: 512 << 10}},
+	Steps:   []string{"stop: turn machine web1 off, as a power cut would", "fork: fork epoch 4 at #3.1100, durably; what came after stays as a branch"}, Warnings: []string{"the point lies in an abandoned branch"}}
+
+func (f *fake) PlanRewind(_ context.Context, q control.RewindRequest) (control.RewindPlan, error) {
+	p := rewindPlan
+	p.At, p.Refused = q.At, f.refused
+	return p, f.err
+}
+
+func (f *fake) Rewind(_ context.Context, q control.RewindRequest, progress func(control.Progress)) (control.Rewound, error) {
+	f.rewind = q
+	progress(control.Progress{Step: "fork (0.002 s)"})
+	return control.Rewound{RewindPlan: rewindPlan, SecondsTaken: 2.5, Pin: "before-rewind-4", Started: !q.NoMachine}, f.err
+}
+
+func (f *fake) Changes(_ context.Context, q control.ChangesRequest) (control.Changes, error) {
+	return control.Changes{Group: "default/web", From: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, To: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Bytes: 12288, Thinned: q.From == "#17",
+		Volumes: []control.VolumeChange{{Volume: "data", Size: 3 << 29, Extents: []control.Extent{}}, {Volume: "root", Size: 20 << 30, Bytes: 12288, Extents: []control.Extent{{Offset: 4096, Length: 4096}, {Offset: 1 << 20, Length: 8192}}}}}, f.err
 }
 
 func (f *fake) Failover(_ context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {

@@ -25,6 +25,7 @@ func (w *world) viewCommand() *cli.Command {
 			}, w.viewServe),
 		verb("list", "list the views that the daemon serves", "", "", []string{"afterimage view list"}, nil, w.viewList),
 		verb("close", "close a view", "ID", "", []string{"afterimage view close v1"}, nil, w.viewClose),
+		w.diffVerb(),
 		verb("restore", "write volumes of a point to files", "NAME",
 			"Every file is written beside its target, synced, read back and compared, and only then takes its name. Works without the daemon.",
 			[]string{"afterimage view restore web --at name:before-patch --to /srv/restored", "afterimage view restore web --at '#1200' --volume root --to root.qcow2 --format qcow2"},

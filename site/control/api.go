@@ -8,6 +8,7 @@ import (
 // API is what a site can be asked and told. Groups are named NAME or
 // TENANT/NAME. Errors are, or wrap, *fault.Error.
 type API interface {
+	Moments
 	// Status is everything on one screen.
 	Status(ctx context.Context) (Status, error)
 	// Group is one group with its volumes, intervals and branches.

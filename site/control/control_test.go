@@ -115,6 +115,16 @@ func (e *echo) Restore(_ context.Context, q RestoreRequest, progress func(Progre
 func (e *echo) PlanFailover(_ context.Context, q FailoverRequest) (Plan, error) {
 	return Plan{Group: q.Group, Loss: Loss{Known: true, Seconds: 1.5}}, e.err
 }
+func (e *echo) PlanRewind(_ context.Context, q RewindRequest) (RewindPlan, error) {
+	return RewindPlan{Group: q.Group, At: q.At}, e.err
+}
+func (e *echo) Rewind(_ context.Context, q RewindRequest, progress func(Progress)) (Rewound, error) {
+	progress(Progress{Step: "fork"})
+	return Rewound{RewindPlan: RewindPlan{Group: q.Group, Digest: q.Expect}}, e.err
+}
+func (e *echo) Changes(_ context.Context, q ChangesRequest) (Changes, error) {
+	return Changes{Group: q.Group + q.From + q.To}, e.err
+}
 func (e *echo) Failover(_ context.Context, q FailoverRequest, progress func(Progress)) (FailedOver, error) {
 	progress(Progress{Step: "begin epoch"})
 	return FailedOver{Plan: Plan{Group: q.Group, Digest: q.Expect}}, e.err
@@ -268,8 +278,15 @@ func every(c API) map[string]func() (any, error) {
 			r, err := c.AbortRun(ctx, RunRequest{Run: "r", Reason: "x"}, func(p Progress) { seen = append(seen, p) })
 			return []any{r, seen}, err
 		},
-		"Runs":         func() (any, error) { return c.Runs(ctx) },
-		"RunDetail":    func() (any, error) { return c.RunDetail(ctx, "r/../x") },
+		"Runs":       func() (any, error) { return c.Runs(ctx) },
+		"RunDetail":  func() (any, error) { return c.RunDetail(ctx, "r/../x") },
+		"PlanRewind": func() (any, error) { return c.PlanRewind(ctx, RewindRequest{Group: "web", At: "#3"}) },
+		"Rewind": func() (any, error) {
+			var seen []Progress
+			r, err := c.Rewind(ctx, RewindRequest{Group: "web", Expect: "d"}, func(p Progress) { seen = append(seen, p) })
+			return []any{seen, r}, err
+		},
+		"Changes":      func() (any, error) { return c.Changes(ctx, ChangesRequest{Group: "web", From: "#3", To: "#4"}) },
 		"PlanFailover": func() (any, error) { return c.PlanFailover(ctx, FailoverRequest{Group: "web"}) },
 		"Failover": func() (any, error) {
 			var seen []Progress

@@ -253,6 +253,16 @@ var table = []Entry{
 		"The drill is over and something of it could not be taken away; the text names it. Replication and the group's history were not touched.",
 		"End the process or remove the directory that is named; the daemon tries again when it starts."},
 
+	{RewindRefused, ExitUsage, "the rewind is refused",
+		"Somebody uses a disk of the group and would find it changed beneath them, or nothing would lead back to what is given up.",
+		"End the clients that the text counts: a machine that this site did not start, or nbdcopy, qemu-io and the like. --force goes on; what they hold open answers no more then."},
+	{RewindBehindFork, ExitUsage, "the point lies before the failover",
+		"The group was failed over here and that is neither committed nor rolled back. A rewind to before the fork would leave no way back.",
+		"Commit the failover or roll it back, then rewind; or choose a point after the fork."},
+	{RewindElsewhere, ExitUsage, "the disks are not this site's to write",
+		"The group's disks belong to a machine that is tapped: its QEMU has them open, and this site has no other way to them.",
+		"Shut the machine down and write the point over its disks with view restore, or boot it from view serve --scratch first to see whether that is the moment."},
+
 	{RunbookSyntax, ExitUsage, "the runbook is not YAML",
 		"The file cannot be parsed at the place shown: usually indentation, a tab, or a missing quote.",
 		"Put the line right and run runbook check."},

@@ -100,6 +100,10 @@ const (
 	NotFenced       Code = "AI-E0708"
 	DrillLeft       Code = "AI-E0709"
 
+	RewindRefused    Code = "AI-E0731"
+	RewindBehindFork Code = "AI-E0732"
+	RewindElsewhere  Code = "AI-E0733"
+
 	RunbookSyntax  Code = "AI-E0801"
 	RunbookKey     Code = "AI-E0802"
 	RunbookStep    Code = "AI-E0803"
