@@ -190,6 +190,18 @@ func (j *Journal) Spans(ctx context.Context) ([]Span, error) {
 	return j.spans(l)
 }
 
+// SpansTo lists where there are points in the lineage that ends with p, oldest first.
+func (j *Journal) SpansTo(ctx context.Context, p Position) ([]Span, error) {
+	if err := j.waitHeld(ctx, p); err != nil {
+		return nil, err
+	}
+	l, err := j.lineageAt(p)
+	if err != nil {
+		return nil, err
+	}
+	return j.spans(l)
+}
+
 // settled is the current lineage, indexed to its end.
 func (j *Journal) settled(ctx context.Context) (Lineage, error) {
 	j.mu.Lock()

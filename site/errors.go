@@ -107,6 +107,7 @@ var codes = []struct {
 	{recovery.ErrOtherPromotion, fault.OperationBusy},
 	{recovery.ErrNotReigning, fault.NotPrimary},
 	{recovery.ErrBehindFork, fault.RewindBehindFork},
+	{recovery.ErrNotBetween, fault.BisectBounds},
 	{recovery.ErrMachine, fault.MachineTrouble},
 	{recovery.ErrNotRunning, fault.MachineTrouble},
 	{recovery.ErrWrongMachine, fault.MachineTrouble},

@@ -212,6 +212,10 @@ func (r *reached) Changes(ctx context.Context, q control.ChangesRequest) (contro
 	return either(func() (control.Changes, error) { return r.site.Changes(ctx, q) }, func() (control.Changes, error) { return r.daemon.Changes(ctx, q) })
 }
 
+func (r *reached) Bisect(ctx context.Context, q control.BisectRequest) (control.Bisection, error) {
+	return either(func() (control.Bisection, error) { return r.site.Bisect(ctx, q) }, func() (control.Bisection, error) { return r.daemon.Bisect(ctx, q) })
+}
+
 func (r *reached) TestFailover(ctx context.Context, q control.DrillRequest, progress func(control.Progress)) (control.Drilled, error) {
 	return either(func() (control.Drilled, error) { return r.site.TestFailover(ctx, q, progress) }, func() (control.Drilled, error) { return r.daemon.TestFailover(ctx, q, progress) })
 }

@@ -72,6 +72,7 @@ type Site struct {
 	pairs     *pairing
 	disks     *nbd.Server // exports of volumes that this site serves
 	clients   clients     // of them; has its own lock
+	searching sync.Mutex  // one step of a bisection at a time
 	peers     *peerBook
 	meters    *meters
 	watchdog  *watchdog // nil: no group wants one

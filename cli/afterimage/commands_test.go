@@ -61,6 +61,7 @@ var commands = map[string][]string{
 	"failover":               {"failover", "unplanned", "web", "--yes"},
 	"group-rewind":           {"group", "rewind", "web", "--at", "before:attack", "--yes"},
 	"group-rewind-plan":      {"group", "rewind", "web", "--at", "before:attack", "--dry-run"},
+	"point-bisect":           {"point", "bisect", "web", "--good", "name:before-patch", "--check", "true"},
 	"view-diff":              {"view", "diff", "web", "--from", "name:before-patch", "--to", "latest"},
 	"view-diff-thinned":      {"view", "diff", "web", "--from", "#17"},
 }

@@ -26,6 +26,7 @@ type fake struct {
 	failover control.FailoverRequest // as it was asked for
 	failed   bool
 	rewind   control.RewindRequest
+	tried    []control.BisectTry
 	refused  []string
 	resumes  bool   // the failover only starts the machine
 	halted   bool   // group show and status tell of a halted group
@@ -274,6 +275,29 @@ func (f *fake) Rewind(_ context.Context, q control.RewindRequest, progress func(
 func (f *fake) Changes(_ context.Context, q control.ChangesRequest) (control.Changes, error) {
 	return control.Changes{Group: "default/web", From: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, To: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Bytes: 12288, Thinned: q.From == "#17",
 		Volumes: []control.VolumeChange{{Volume: "data", Size: 3 << 29, Extents: []control.Extent{}}, {Volume: "root", Size: 20 << 30, Bytes: 12288, Extents: []control.Extent{{Offset: 4096, Length: 4096}, {Offset: 1 << 20, Length: 8192}}}}}, f.err
+}
+
+// Bisect is over after two tries.
+func (f *fake) Bisect(_ context.Context, q control.BisectRequest) (control.Bisection, error) {
+	if q.Tried != nil {
+		t := *q.Tried
+		t.Seconds = 0.5
+		f.tried = append(f.tried, t)
+	}
+	b := control.Bisection{Group: "default/web", Good: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, Bad: control.Point{Epoch: 3, Seq: 1003, Time: at(-1)}, Check: q.Check, Volume: q.Volume,
+		Tries: f.tried, Between: 2, Left: 2, Next: &control.Point{Epoch: 3, Seq: 1001, Time: at(-500)}}
+	b.LastGood, b.FirstBad = b.Good, b.Bad
+	if len(f.tried) == 1 {
+		b.Between, b.Left, b.Next.Seq = 1, 1, 1002
+	}
+	if len(f.tried) == 2 {
+		b.Between, b.Left, b.Next, b.Exact, b.Why = 0, 0, nil, f.tried[1].Verdict != "skip", ""
+		b.LastGood.Seq, b.FirstBad.Seq = 1001, 1002
+		if !b.Exact {
+			b.Why = "the check could not tell of 1 points between the two"
+		}
+	}
+	return b, f.err
 }
 
 func (f *fake) Failover(_ context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {

@@ -32,7 +32,7 @@ func (w *world) pointCommand() *cli.Command {
 				&cli.BoolFlag{Name: "pin", Usage: "keep its point, whatever its age"},
 				&cli.StringFlag{Name: "note", Usage: "`TEXT` for people"},
 			}, w.pointMark),
-		w.pinVerb(), w.unpinVerb(),
+		w.pinVerb(), w.unpinVerb(), w.bisectVerb(),
 	)
 }
 

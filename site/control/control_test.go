@@ -125,6 +125,9 @@ func (e *echo) Rewind(_ context.Context, q RewindRequest, progress func(Progress
 func (e *echo) Changes(_ context.Context, q ChangesRequest) (Changes, error) {
 	return Changes{Group: q.Group + q.From + q.To}, e.err
 }
+func (e *echo) Bisect(_ context.Context, q BisectRequest) (Bisection, error) {
+	return Bisection{Group: q.Group, Check: q.Check, Tries: []BisectTry{*q.Tried}}, e.err
+}
 func (e *echo) Failover(_ context.Context, q FailoverRequest, progress func(Progress)) (FailedOver, error) {
 	progress(Progress{Step: "begin epoch"})
 	return FailedOver{Plan: Plan{Group: q.Group, Digest: q.Expect}}, e.err
@@ -286,7 +289,10 @@ func every(c API) map[string]func() (any, error) {
 			r, err := c.Rewind(ctx, RewindRequest{Group: "web", Expect: "d"}, func(p Progress) { seen = append(seen, p) })
 			return []any{seen, r}, err
 		},
-		"Changes":      func() (any, error) { return c.Changes(ctx, ChangesRequest{Group: "web", From: "#3", To: "#4"}) },
+		"Changes": func() (any, error) { return c.Changes(ctx, ChangesRequest{Group: "web", From: "#3", To: "#4"}) },
+		"Bisect": func() (any, error) {
+			return c.Bisect(ctx, BisectRequest{Group: "web", Check: "x", Tried: &BisectTry{Verdict: "bad"}})
+		},
 		"PlanFailover": func() (any, error) { return c.PlanFailover(ctx, FailoverRequest{Group: "web"}) },
 		"Failover": func() (any, error) {
 			var seen []Progress

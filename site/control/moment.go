@@ -13,6 +13,9 @@ type Moments interface {
 	Rewind(ctx context.Context, q RewindRequest, progress func(Progress)) (Rewound, error)
 	// Changes lists where volumes differ between two points.
 	Changes(ctx context.Context, q ChangesRequest) (Changes, error)
+	// Bisect begins or goes on with the search for the first bad point, and says which
+	// is to be tried next.
+	Bisect(ctx context.Context, q BisectRequest) (Bisection, error)
 }
 
 // moments routes what Moments is asked.
@@ -22,4 +25,5 @@ func (s *Server) moments(m *http.ServeMux) {
 		return s.api.Rewind(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
 	s.route(m, "POST /v1/changes", asked(func(ctx context.Context, q ChangesRequest) (any, error) { return s.api.Changes(ctx, q) }))
+	s.route(m, "POST /v1/bisect", asked(func(ctx context.Context, q BisectRequest) (any, error) { return s.api.Bisect(ctx, q) }))
 }

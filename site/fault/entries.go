@@ -263,6 +263,16 @@ var table = []Entry{
 		"The group's disks belong to a machine that is tapped: its QEMU has them open, and this site has no other way to them.",
 		"Shut the machine down and write the point over its disks with view restore, or boot it from view serve --scratch first to see whether that is the moment."},
 
+	{BisectBounds, ExitUsage, "the good point does not lead to the bad one",
+		"A search goes from a good point to a bad one that came after it, in one history. These two are the wrong way round, or lie in branches that parted before.",
+		"Look at point list, and at group show for the branches. --good names the older one."},
+	{BisectCheck, ExitFailed, "the check itself failed",
+		"The program could not be run, or ended by a signal or with an exit status above 125: that says nothing about the point. What was tried before is kept.",
+		"Put the check right and repeat the command: it goes on with the same point. Exit 0 is good, 1 to 124 bad, 125 cannot tell."},
+	{BisectUnclear, ExitPartly, "the first bad record could not be told",
+		"The check could not tell of the points that are left (exit 125, or its time was up), or contradicted itself.",
+		"The last good and the first bad point are named. Try another check, or --restart with a longer --timeout."},
+
 	{RunbookSyntax, ExitUsage, "the runbook is not YAML",
 		"The file cannot be parsed at the place shown: usually indentation, a tab, or a missing quote.",
 		"Put the line right and run runbook check."},

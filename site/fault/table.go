@@ -104,6 +104,10 @@ const (
 	RewindBehindFork Code = "AI-E0732"
 	RewindElsewhere  Code = "AI-E0733"
 
+	BisectBounds  Code = "AI-E0741"
+	BisectCheck   Code = "AI-E0742"
+	BisectUnclear Code = "AI-E0743"
+
 	RunbookSyntax  Code = "AI-E0801"
 	RunbookKey     Code = "AI-E0802"
 	RunbookStep    Code = "AI-E0803"
