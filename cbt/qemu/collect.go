@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +21,11 @@ type collector struct {
 	t     *Tracker
 	m     *machine
 	disks []*collected
+
+	known   []*disk         // of the tracker
+	changed <-chan struct{} // closed when those are others
+	admit   func(*disk)     // begins to bring one up
+	ready   chan *collected // disks that were brought up, for the next round
 
 	ran    bool                        // the guest did, before a pause
 	resume func(context.Context) error // undoes hush; nil: the guest is not stopped by us
@@ -58,7 +65,7 @@ func (t *Tracker) collect(ctx context.Context, m *machine) {
 // collectOnce sweeps, judges, reads what has to be read, and makes rounds until
 // something breaks; the error says what. Then every disk has been told of it.
 func (t *Tracker) collectOnce(ctx context.Context, m *machine) (err error) {
-	c := &collector{t: t, m: m}
+	c := &collector{t: t, m: m, ready: make(chan *collected)}
 	defer func() {
 		if m.Err() != nil {
 			err = breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %w", ErrMonitor, m.Err()))
@@ -68,26 +75,18 @@ func (t *Tracker) collectOnce(ctx context.Context, m *machine) (err error) {
 	if err := c.wakeLeft(ctx); err != nil {
 		return err
 	}
-	for _, d := range t.disks {
-		if err := errors.Join(d.gaps.settled(ctx), t.opts.Sink.WaitDurable(ctx)); err != nil {
-			return breakage(cbt.CauseJournal, err)
-		}
-		if err := d.advance(mode.Event{Kind: mode.Attach}); err != nil {
-			return err
-		}
-		n, err := m.found(ctx, d)
+	work, stop := context.WithCancel(ctx)
+	var joining sync.WaitGroup
+	defer joining.Wait()
+	defer stop()
+	first, late := c.sorted()
+	for _, d := range first {
+		k, err := c.find(ctx, d)
 		if err != nil {
 			return err
 		}
-		d.mu.Lock()
-		v := d.volume
-		d.mu.Unlock()
-		tap := t.newTap(d, v)
-		t.dropTap(tap) // no export answers to it
-		c.disks = append(c.disks, &collected{mirror: &mirror{disk: d, machine: m, tap: tap, node: n}})
+		c.disks = append(c.disks, k)
 	}
-	work, stop := context.WithCancel(ctx)
-	defer stop()
 	g, catching := errgroup.WithContext(work)
 	for _, d := range c.disks {
 		g.Go(func() error { return d.begin(catching) })
@@ -95,7 +94,107 @@ func (t *Tracker) collectOnce(ctx context.Context, m *machine) (err error) {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	c.admit = func(d *disk) { joining.Go(func() { c.bringUp(work, d) }) }
+	for _, d := range late {
+		c.admit(d)
+	}
 	return c.rounds(work)
+}
+
+// sorted is the disks that there are: those that rounds wait for, and those that join.
+// With none of the former there is nobody to keep waiting.
+func (c *collector) sorted() (first, late []*disk) {
+	for _, d := range c.noted() {
+		d.mu.Lock()
+		if d.joining {
+			late = append(late, d)
+		} else {
+			first = append(first, d)
+		}
+		d.mu.Unlock()
+	}
+	if len(first) == 0 {
+		return late, nil
+	}
+	return first, late
+}
+
+// noted is the disks that are followed, of which c takes note.
+func (c *collector) noted() []*disk {
+	c.t.mu.Lock()
+	defer c.t.mu.Unlock()
+	c.changed, c.known = c.t.replugged, slices.Clone(c.t.disks)
+	return c.known
+}
+
+// replug leaves out the disks that were unplugged, and brings up those that were
+// plugged; no round is under way.
+func (c *collector) replug(ctx context.Context) {
+	before := c.known
+	now := c.noted()
+	for _, d := range now {
+		if !slices.Contains(before, d) {
+			c.admit(d)
+		}
+	}
+	c.disks = slices.DeleteFunc(c.disks, func(k *collected) bool {
+		if slices.Contains(now, k.disk) {
+			return false
+		}
+		k.tap.letGo(breakage(cbt.CauseDetached, errUnplugged))
+		k.mirror.remove(ctx)
+		return true
+	})
+}
+
+// find is d in the machine, swept of what an earlier attachment left.
+func (c *collector) find(ctx context.Context, d *disk) (*collected, error) {
+	if err := errors.Join(d.gaps.settled(ctx), c.t.opts.Sink.WaitDurable(ctx)); err != nil {
+		return nil, breakage(cbt.CauseJournal, err)
+	}
+	if err := d.advance(mode.Event{Kind: mode.Attach}); err != nil {
+		return nil, err
+	}
+	n, err := c.m.found(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	v := d.volume
+	d.mu.Unlock()
+	tap := c.t.newTap(d, v)
+	c.t.dropTap(tap) // no export answers to it
+	return &collected{mirror: &mirror{disk: d, machine: c.m, tap: tap, node: n}}, nil
+}
+
+// bringUp reads a disk that joins beside the rounds of the others, until it can be in
+// them as well, or ctx ends, or it is unplugged.
+func (c *collector) bringUp(ctx context.Context, d *disk) {
+	ctx, done := d.until(ctx)
+	defer done()
+	for {
+		k, err := c.find(ctx, d)
+		if err == nil {
+			err = k.begin(ctx)
+		}
+		if err == nil {
+			select {
+			case c.ready <- k:
+			case <-ctx.Done():
+				k.tap.letGo(breakage(cbt.CauseDetached, context.Cause(ctx)))
+			}
+			return
+		}
+		if k != nil {
+			k.tap.letGo(asBreak(err))
+			k.remove(ctx)
+		} else if ctx.Err() == nil {
+			d.broke(nil, asBreak(err), false)
+		}
+		if !rest(ctx, c.m.Done(), c.t.opts.Retry) {
+			return
+		}
+	}
 }
 
 // begin makes one bitmap tell what the sink does not know of the disk, reading all of
@@ -176,7 +275,7 @@ func (c *collector) end(ctx context.Context, err error) {
 		}
 		d.scratch.remove()
 	}
-	for _, d := range c.t.disks {
+	for _, d := range c.t.plugged() {
 		if !told[d] && ctx.Err() == nil {
 			d.broke(nil, asBreak(err), false)
 		}

@@ -19,15 +19,22 @@ type disk struct {
 	gaps    *gaps
 	made    string // the newest target node that this process added; of the loop in follow
 
-	mu       sync.Mutex // guards what follows
-	volume   cbt.Volume // conf.Volume, with the size that was last agreed on
-	standing mode.State
-	status   cbt.VolumeStatus
-	leaving  bool // the tracker ends: a break is a detachment
+	there  context.Context // ends when the disk is unplugged
+	unplug context.CancelFunc
+
+	mu        sync.Mutex // guards what follows
+	volume    cbt.Volume // conf.Volume, with the size that was last agreed on
+	standing  mode.State
+	status    cbt.VolumeStatus
+	leaving   bool    // the tracker ends: a break is a detachment
+	joining   bool    // plugged, and never synced: no round waits for it
+	unplugged bool    // a break is none any more
+	untold    *gapDue // what was not told for that reason
 }
 
 func newDisk(t *Tracker, conf Disk) *disk {
 	d := &disk{tracker: t, opts: &t.opts, conf: conf, volume: conf.Volume}
+	d.there, d.unplug = context.WithCancel(context.Background())
 	d.status = cbt.VolumeStatus{Volume: conf.Volume, State: cbt.StateDetached, Since: time.Now(), Mode: cbt.ModeNone, ModeSince: time.Now()}
 	if t.opts.Every > 0 {
 		d.standing.Plan = mode.Cycles
@@ -100,10 +107,18 @@ func (d *disk) broke(t *tap, b *breakError, gated bool) {
 	d.standing = next
 	gap := order == mode.TellGap || gated
 	d.status.Cause, d.status.Detail = b.cause, b.err.Error()
-	if gap {
-		d.gaps.add(gapDue{tap: t, gated: gated, event: cbt.Event{
-			Kind: cbt.EventGap, Volume: d.volume.ID, Cause: b.cause, Detail: b.err.Error(),
-		}})
+	due := gapDue{tap: t, gated: gated, event: cbt.Event{
+		Kind: cbt.EventGap, Volume: d.volume.ID, Cause: b.cause, Detail: b.err.Error(),
+	}}
+	switch {
+	case gap && d.unplugged:
+		if gated {
+			d.opts.Gate.release()
+			due.gated = false
+		}
+		due.tap, gap, d.untold = nil, false, &due
+	case gap:
+		d.gaps.add(due)
 	}
 	st := d.showState()
 	d.mu.Unlock()

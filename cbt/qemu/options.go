@@ -27,7 +27,8 @@ type Disk struct {
 // Options of a Tracker.
 type Options struct {
 	QMP   string // path of the machine's QMP socket, for the tracker alone
-	Disks []Disk
+	Disks []Disk // more may be plugged later
+	Name  cbt.ID // of the tracker's sockets; default the first volume's, of which there has to be one then
 	Dir   string // for two sockets; must exist, and QEMU must be able to connect there
 	// Dial replaces QMP by another way to the machine's monitor.
 	Dial func(ctx context.Context) (Monitor, error)
@@ -89,6 +90,14 @@ type Events struct {
 
 const granularityDefault = 64 << 10
 
+// named is o with the name that its disks give it.
+func (o Options) named() Options {
+	if o.Name.IsZero() && len(o.Disks) > 0 {
+		o.Name = cbt.ID(o.Disks[0].Volume.ID)
+	}
+	return o
+}
+
 func (o Options) withDefaults() Options {
 	if o.StallBudget <= 0 {
 		o.StallBudget = 500 * time.Millisecond
@@ -129,7 +138,7 @@ func (o Options) validate() error {
 	switch {
 	case o.QMP == "" && o.Dial == nil && o.Copies == nil:
 		return fmt.Errorf("%w: none of QMP, Dial and Copies", ErrOptions)
-	case len(o.Disks) == 0:
+	case len(o.Disks) == 0 && o.Name.IsZero():
 		return fmt.Errorf("%w: no disks", ErrOptions)
 	case o.Sink == nil || o.Memory == nil:
 		return fmt.Errorf("%w: Sink and Memory are needed", ErrOptions)
@@ -157,10 +166,10 @@ func (o Options) validate() error {
 	return nil
 }
 
-// The sockets bear the first volume's name, so that the next life of this
-// tracker finds what QEMU still serves, and two trackers can share Dir.
+// The sockets bear the tracker's name, so that its next life finds what QEMU still
+// serves, and two trackers can share Dir.
 func (o Options) captureSocket() string { return o.socket("capture") }
 func (o Options) readSocket() string    { return o.socket("reads") }
 func (o Options) socket(what string) string {
-	return filepath.Join(o.Dir, what+"-"+cbt.ID(o.Disks[0].Volume.ID).Short())
+	return filepath.Join(o.Dir, what+"-"+o.Name.Short())
 }

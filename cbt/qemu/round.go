@@ -29,7 +29,7 @@ func (c *collector) rounds(ctx context.Context) error {
 	tick := time.NewTicker(c.t.opts.Every)
 	defer tick.Stop()
 	for {
-		err := c.t.opts.Cut.take(ctx, c)
+		err := c.round(ctx)
 		if err != nil && !errors.Is(err, errNoInstant) {
 			return err
 		}
@@ -39,12 +39,42 @@ func (c *collector) rounds(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-c.t.asked:
+		case <-c.changed:
+		case k := <-c.ready:
+			if k.disk.there.Err() != nil {
+				k.tap.letGo(breakage(cbt.CauseDetached, errUnplugged))
+				continue
+			}
+			c.disks = append(c.disks, k)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-c.m.Done():
 			return c.m.Err()
 		}
 	}
+}
+
+// round is one cycle of the disks that there are.
+func (c *collector) round(ctx context.Context) error {
+	c.t.rounds.Lock()
+	defer c.t.rounds.Unlock()
+	select {
+	case <-c.changed:
+		c.replug(ctx)
+	default:
+	}
+	if len(c.disks) == 0 {
+		return nil
+	}
+	err := c.t.opts.Cut.take(ctx, c)
+	if err == nil {
+		for _, d := range c.disks {
+			d.disk.mu.Lock()
+			d.disk.joining = false
+			d.disk.mu.Unlock()
+		}
+	}
+	return err
 }
 
 // draw holds one instant of all disks: a backup job for each, begun in one

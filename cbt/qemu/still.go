@@ -7,7 +7,7 @@ import (
 	"github.com/novacron/afterimage/cbt"
 )
 
-func stillKey(v cbt.VolumeID) string { return "qemu/" + v.String() + "/still" }
+func stillKey(v cbt.ID) string { return "qemu/" + v.String() + "/still" }
 
 // foresee asks whether the guest runs, and remembers that it may be stopped by us, so
 // that a life that ends in between does not leave it so. It takes its time.
@@ -19,7 +19,7 @@ func (c *collector) foresee(ctx context.Context) error {
 	if c.ran, err = c.m.runs(ctx); err != nil || !c.ran {
 		return err // one that stands still already is not ours to wake
 	}
-	if err := c.t.opts.Memory.Remember(stillKey(c.t.disks[0].conf.Volume.ID), true); err != nil {
+	if err := c.t.opts.Memory.Remember(stillKey(c.t.opts.Name), true); err != nil {
 		return fmt.Errorf("remember the pause: %w", err)
 	}
 	return nil
@@ -63,13 +63,13 @@ func (c *collector) forgetStill() error {
 	if c.t.opts.Still != nil || c.resume != nil {
 		return nil
 	}
-	return c.t.opts.Memory.Remember(stillKey(c.t.disks[0].conf.Volume.ID), false)
+	return c.t.opts.Memory.Remember(stillKey(c.t.opts.Name), false)
 }
 
 // wakeLeft resumes a guest that an earlier life may have left stopped.
 func (c *collector) wakeLeft(ctx context.Context) error {
 	var still bool
-	known, err := c.t.opts.Memory.Recall(stillKey(c.t.disks[0].conf.Volume.ID), &still)
+	known, err := c.t.opts.Memory.Recall(stillKey(c.t.opts.Name), &still)
 	if err != nil || !known || !still {
 		return err
 	}

@@ -18,15 +18,18 @@ import (
 type Tracker struct {
 	opts   Options
 	pulse  *pulse
-	disks  []*disk
 	server *nbd.Server
 
 	attachments atomic.Uint64
 
-	mu   sync.Mutex      // guards what follows
-	taps map[string]*tap // by export name; those that let go stay until they are drained
-	link link            // of the session under way, nil between sessions
-	asks []*ask          // that wait for a point
+	rounds sync.Mutex // held while a bitmap cycle's round is under way, and before mu
+
+	mu        sync.Mutex // guards what follows
+	disks     []*disk
+	replugged chan struct{}   // closed and made anew when disks changes
+	taps      map[string]*tap // by export name; those that let go stay until they are drained
+	link      link            // of the session under way, nil between sessions
+	asks      []*ask          // that wait for a point
 
 	asked chan struct{} // signalled when asks grows
 }
@@ -35,10 +38,11 @@ var _ cbt.Tracker = (*Tracker)(nil)
 
 // New prepares a tracker and starts nothing.
 func New(o Options) (*Tracker, error) {
+	o = o.named()
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	t := &Tracker{opts: o.withDefaults(), taps: make(map[string]*tap), asked: make(chan struct{}, 1)}
+	t := &Tracker{opts: o.withDefaults(), taps: make(map[string]*tap), replugged: make(chan struct{}), asked: make(chan struct{}, 1)}
 	t.pulse = newPulse(t.opts.StallBudget)
 	t.server = nbd.NewServer(nbd.ServerOptions{Lookup: t.lookup, Log: t.opts.Log, Grace: t.opts.StallBudget, Drain: time.Second})
 	for _, d := range t.opts.Disks {
@@ -47,10 +51,12 @@ func New(o Options) (*Tracker, error) {
 	return t, nil
 }
 
-// Status is a moment's picture of every disk, in the order of Options.Disks.
+// Status is a moment's picture of every disk, in the order of Options.Disks; those that
+// were plugged later come last.
 func (t *Tracker) Status() []cbt.VolumeStatus {
-	out := make([]cbt.VolumeStatus, len(t.disks))
-	for i, d := range t.disks {
+	disks := t.plugged()
+	out := make([]cbt.VolumeStatus, len(disks))
+	for i, d := range disks {
 		out[i] = d.snapshot()
 		if t.opts.Every > 0 {
 			out[i].Cycles = t.opts.Cut.Stats()
@@ -86,11 +92,11 @@ func (t *Tracker) Run(ctx context.Context) error {
 	})
 	t.pulse.beat()
 	wg.Go(func() { t.watch(under) })
-	for _, d := range t.disks {
-		wg.Go(func() { d.gaps.run(under) })
-	}
+	wg.Go(func() {
+		t.eachPlugged(under, wg.Go, func(ctx context.Context, d *disk) { d.gaps.run(ctx) })
+	})
 	t.follow(run)
-	for _, d := range t.disks {
+	for _, d := range t.plugged() {
 		d.finish(under)
 	}
 	stop()
@@ -113,7 +119,7 @@ func (t *Tracker) follow(ctx context.Context) {
 			if !errors.Is(err, ErrMonitor) {
 				err = fmt.Errorf("%w: %w", ErrMonitor, err)
 			}
-			for _, d := range t.disks {
+			for _, d := range t.plugged() {
 				d.broke(nil, breakage(cbt.CauseMachine, err), false)
 			}
 			rest(ctx, nil, pause)
@@ -154,9 +160,23 @@ func (t *Tracker) session(ctx context.Context, l link) {
 	if m, ok := l.(*machine); ok && t.opts.Every > 0 {
 		disks.Go(func() { t.collect(ctx, m) })
 	} else {
-		for _, d := range t.disks {
-			disks.Go(func() { d.follow(ctx, l) })
-		}
+		// A connection that ends ends the waiting for more disks, not those that there
+		// are: each has to see that for itself.
+		more, enough := context.WithCancel(ctx)
+		disks.Go(func() {
+			defer enough()
+			select {
+			case <-l.Done():
+			case <-ctx.Done():
+			}
+		})
+		disks.Go(func() {
+			t.eachPlugged(more, disks.Go, func(_ context.Context, d *disk) {
+				own, done := d.until(ctx)
+				defer done()
+				d.follow(own, l)
+			})
+		})
 	}
 	disks.Wait()
 	hangUp()
