@@ -280,6 +280,24 @@ func (j *Journal) Volumes(p Point) ([]cbt.Volume, error) {
 	return volumeList(m), err
 }
 
+// Part is what a volume is to the group at the head.
+type Part struct {
+	cbt.Volume
+	Left bool // it was a part of it
+}
+
+// Parts lists all volumes that ever were in the group, by name.
+func (j *Journal) Parts() []Part {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var out []Part
+	for _, b := range j.volumes {
+		out = append(out, Part{cbt.Volume{ID: b.ID, Name: b.Name, Size: b.Size}, b.Left})
+	}
+	slices.SortFunc(out, func(a, b Part) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
 // Machines is the newest definition of each machine at p, by name.
 func (j *Journal) Machines(p Point) (map[string][]byte, error) {
 	l, err := j.lineageAt(p.Position)
@@ -307,8 +325,30 @@ type Happening struct {
 	Time   time.Time
 	Volume cbt.VolumeID
 	Cause  cbt.Cause
-	Detail string
+	Detail string // of a gap for people, of a machine its name, of a volume what became of it
+	Size   int64  // of a volume, in bytes
 	Mark   Mark
+}
+
+// What becomes of a volume.
+const (
+	VolumeAdded   = "added"
+	VolumeJoins   = "joins" // points cover it once it was synced
+	VolumeResized = "resized"
+	VolumeLeft    = "left"
+)
+
+// became is what a volume's record says beside the one before it.
+func became(was, is volumeBody) string {
+	switch {
+	case is.Left:
+		return VolumeLeft
+	case was.Size > 0 && !was.Left:
+		return VolumeResized
+	case is.Joins:
+		return VolumeJoins
+	}
+	return VolumeAdded
 }
 
 // Happenings lists the control records of the current lineage between two times
@@ -327,13 +367,20 @@ func (j *Journal) Happenings(ctx context.Context, from, to time.Time) ([]Happeni
 		byOrdinal[v.Ordinal] = id
 	}
 	var out []Happening
+	volumes := make(map[cbt.VolumeID]volumeBody)
 	for _, k := range []Kind{KindEpoch, KindVolume, KindSynced, KindGap, KindMark, KindMachine} {
 		err := j.eachHappening(k, l, func(i Interval, s Seq, h happening) error {
-			if h.Time.Before(from) || (!to.IsZero() && h.Time.After(to)) {
-				return nil
-			}
 			e := Happening{Position: Position{i.Epoch, s}, Number: i.Number, Kind: k, Time: h.Time, Volume: byOrdinal[h.Volume]}
 			var err error
+			if k == KindVolume { // each is told beside the one before it, wherever that is
+				var b volumeBody
+				err = decodeBody(h.Body, &b)
+				e.Volume, e.Detail, e.Size = b.ID, became(volumes[b.ID], b), b.Size
+				volumes[b.ID] = b
+			}
+			if h.Time.Before(from) || (!to.IsZero() && h.Time.After(to)) {
+				return err
+			}
 			switch k {
 			case KindGap:
 				var g gapBody

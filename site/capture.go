@@ -19,8 +19,18 @@ import (
 // site serves, and disks of a machine that are tapped.
 func (l *life) openCaptured(ctx context.Context, r *reign) error {
 	var tapped []qemu.Disk
+	domain, parts := make(map[string]cbt.Volume), partsOf(l.j)
 	for _, c := range l.cfg.Volumes {
 		v := volumeOf(l.cfg, c)
+		part, known := parts[v.ID]
+		delete(parts, v.ID)
+		if known && c.Embedded == nil {
+			v.Size = part.Size // it was resized since; the tracker asks the disk
+		}
+		if part.Left && c.Libvirt != nil {
+			r.disks = append(r.disks, &disk{volume: v, kind: kindDomain})
+			continue // it joins when the domain has it again
+		}
 		if err := r.writer.AddVolume(ctx, v); err != nil {
 			return fmt.Errorf("add volume %s: %w", v.Name, err)
 		}
@@ -35,14 +45,41 @@ func (l *life) openCaptured(ctx context.Context, r *reign) error {
 			tapped = append(tapped, qemu.Disk{Volume: v, Node: c.QEMU.Node})
 			r.disks = append(r.disks, &disk{volume: v, kind: kindTapped})
 		case c.Libvirt != nil:
-			tapped = append(tapped, domainDisk(v, c.Libvirt.Target))
+			domain[c.Libvirt.Target] = v
 			r.disks = append(r.disks, &disk{volume: v, kind: kindDomain})
 		}
 	}
-	if len(tapped) == 0 {
+	if l.cfg.Libvirt != nil {
+		if err := l.plugged(ctx, r, domain, parts); err != nil {
+			return err
+		}
+		if err := l.firstLook(ctx, r, domain); err != nil {
+			return err
+		}
+		r.plugs = newPlugs(l, r, domain)
+	}
+	if len(tapped) == 0 && r.plugs == nil {
 		return nil
 	}
 	return l.openTracker(r, tapped)
+}
+
+// plugged adds to a domain's disks, by target, the others that were captured last, or
+// ends their part in the group where the configuration does not want them any more.
+func (l *life) plugged(ctx context.Context, r *reign, disks map[string]cbt.Volume, others map[cbt.VolumeID]journal.Part) error {
+	for _, part := range others {
+		switch {
+		case part.Left:
+		case l.cfg.Libvirt.Disks == config.DisksAll && targetOf(l.cfg, part.Name) != "":
+			disks[targetOf(l.cfg, part.Name)] = part.Volume
+		default:
+			if err := r.writer.LeaveVolume(ctx, part.ID); err != nil {
+				return fmt.Errorf("let volume %s leave: %w", part.Name, err)
+			}
+			l.site.o.Log.Warn("a volume has left: the configuration does not name it", "group", l.cfg.Ref(), "volume", part.Name)
+		}
+	}
+	return nil
 }
 
 // openJournaled opens the disks of the history at the fork: after a failover the
@@ -64,9 +101,9 @@ func (l *life) openJournaled(ctx context.Context, r *reign) error {
 
 func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	log := l.site.o.Log.With("group", l.cfg.Ref())
-	o := qemu.Options{Disks: disks, Sink: r.writer, Memory: l.j,
+	o := qemu.Options{Name: l.trackerName(), Disks: disks, Sink: r.writer, Memory: l.j,
 		Every: l.cfg.Cycle(), StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), Log: log,
-		Resize: r.writer.AddVolume,
+		Resize: l.resized(r),
 		Events: qemu.Events{
 			StateChanged: stateLogger(log),
 			BytesRead:    func(_ cbt.VolumeID, n int64) { l.site.meters.resynced(l.cfg, n) },
@@ -77,7 +114,7 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	} else {
 		q := l.cfg.QEMU
 		o.QMP, o.ReadServer, o.WatchdogQMP = q.QMP, q.NBD, q.Watchdog
-		o.Dir = filepath.Join(l.site.tapDir(), cbt.ID(disks[0].Volume.ID).Short())
+		o.Dir = filepath.Join(l.site.tapDir(), o.Name.Short())
 		err = os.MkdirAll(o.Dir, 0o700)
 	}
 	if err != nil {
@@ -88,10 +125,39 @@ func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 		return fmt.Errorf("recall pause: %w", err)
 	}
 	r.tracker, err = newTapping(p, l.site.o.Now, func(p pause) error { return l.j.Remember(pauseKey, p) }, func() (cbt.Tracker, error) {
+		if r.plugs != nil {
+			o.Disks = r.plugs.tapped()
+		}
 		o.Incarnation = cbt.Incarnation(cbt.NewID()) // a name of an earlier tracker's export is never answered
 		return qemu.New(o)
 	})
 	return err
+}
+
+// trackerName is that of the group's tracker: of its first volume, if the configuration
+// names one.
+func (l *life) trackerName() cbt.ID {
+	if len(l.cfg.Volumes) > 0 {
+		return cbt.ID(volumeOf(l.cfg, l.cfg.Volumes[0]).ID)
+	}
+	return named("disks of", l.cfg.Tenant, l.cfg.Name)
+}
+
+// resized takes over a disk's new size. A smaller one is refused: what is cut off would
+// be lost to every point that is yet to come, and nobody shrinks a disk by accident
+// without wanting it back.
+func (l *life) resized(r *reign) func(context.Context, cbt.Volume) error {
+	return func(ctx context.Context, v cbt.Volume) error {
+		part := partsOf(l.j)[v.ID]
+		if v.Size < part.Size {
+			return fmt.Errorf("the disk has shrunk from %d to %d bytes, which is not taken over: grow it again, or configure it as another volume", part.Size, v.Size)
+		}
+		if err := r.writer.AddVolume(ctx, v); err != nil {
+			return err
+		}
+		l.site.o.Log.Info("a disk was resized", "group", l.cfg.Ref(), "volume", v.Name, "from", part.Size, "to", v.Size)
+		return nil
+	}
 }
 
 // stateLogger logs a volume's state when it is another one than before: a tracker

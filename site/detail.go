@@ -138,7 +138,7 @@ func (l *life) volumes(ctx context.Context, d *control.GroupDetail) error {
 		for _, v := range l.volumeStates() {
 			states[v.Volume.ID] = v
 		}
-		for _, k := range r.disks {
+		for _, k := range r.captured(states) {
 			st := states[k.volume.ID]
 			v := control.Volume{Name: k.volume.Name, ID: k.volume.ID.String(), Size: k.volume.Size, Kind: k.kind, State: string(st.State), Cause: string(st.Cause)}
 			l.tellCapture(&v, k.kind, st)

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -29,31 +30,67 @@ func (l *life) throughLibvirt(r *reign, o *qemu.Options) error {
 	if err != nil {
 		return err
 	}
-	if o.Dir, err = enterable(d.Sockets, cbt.ID(o.Disks[0].Volume.ID).Short(), owner); err != nil {
+	if o.Dir, err = enterable(d.Sockets, o.Name.Short(), owner); err != nil {
 		return err
 	}
 	o.SocketOwner = owner
-	defined := &definitions{life: l, reign: r}
 	if d.Passthrough == config.PassthroughForbidden {
-		o.Copies = func(ctx context.Context) (qemu.Copier, error) {
-			c, err := libvirt.DialCopies(ctx, d.URI, d.Domain)
-			if err != nil {
-				return nil, err
-			}
-			defined.note(ctx, c.Domain())
-			return c, nil
+		o.Copies = func(ctx context.Context) (c qemu.Copier, err error) {
+			err = l.named(func(name string) error {
+				copies, err := libvirt.DialCopies(ctx, d.URI, name)
+				if err == nil {
+					c = copies
+					r.plugs.defined.note(ctx, copies.Domain())
+				}
+				return err
+			})
+			return c, err
 		}
 		return nil
 	}
-	o.Dial = func(ctx context.Context) (qemu.Monitor, error) {
-		m, err := libvirt.DialMonitor(ctx, d.URI, d.Domain)
-		if err != nil {
-			return nil, err
-		}
-		defined.note(ctx, m.Domain)
-		return m, nil
+	o.Dial = func(ctx context.Context) (m qemu.Monitor, err error) {
+		err = l.named(func(name string) error {
+			monitor, err := libvirt.DialMonitor(ctx, d.URI, name)
+			if err == nil {
+				m = monitor
+				r.plugs.defined.note(ctx, monitor.Domain)
+			}
+			return err
+		})
+		return m, err
 	}
 	return nil
+}
+
+// domainKey is where a group's journal remembers which domain it captures.
+const domainKey = "site/domain"
+
+// remember notes which domain the configured name was found to be.
+func (l *life) remember(d *libvirt.Domain) {
+	var known string
+	if _, err := l.j.Recall(domainKey, &known); err == nil && known == d.UUID {
+		return
+	}
+	if err := l.j.Remember(domainKey, d.UUID); err != nil {
+		l.site.o.Log.Warn("the domain's UUID is not remembered", "group", l.cfg.Ref(), "err", err)
+	}
+}
+
+// named does something to the configured domain by its name; where no domain has that
+// name, to the one that had it last, which was renamed.
+func (l *life) named(do func(name string) error) error {
+	err := do(l.cfg.Libvirt.Domain)
+	if !errors.Is(err, libvirt.ErrNoDomain) {
+		return err
+	}
+	var uuid string
+	if known, recall := l.j.Recall(domainKey, &uuid); recall != nil || !known {
+		return err
+	}
+	if renamed := do(uuid); !errors.Is(renamed, libvirt.ErrNoDomain) {
+		return renamed
+	}
+	return err
 }
 
 // qemuUser is the user id that QEMU runs under; 0: ours.

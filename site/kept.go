@@ -37,11 +37,10 @@ func (l *life) past(ctx context.Context, from, to time.Time) (pastOf, error) {
 	for _, k := range out.keeps {
 		out.times[k.Position] = k.Point
 	}
-	vs, err := headVolumes(l.j)
-	for _, v := range vs {
+	for _, v := range l.j.Parts() {
 		out.names[v.ID] = v.Name
 	}
-	return out, err
+	return out, nil
 }
 
 // point is the point at p, from the list where it is there.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -69,6 +70,33 @@ func (t *tapping) Status() []cbt.VolumeStatus {
 		}
 	}
 	return out
+}
+
+// plugging is a tracker whose disks may come and go.
+type plugging interface {
+	Plug(qemu.Disk) error
+	Unplug(ctx context.Context, v cbt.VolumeID, farewell func(context.Context) error) error
+}
+
+// plug has a disk captured from now on; what makes the next tracker knows of it by then.
+func (t *tapping) plug(d qemu.Disk) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, ok := t.tracker.(plugging); ok {
+		return p.Plug(d)
+	}
+	return fmt.Errorf("plug %s: the tracker takes no more disks", d.Volume.Name)
+}
+
+// unplug ends that of a disk that has gone, with what farewell records.
+func (t *tapping) unplug(ctx context.Context, v cbt.VolumeID, farewell func(context.Context) error) error {
+	t.mu.Lock()
+	tracker := t.tracker
+	t.mu.Unlock()
+	if p, ok := tracker.(plugging); ok {
+		return p.Unplug(ctx, v, farewell)
+	}
+	return nil
 }
 
 // atPoint runs do where what it records is part of a point.

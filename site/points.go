@@ -102,7 +102,7 @@ func pointOf(p journal.Point) control.Point {
 
 // Points implements control.API.
 func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Points, error) {
-	out := control.Points{Group: q.Group, Time: s.o.Now(), Kept: []control.Stretch{}, Spans: []control.Span{}, Gaps: []control.Gap{}, Marks: []control.Point{}, Pins: []control.Pin{}}
+	out := control.Points{Group: q.Group, Time: s.o.Now(), Kept: []control.Stretch{}, Spans: []control.Span{}, Gaps: []control.Gap{}, Marks: []control.Point{}, Pins: []control.Pin{}, Changes: []control.Change{}}
 	g, err := s.group(q.Group)
 	if err != nil {
 		return out, err
@@ -148,18 +148,18 @@ func listHappenings(ctx context.Context, j *journal.Journal, q control.PointsQue
 	if err != nil {
 		return err
 	}
-	vs, err := headVolumes(j)
-	if err != nil {
-		return err
-	}
 	names := map[cbt.VolumeID]string{}
-	for _, v := range vs {
+	for _, v := range j.Parts() {
 		names[v.ID] = v.Name
 	}
 	for _, h := range hs {
 		switch h.Kind {
 		case journal.KindGap:
 			out.Gaps = append(out.Gaps, control.Gap{Epoch: h.Number, Seq: uint64(h.Seq), Time: h.Time, Volume: names[h.Volume], Cause: string(h.Cause), Detail: h.Detail})
+		case journal.KindVolume:
+			out.Changes = append(out.Changes, control.Change{Epoch: h.Number, Seq: uint64(h.Seq), Time: h.Time, Volume: names[h.Volume], What: h.Detail, Size: h.Size})
+		case journal.KindMachine:
+			out.Changes = append(out.Changes, control.Change{Epoch: h.Number, Seq: uint64(h.Seq), Time: h.Time, Machine: h.Detail, What: "defined"})
 		case journal.KindMark:
 			out.Marks = append(out.Marks, control.Point{Epoch: h.Number, Seq: uint64(h.Seq), Time: h.Time,
 				Marks: []control.Mark{{Name: h.Mark.Name, App: h.Mark.App, Pin: h.Mark.Pin, Note: h.Mark.Note}}})

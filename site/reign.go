@@ -22,6 +22,7 @@ type reign struct {
 	writer  *journal.Writer
 	disks   []*disk
 	tracker *tapping // of the tapped ones; nil where there are none
+	plugs   *plugs   // of a domain's; nil where there is none
 }
 
 // disk is one captured volume.
@@ -133,6 +134,12 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 	})
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
+		if r.plugs != nil {
+			g.Go(func() error {
+				r.plugs.run(running)
+				return nil
+			})
+		}
 		g.Go(func() error {
 			l.thawLeft(running)
 			return nil

@@ -125,6 +125,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	}
 	line.RPOSeconds = worstRPO(line.Lags)
 	l.tellPause(&line)
+	l.tellPlugs(&line)
 	switch {
 	case !s.running():
 		line.State, line.Detail = control.StateStopped, ""

@@ -19,6 +19,9 @@ type Inspection struct {
 	Confined                    []string        // security models that confine QEMU: apparmor, selinux
 }
 
+// Runs reports that the domain is there in a QEMU, if only to stand still.
+func (in Inspection) Runs() bool { return in.State != StateOff && in.State != StateCrashed }
+
 // InspectedDisk is a disk of a definition.
 type InspectedDisk struct {
 	Target, Source, Format string
@@ -42,8 +45,13 @@ func Inspect(ctx context.Context, uri, name string) (Inspection, error) {
 		return Inspection{}, err
 	}
 	defer c.Close()
+	_, in, err := c.inspect(ctx, name)
+	return in, err
+}
+
+func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, error) {
 	var in Inspection
-	err = c.Call(ctx, "ask for versions", func(l *rpc.Libvirt) error {
+	err := c.Call(ctx, "ask for versions", func(l *rpc.Libvirt) error {
 		lib, err := l.ConnectGetLibVersion()
 		if err != nil {
 			return err
@@ -53,21 +61,21 @@ func Inspect(ctx context.Context, uri, name string) (Inspection, error) {
 		return err
 	})
 	if err != nil {
-		return in, err
+		return nil, in, err
 	}
 	d, err := c.Domain(ctx, name)
 	if err != nil {
-		return in, err
+		return nil, in, err
 	}
 	if in.State, err = d.State(ctx); err != nil {
-		return in, err
+		return nil, in, err
 	}
 	text, err := d.xml(ctx, 0)
 	if err != nil {
-		return in, err
+		return nil, in, err
 	}
 	if err := in.read([]byte(text)); err != nil {
-		return in, fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
+		return nil, in, fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
 	}
 	for i, k := range in.Disks {
 		size := func(l *rpc.Libvirt) error {
@@ -79,10 +87,10 @@ func Inspect(ctx context.Context, uri, name string) (Inspection, error) {
 		}
 		// A drive without a medium has no size.
 		if err := c.Call(ctx, "size of "+k.Target, size); err != nil && c.Err() != nil {
-			return in, err
+			return nil, in, err
 		}
 	}
-	return in, nil
+	return d, in, nil
 }
 
 // read takes from a live definition what Inspection tells.

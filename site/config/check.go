@@ -125,8 +125,12 @@ func (s *shape) group(path string, c *Config, g Group) {
 	s.history(path, g)
 	s.objectives(path, g)
 	s.keyOf(path, c, g)
-	if g.Role == Primary && len(g.Volumes) == 0 {
-		s.absent(path+".volumes", "a primary captures at least one volume")
+	if g.Role == Primary && len(g.Volumes) == 0 && (g.Libvirt == nil || g.Libvirt.Disks != DisksAll) {
+		hint := "a primary captures at least one volume"
+		if g.Libvirt != nil {
+			hint += "; libvirt: {disks: all} captures all disks of the domain"
+		}
+		s.absent(path+".volumes", hint)
 	}
 	names, nodes := uniques{}, uniques{}
 	for i, v := range g.Volumes {

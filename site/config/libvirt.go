@@ -12,6 +12,10 @@ import (
 type Libvirt struct {
 	Domain string `yaml:"domain"`        // name or UUID
 	URI    string `yaml:"uri,omitempty"` // default qemu:///system
+	// Disks says which of its disks are the group's: those that volumes: names, or all
+	// that are written to, also those that are plugged later. One that volumes: does
+	// not name is called by its target then.
+	Disks DomainDisks `yaml:"disks,omitempty"`
 	// Passthrough says whether commands may be passed to QEMU's monitor, which
 	// taints the domain. Forbidden: libvirt's own block copies are used, and every
 	// break costs a read of the whole disk, compared with the journal.
@@ -27,6 +31,25 @@ type Libvirt struct {
 // DomainDisk is a disk of the tapped domain.
 type DomainDisk struct {
 	Target string `yaml:"target"` // vda, sda, …, as the definition has it
+}
+
+// DomainDisks says which disks of a domain are captured.
+type DomainDisks string
+
+// Values of DomainDisks.
+const (
+	DisksNamed DomainDisks = "named"
+	DisksAll   DomainDisks = "all"
+)
+
+// UnmarshalText accepts the values.
+func (d *DomainDisks) UnmarshalText(text []byte) error {
+	switch v := DomainDisks(text); v {
+	case DisksNamed, DisksAll:
+		*d = v
+		return nil
+	}
+	return fmt.Errorf("disks %q is not understood: want %s or %s", text, DisksNamed, DisksAll)
 }
 
 // Passthrough says whether QEMU's monitor may be used beside libvirt.
@@ -57,6 +80,9 @@ const (
 func (l *Libvirt) complete(c *Config, dir string) {
 	if l.URI == "" {
 		l.URI = SystemURI
+	}
+	if l.Disks == "" {
+		l.Disks = DisksNamed
 	}
 	if l.Passthrough == "" {
 		l.Passthrough = PassthroughAllowed

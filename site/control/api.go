@@ -311,6 +311,19 @@ type Points struct {
 	Gaps     []Gap     `json:"gaps"`
 	Marks    []Point   `json:"marks"`
 	Pins     []Pin     `json:"pins"`
+	Changes  []Change  `json:"changes"` // of what the points are of
+}
+
+// Change is a record of a volume or of a machine's definition: what the points from
+// there on are of.
+type Change struct {
+	Epoch   uint64    `json:"epoch"`
+	Seq     uint64    `json:"seq"`
+	Time    time.Time `json:"time"`
+	Volume  string    `json:"volume,omitempty"`
+	Machine string    `json:"machine,omitempty"` // whose definition is recorded anew
+	What    string    `json:"what"`              // of a volume: added, joins, resized or left; of a machine: defined
+	Size    int64     `json:"size,omitempty"`
 }
 
 // Span is a range in which every record is a point.
