@@ -49,6 +49,14 @@ func openDisks() ([]*disk, error) {
 	return disks, nil
 }
 
+// close gives the device up, which may have gone.
+func (d *disk) close() {
+	d.file.Close()
+	if err := unix.Munmap(d.buf); err != nil {
+		panic(err) // it was mapped by openDisks
+	}
+}
+
 // ReadAt reads at most bufferBytes, in whole stamps: what stamp.Scan asks for.
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	n, err := d.file.ReadAt(d.buf[:len(p)], off)

@@ -11,9 +11,11 @@
 //	pause                                       paused last=K
 //	verify [upto=K] [slots=N]                   volume 0 max=… for each, then verified max=…
 //	listen [port=N]                             greets who connects to the TCP port
+//	open [slots=N]                              opened volumes=N: the disks that there are now
 //	attack [offset=B] [length=B] [seed=N]       attacked bytes=N
 //	poweroff                                    bye
 //
+// A disk that open finds gets the stamps that volume 0 holds: as if it had been there.
 // At the start it prints "ready volumes=N". What goes wrong is a line "error …".
 // rate is in stamps a second (0: as fast as the disks are), slots in stamps; without
 // first a load goes on after the highest stamp on the disks. Every write is direct

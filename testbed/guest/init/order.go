@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/novacron/afterimage/testbed/stamp"
 )
@@ -90,6 +91,8 @@ func (m *machine) do(verb string, p params) error {
 		return m.verify(p)
 	case "attack":
 		return m.attack(p)
+	case "open":
+		return m.open(p)
 	}
 	return fmt.Errorf("unknown order")
 }
@@ -132,6 +135,37 @@ func (m *machine) verify(p params) error {
 	}
 	m.console.say("verified max=%d count=%d torn=%d foreign=%d missing=%d",
 		reached, sum.count, sum.torn, sum.foreign, sum.missing)
+	return nil
+}
+
+// open takes the disks that there are now for those from the boot, and writes to each
+// the stamps of volume 0 that it does not have.
+func (m *machine) open(p params) error {
+	for _, d := range m.volumes {
+		d.close()
+	}
+	var err error
+	if m.volumes, err = openDisks(); err != nil {
+		return err
+	}
+	slots, err := m.slots(p)
+	if err != nil {
+		return err
+	}
+	reports, err := m.scan(slots)
+	if err != nil {
+		return err
+	}
+	first := reports[0]
+	for i, r := range reports {
+		for k := max(r.Max+1, first.Max-min(first.Max, slots)+1); k <= first.Max; k++ {
+			s := stamp.Stamp{Number: k, Volume: uint32(i), Writer: first.Last.Writer, Time: time.Now()}
+			if err := m.volumes[i].write(s, slots); err != nil {
+				return fmt.Errorf("fill volume %d: %w", i, err)
+			}
+		}
+	}
+	m.console.say("opened volumes=%d", len(m.volumes))
 	return nil
 }
 
