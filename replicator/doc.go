@@ -42,6 +42,8 @@
 //	    that was captured until then is durable at the replica and the replica has
 //	    heard of it; RPO is the age of the newest such moment. The replica places it
 //	    on its own clock by the measured offset, error added (clock.go, lag.go).
+//	    Who receives a group may send it on; what a relay says of the lag counts from the
+//	    primary (relay.go).
 //	 6. Either end may ask the other for the frame of a record that it found damaged,
 //	    on a stream of its own (fetch.go).
 //

@@ -122,6 +122,8 @@ func (e *RefusedError) Is(target error) bool {
 		return target == ErrInviteExpired
 	case CodeInvite:
 		return target == ErrInvite
+	case CodeSourced:
+		return target == ErrSourced
 	}
 	return false
 }
@@ -151,10 +153,11 @@ const (
 	CodeRevoked      Code = 17 // ErrRevoked
 	CodeExpired      Code = 18 // ErrInviteExpired
 	CodeInvite       Code = 19 // ErrInvite
+	CodeSourced      Code = 20 // ErrSourced
 )
 
 var codeNames = [...]string{"none", "shutdown", "protocol", "version", "features", "unpinned", "unknown-group", "not-replica",
-	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite"}
+	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite", "sourced"}
 
 // String is a stable word; codes of later versions print as numbers.
 func (c Code) String() string {

@@ -20,6 +20,7 @@ type inbound struct {
 	id            journal.Identity
 	tenant, group string
 	theirs        site // the source's history
+	relayed       bool // the source is a relay
 	cancel        context.CancelCauseFunc
 	data          *assembly // what the opening carries
 	offers        chan *offer
@@ -55,7 +56,11 @@ func (in *inbound) run(ctx context.Context) {
 		in.refuse(replica, err)
 		return
 	}
-	in.r.claim(in)
+	if err := in.r.claim(in); err != nil {
+		in.r.forget(in)
+		in.refuse(replica, err)
+		return
+	}
 	defer in.r.release(in)
 	// What another session appended in the meantime counts.
 	if replica, err = in.judge(); err == nil && ctx.Err() == nil {
@@ -165,6 +170,7 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 	from := in.durable
 	in.mu.Unlock()
 	p.begin(from)
+	in.r.sourced(in.id, p)
 	p.measured(in.offsetNow())
 	ours := siteOf(replica)
 	in.r.o.Events.Streaming(in.peer.Name, Inbound, in.tenant, in.group, from)

@@ -71,6 +71,8 @@ type Lag struct {
 	HeadTime time.Time        // of the head's record, by the source's clock; replica only
 	Heard    time.Time        // replica: when the newest heartbeat came
 	Durable  journal.Cursor   // at the replica
+	Relayed  bool             // the source is a relay: RPO, Records and Bytes count from the primary on
+	Primary  Primary          // as a relay knows of it
 	Target   journal.Position // what a delta that is on its way leads to; zero: there is none
 
 	ClockOffset time.Duration // of the peer's clock before ours
@@ -79,6 +81,13 @@ type Lag struct {
 	FramesMoved, BytesMoved uint64 // sent or received in this process's life
 	// JournalBytes is what BytesMoved stands for, as it lies in the journals.
 	JournalBytes uint64
+}
+
+// Primary is what a relay was told by, or about, the one whose history it sends on.
+type Primary struct {
+	Head  journal.Position
+	Time  time.Time // of that record, by the primary's clock
+	Heard time.Time // when the relay was told, our clock, at the earliest; zero: not known
 }
 
 // sample is what the source held at a moment of its clock.

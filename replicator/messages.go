@@ -39,6 +39,7 @@ type openGroup struct {
 	tenant, group string
 	head          journal.EpochID
 	branches      []journal.Branch
+	relayed       bool // by a site that receives it itself; later than the others
 }
 
 func (*openGroup) kind() messageType { return typeOpen }
@@ -48,12 +49,16 @@ func (m *openGroup) pack(p *packer) {
 	p.text(m.group, maxNameBytes)
 	p.raw(m.head[:])
 	p.branches(m.branches)
+	if m.relayed {
+		p.u16(relayedOpening)
+	}
 }
 
 func (m *openGroup) unpack(p *parser) {
 	m.tenant, m.group = p.text(maxNameBytes), p.text(maxNameBytes)
 	copy(m.head[:], p.take(16))
 	m.branches = p.branches()
+	m.relayed = p.follows(relayedOpening)
 }
 
 // accept answers openGroup: the replica's history and what of it is durable.
@@ -113,7 +118,8 @@ func (m *refuse) unpack(p *parser) {
 }
 
 // heartbeat says what the source held at a moment of its clock: everything
-// captured until at is at or before head. safe is the newest such moment of which
+// captured until at is at or before head; a relay's at is none of its own (relay.go),
+// and 0 where it knows of none. safe is the newest such moment of which
 // the source knows that the peer holds it all (0: none).
 type heartbeat struct {
 	at       int64 // source's clock, ns
@@ -122,6 +128,7 @@ type heartbeat struct {
 	bytes    int64     // journal.Head.Bytes
 	durable  journal.Cursor
 	safe     int64 // source's clock, ns
+	origin   origin
 }
 
 func (*heartbeat) kind() messageType { return typeHeartbeat }
@@ -133,6 +140,9 @@ func (m *heartbeat) pack(p *packer) {
 	p.u64(uint64(m.bytes))
 	p.cursor(m.durable)
 	p.nanos(m.safe)
+	if m.origin.relayed() {
+		m.origin.pack(p)
+	}
 }
 
 func (m *heartbeat) unpack(p *parser) {
@@ -142,6 +152,7 @@ func (m *heartbeat) unpack(p *parser) {
 	m.bytes = int64(p.u64())
 	m.durable = p.cursor()
 	m.safe = p.nanos()
+	m.origin = unpackOrigin(p)
 }
 
 // ack says what is durable at the replica, and which heartbeat it has heard.

@@ -22,13 +22,15 @@ type Peer struct {
 	Carrier Carrier
 	// MaxConnections of a session that this site begins; 0: Options.MaxConnections.
 	MaxConnections int
+	// Packing of what is sent to it; PackAuto: as Options.Packing says.
+	Packing Packing
 
 	Limits              Timetable // of what is sent to it; zero: the next field says it
 	LimitBytesPerSecond int64     // 0: no limit
 	BurstBytes          int64     // 0: an eighth of a second's worth
 }
 
-// Group is one group of which this site is primary.
+// Group is one group that this site sends: as its primary, or as a relay.
 type Group struct {
 	Tenant, Name string
 	Source       Source
@@ -40,6 +42,8 @@ type Group struct {
 	// Weight is its share of a peer's connections beside other groups: one of 4 gets
 	// twice what one of 2 gets. 0 is 1.
 	Weight int
+	// Relay: this site is not its primary but sends on what it receives (relay.go).
+	Relay bool
 }
 
 // Options of a Replicator. Identity is required; zero values of the others work.

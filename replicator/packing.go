@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ type packing struct {
 }
 
 func (s *sender) newPacking(o *opening, from journal.Seq) *packing {
-	return &packing{s: s, o: o, economy: economy{mode: s.r.o.Packing}, sent: from, buf: make([]byte, chunkBytes)}
+	return &packing{s: s, o: o, economy: economy{mode: cmp.Or(s.peer.Packing, s.r.o.Packing)}, sent: from, buf: make([]byte, chunkBytes)}
 }
 
 // next is the next frame, and how long nothing was to be done counts.

@@ -1,6 +1,9 @@
 package replicator
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Packing is when frames are packed on their way to a peer.
 type Packing uint8
@@ -11,6 +14,19 @@ const (
 	PackOff
 	PackAlways
 )
+
+// ParsePacking reads auto, also where nothing is said, off or always.
+func ParsePacking(s string) (Packing, error) {
+	switch s {
+	case "", "auto":
+		return PackAuto, nil
+	case "off":
+		return PackOff, nil
+	case "always":
+		return PackAlways, nil
+	}
+	return PackAuto, fmt.Errorf("pack %q: want auto, off or always", s)
+}
 
 const (
 	// packRest: packing takes at most one part in 1+packRest of the time.

@@ -21,6 +21,7 @@ type progress struct {
 	bytes  int64                           // of the source's newest sample
 	safe   time.Time                       // replica: newest proven moment, our clock
 	offset offset
+	origin origin    // of a relay: what separates it from the primary
 	moved  time.Time // when frames or acknowledgements last advanced
 }
 
@@ -67,11 +68,25 @@ func (p *progress) begin(from journal.Cursor) {
 func (p *progress) sampled(at int64, head journal.Head, branches func() []journal.Branch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.sampledLocked(at, head, branches)
+}
+
+func (p *progress) sampledLocked(at int64, head journal.Head, branches func() []journal.Branch) {
 	if head.Epoch != p.lag.Head.Epoch && !p.faults.keepLeft {
 		p.fork(head, branches())
 	}
 	p.lag.Head, p.bytes = head.Position, head.Bytes
-	p.ledger.note(sample{at: at, seq: head.Seq, bytes: head.Bytes})
+	if at != 0 {
+		p.ledger.note(sample{at: at, seq: head.Seq, bytes: head.Bytes})
+	}
+}
+
+// sampledRelay is sampled at a relay; at 0 proves nothing.
+func (p *progress) sampledRelay(at int64, o origin, head journal.Head, branches func() []journal.Branch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.origin = o.since(p.origin)
+	p.sampledLocked(at, head, branches)
 }
 
 // fork takes back what the replica holds of a branch that the source has left.
@@ -126,7 +141,7 @@ func (p *progress) acked(durable journal.Cursor, heard int64) bool {
 func (p *progress) heartbeat(at int64, head journal.Head) *heartbeat {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h := &heartbeat{at: at, head: head.Position, headTime: head.Time, bytes: head.Bytes, durable: head.Durable}
+	h := &heartbeat{at: at, head: head.Position, headTime: head.Time, bytes: head.Bytes, durable: head.Durable, origin: p.origin}
 	if p.ledger.known {
 		h.safe = p.ledger.proven.at
 	}
@@ -139,8 +154,10 @@ func (p *progress) heard(h *heartbeat, arrived time.Time, o offset) {
 	defer p.mu.Unlock()
 	p.offset = o
 	p.lag.Head, p.bytes = h.head, h.bytes
-	p.lag.HeadTime, p.lag.Heard = h.headTime, arrived
-	p.ledger.note(sample{at: h.at, arrived: arrived, seq: h.head.Seq, bytes: h.bytes})
+	p.lag.HeadTime, p.lag.Heard, p.origin = h.headTime, arrived, h.origin.since(p.origin)
+	if h.at != 0 {
+		p.ledger.note(sample{at: h.at, arrived: arrived, seq: h.head.Seq, bytes: h.bytes})
+	}
 	if h.safe != 0 {
 		p.prove(sample{at: h.safe, arrived: arrived})
 	}
@@ -221,6 +238,10 @@ func (p *progress) stalled(limit time.Duration) bool {
 func (p *progress) snapshot() Lag {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.snapshotLocked()
+}
+
+func (p *progress) snapshotLocked() Lag {
 	l := p.lag
 	now := p.clock.now()
 	l.Records = behind(l.Head.Seq, l.Durable.Seq)
@@ -234,8 +255,25 @@ func (p *progress) snapshot() Lag {
 	case l.Direction == Inbound && !p.safe.IsZero():
 		l.RPO, l.Known = max(now.Sub(p.safe), 0), true
 	}
+	if o := p.origin; o.relayed() {
+		l.Relayed, l.Primary = true, Primary{Head: o.head, Time: o.headTime, Heard: p.heardAtRelay(o.heard, l.Heard)}
+		l.Records, l.Bytes = l.Records+o.records, l.Bytes+o.bytes
+	}
 	if p.offset.known() {
 		l.ClockOffset, l.ClockError = p.offset.ahead(p.clock), p.offset.marginAt(now)
 	}
 	return l
+}
+
+// heardAtRelay is when a relay was told, on our clock; zero while that is not known.
+func (p *progress) heardAtRelay(told int64, arrived time.Time) time.Time {
+	switch {
+	case told == 0:
+		return time.Time{}
+	case p.lag.Direction == Outbound: // this site is the relay
+		return p.clock.at(told)
+	case !p.offset.known():
+		return time.Time{}
+	}
+	return replicaMoment(sample{at: told, arrived: arrived}, p.offset)
 }

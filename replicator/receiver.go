@@ -91,7 +91,7 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
-		theirs: site{b.branches, b.head}, offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+		theirs: site{b.branches, b.head}, relayed: b.relayed, offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	in.data = newAssembly(v.r.o.WindowBytes, &v.r.faults, func(read int64) { in.send(in.number, in.id, &taken{position: read}) })
 	v.opens.byNumber[e.open] = in
 	sessions.Go(func() {
@@ -209,8 +209,12 @@ func (v *receiver) refreshLoop(ctx context.Context) error {
 
 // claim makes in the one session that appends to its group, and waits until the
 // one before it has ended; that one's frames are cut off, so it ends soon.
-func (r *Replicator) claim(in *inbound) {
+func (r *Replicator) claim(in *inbound) error {
 	r.mu.Lock()
+	if err := r.barredLocked(in); err != nil {
+		r.mu.Unlock()
+		return err
+	}
 	before := r.receiving[in.id]
 	r.receiving[in.id] = in
 	r.mu.Unlock()
@@ -218,6 +222,7 @@ func (r *Replicator) claim(in *inbound) {
 		before.cancel(ErrSuperseded)
 		<-before.done
 	}
+	return nil
 }
 
 func (r *Replicator) release(in *inbound) {
@@ -243,6 +248,9 @@ func (r *Replicator) inboundProgress(in *inbound) *progress {
 func (r *Replicator) forget(in *inbound) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if k := (inKey{in.peer.Name, in.id}); r.sources[in.id] == r.inbound[k] {
+		delete(r.sources, in.id)
+	}
 	delete(r.inbound, inKey{in.peer.Name, in.id})
 	delete(r.held, inKey{in.peer.Name, in.id})
 }
@@ -258,6 +266,8 @@ func refusalOf(err error) Code {
 		return CodeSuperseded
 	case errors.Is(err, ErrWithdrawn):
 		return CodeWithdrawn
+	case errors.Is(err, ErrSourced):
+		return CodeSourced
 	}
 	return CodeAppend
 }

@@ -36,13 +36,14 @@ type Replicator struct {
 	by        carriers // while Run runs
 	outbound  map[outKey]*outgroup
 	inbound   map[inKey]*progress
-	receiving map[journal.Identity]*inbound // the session that appends
-	refreshed chan struct{}                 // closed by Refresh
-	held      map[inKey]*heldBlocks         // of groups that come in
-	tables    uint64                        // the last number of such a table
-	misses    uint64                        // references that were not held, in all of them
-	successor Pin                           // that is announced
-	links     []*link                       // that questions can be asked over, the newest last
+	receiving map[journal.Identity]*inbound  // the session that appends
+	sources   map[journal.Identity]*progress // whose session was the last to append
+	refreshed chan struct{}                  // closed by Refresh
+	held      map[inKey]*heldBlocks          // of groups that come in
+	tables    uint64                         // the last number of such a table
+	misses    uint64                         // references that were not held, in all of them
+	successor Pin                            // that is announced
+	links     []*link                        // that questions can be asked over, the newest last
 
 	groupLimits map[journal.Identity]*allowance // of those that are sent
 	limited     chan struct{}                   // wakes limitLoop
@@ -59,6 +60,7 @@ type faults struct {
 	ackUnseen       bool // acknowledge what the source says it has
 	forkUnchecked   bool // stream over a fork, and into a reign
 	cursorUnbound   bool // go on where the replica says, whatever the histories have in common
+	relayOwnClock   bool // a relay's heartbeats carry its own moments
 	keepLeft        bool // count what the replica holds of a branch that the source has left
 }
 
@@ -90,7 +92,7 @@ func New(o Options) (*Replicator, error) {
 		return nil, err
 	}
 	r := &Replicator{o: o, clock: newLifeClock(o.Now), instance: cbt.NewID(), refreshed: make(chan struct{}),
-		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, held: map[inKey]*heldBlocks{}, limited: make(chan struct{}, 1)}
+		outbound: map[outKey]*outgroup{}, inbound: map[inKey]*progress{}, receiving: map[journal.Identity]*inbound{}, sources: map[journal.Identity]*progress{}, held: map[inKey]*heldBlocks{}, limited: make(chan struct{}, 1)}
 	r.shown.Store(&self{cert, o.Identity.Pin()})
 	for _, p := range o.Peers {
 		r.peers = append(r.peers, r.newPeer(p))
@@ -188,7 +190,7 @@ func (r *Replicator) Refresh() {
 		for _, name := range g.Peers {
 			k := outKey{name, g.Source.Identity()}
 			old := r.outbound[k]
-			if old != nil && old.Source == g.Source && old.Coalesce[name] == g.Coalesce[name] {
+			if old != nil && old.Source == g.Source && old.Relay == g.Relay && old.Coalesce[name] == g.Coalesce[name] {
 				wanted[k] = old
 				continue
 			}
@@ -216,7 +218,7 @@ func (r *Replicator) Lags() []Lag {
 	r.mu.Unlock()
 	var lags []Lag
 	for _, g := range out {
-		g.sample(r.clock) // what was written since the last heartbeat counts
+		g.sample(r) // what was written since the last heartbeat counts
 		lags = append(lags, g.progress.snapshot())
 	}
 	for _, p := range in {
@@ -236,7 +238,7 @@ func (r *Replicator) sampleLoop(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		for _, g := range r.groupsFor("") {
-			g.sample(r.clock)
+			g.sample(r)
 		}
 		select {
 		case <-tick.C:
@@ -248,8 +250,11 @@ func (r *Replicator) sampleLoop(ctx context.Context) error {
 
 // sample notes the head. The clock is read first: what is captured before that
 // moment is at or before the head read after it.
-func (g *outgroup) sample(c lifeClock) (int64, journal.Head) {
-	at := c.nanos(c.now())
+func (g *outgroup) sample(r *Replicator) (int64, journal.Head) {
+	if g.Relay {
+		return g.sampleRelayed(r)
+	}
+	at := r.clock.nanos(r.clock.now())
 	head := g.Source.Head()
 	g.progress.sampled(at, head, g.Source.Branches)
 	return at, head

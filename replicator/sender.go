@@ -263,7 +263,7 @@ func (s *sender) heartbeat(o *opening) error {
 	if !flowing {
 		return nil
 	}
-	at, head := o.group.sample(s.r.clock)
+	at, head := o.group.sample(s.r)
 	if head.Epoch != o.epoch {
 		o.cancel(errReopen)
 		return nil

@@ -90,12 +90,12 @@ func (w *simulation) shown(s *simSite, l Lag) error {
 			return fmt.Errorf("%s durable, there %s", l.Durable.Position, ends(floor))
 		}
 	}
-	if !source.up() || source.held[g] == nil || !source.roles[g].primary {
+	if source = w.primaryOf(source, g, l); source == nil {
 		return nil
 	}
 	lineage := source.held[g].Lineage()
-	if l.Direction == Outbound {
-		if lacks := lacking(lineage, floor); l.Records < lacks {
+	if l.Direction == Outbound { // a relay counts the records it knows of, but no moment as its own
+		if lacks := lacking(s.held[g].Lineage(), floor); l.Records < lacks {
 			return fmt.Errorf("%d records behind, it lacks %d", l.Records, lacks)
 		}
 	}
@@ -114,6 +114,21 @@ func (w *simulation) shown(s *simSite, l Lag) error {
 		return fmt.Errorf("an RPO of %v; %s was answered %v ago and is not there: head %s, durable %s, there%s", l.RPO, first, loss, l.Head, l.Durable.Position, ends(floor))
 	}
 	return nil
+}
+
+// primaryOf is who reigns over what s sends: itself or, where it is a relay, whose reign it
+// has told of; nil where that one is down or reigns no more.
+func (w *simulation) primaryOf(s *simSite, g *simGroup, l Lag) *simSite {
+	if s.up() && !s.roles[g].primary && l.Relayed && !l.Primary.Head.IsZero() {
+		epoch := l.Primary.Head.Epoch
+		if s = g.reigned[epoch]; s == nil || !s.up() || s.held[g] == nil || s.held[g].Head().Epoch != epoch {
+			return nil
+		}
+	}
+	if !s.up() || s.held[g] == nil || !s.roles[g].primary {
+		return nil
+	}
+	return s
 }
 
 // ends are the two sites that a lag is of.

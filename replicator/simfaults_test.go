@@ -20,6 +20,7 @@ func TestSimulationFindsPlantedFaults(t *testing.T) {
 		{"go on where the replica says", faults{cursorUnbound: true}, 1},
 		{"count what is held of a branch that was left", faults{keepLeft: true}, 12},
 		{"hand on pieces in whatever order they came", faults{anyOrder: true}, 0},
+		{"a relay speaks of its own moments", faults{relayOwnClock: true}, 0},
 		{"lag from the source's clock alone", faults{sourceClockOnly: true}, 1},
 	} {
 		t.Run(c.mistake, func(t *testing.T) {

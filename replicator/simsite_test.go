@@ -101,7 +101,7 @@ func (s *simSite) sent() []Group {
 		if j == nil || len(r.peers) == 0 {
 			continue
 		}
-		out := Group{Tenant: "t", Name: g.name, Source: JournalSource(j)}
+		out := Group{Tenant: "t", Name: g.name, Source: JournalSource(j), Relay: !r.primary}
 		if s.behind > 0 {
 			out.Coalesce = map[string]time.Duration{}
 		}

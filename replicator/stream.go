@@ -21,7 +21,7 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	defer s.unregister(o)
 
 	id := g.Source.Identity()
-	s.send(o.number, id, &openGroup{tenant: g.Tenant, group: g.Name, head: ours.head, branches: ours.branches})
+	s.send(o.number, id, &openGroup{tenant: g.Tenant, group: g.Name, head: ours.head, branches: ours.branches, relayed: g.Relay})
 	reply, err := s.reply(ctx, o)
 	if err != nil {
 		return false, err

@@ -72,7 +72,7 @@ func (p *place) knows(others []*place, callers ...*place) {
 		if len(names) == 0 {
 			return nil
 		}
-		return []Group{{Tenant: tenant, Name: group, Source: JournalSource(p.j), Peers: names}}
+		return []Group{{Tenant: tenant, Name: group, Source: JournalSource(p.j), Peers: names, Relay: p.w == nil}}
 	}
 }
 

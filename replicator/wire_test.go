@@ -55,10 +55,10 @@ func everyMessage() []message {
 	at := time.Date(2026, 11, 22, 10, 0, 0, 1, time.UTC)
 	return []message{
 		{envelope{}, &hello{1, 3, 0x10, 0x20, cbt.ID{9}, "site a"}},
-		{about, &openGroup{"default", "web", someCursor(2).Epoch, someBranches()}},
+		{about, &openGroup{"default", "web", someCursor(2).Epoch, someBranches(), true}},
 		{about, &accept{someCursor(2).Epoch, someCursor(2), someBranches(), 1 << 20}},
 		{about, &refuse{CodeConflict, "split brain", someCursor(2).Epoch, someBranches()}},
-		{about, &heartbeat{5, someCursor(3).Position, at, 4096, someCursor(2), 4}},
+		{about, &heartbeat{5, someCursor(3).Position, at, 4096, someCursor(2), 4, origin{cbt.ID{8}, someCursor(3).Position, at, 3, 2, 512}}},
 		{about, &ack{someCursor(2), 5, 6}},
 		{envelope{}, &ping{1}},
 		{envelope{}, &pong{1, 2, 3}},
@@ -151,7 +151,7 @@ func TestMessagesRoundTrip(t *testing.T) {
 		}
 		i64 := rapid.Int64()
 		bodies := []body{
-			&openGroup{text.Draw(t, "tenant"), text.Draw(t, "group"), drawCursor(t).Epoch, bs},
+			&openGroup{text.Draw(t, "tenant"), text.Draw(t, "group"), drawCursor(t).Epoch, bs, rapid.Bool().Draw(t, "relayed")},
 			&accept{drawCursor(t).Epoch, drawCursor(t), bs, i64.Draw(t, "window")},
 			&refuse{Code(rapid.Uint16().Draw(t, "code")), text.Draw(t, "text"), drawCursor(t).Epoch, bs},
 			&ack{drawCursor(t), i64.Draw(t, "heard"), i64.Draw(t, "at")},

@@ -39,6 +39,12 @@ func headOf(lag replicator.Lag, numbers map[journal.EpochID]uint64) *recovery.So
 	if lag.Direction != replicator.Inbound || lag.Heard.IsZero() {
 		return nil
 	}
+	if lag.Relayed {
+		if lag.Primary.Heard.IsZero() {
+			return nil
+		}
+		return &recovery.SourceHead{Peer: lag.Peer, Head: lag.Primary.Head, Number: numbers[lag.Primary.Head.Epoch], Bytes: lag.Bytes, Time: lag.Primary.Time, Heard: lag.Primary.Heard}
+	}
 	return &recovery.SourceHead{Peer: lag.Peer, Head: lag.Head, Number: numbers[lag.Head.Epoch], Bytes: lag.Bytes, Time: lag.HeadTime, Heard: lag.Heard}
 }
 

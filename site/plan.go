@@ -126,6 +126,9 @@ func (l *life) heard(now time.Time, head journal.Head, numbers map[journal.Epoch
 			lag := lags[i]
 			p.Reachable = (p.Reachable || lag.Connected) && !silent(lag)
 			p.Primary = lag.State == replicator.StateStreaming || lag.State == replicator.StateCatchingUp
+			if lag.Relayed { // it answers whether or not the primary that it relays does
+				p.Reachable, p.Primary = p.Reachable || lag.Connected, p.Primary && !silent(lag)
+			}
 			p.Head, p.Number = lag.Head, numbers[lag.Head.Epoch]
 			if lag.Known {
 				p.Time = now.Add(-lag.RPO)

@@ -25,14 +25,15 @@ import (
 // and what is held for which peer, for people.
 func (l *life) references(ctx context.Context, now time.Time) ([]journal.Reference, []control.Hold, error) {
 	refs, err := l.ownReferences(ctx)
-	if err != nil || !l.roleNow().Role.Captures() {
+	peers, _ := l.audience()
+	if err != nil || len(peers) == 0 {
 		return refs, nil, err
 	}
 	var holds []control.Hold
 	head, frames := l.j.Head(), l.j.Usage().FramesFrom
-	lags := l.site.lagsOf(l.group)
+	lags := l.site.lagsGoing(l.group, replicator.Outbound)
 	numbers := epochNumbers(l.j)
-	for _, name := range l.cfg.Peers {
+	for _, name := range peers {
 		peer, ok := l.site.cfg.Peer(name)
 		if !ok {
 			continue

@@ -56,12 +56,16 @@ func (s *Site) pairedPeers() ([]replicator.Peer, error) {
 		if err != nil {
 			return nil, err
 		}
+		packing, err := replicator.ParsePacking(p.Pack)
+		if err != nil {
+			return nil, err
+		}
 		var also []replicator.Pin
 		if next := s.pairs.nextOf(p.Name); !next.IsZero() {
 			also = []replicator.Pin{next}
 		}
 		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, AlsoPins: also, Limits: limits, LimitBytesPerSecond: int64(p.Limit),
-			Carrier: carrier, MaxConnections: int(p.Connections)})
+			Carrier: carrier, Packing: packing, MaxConnections: int(p.Connections)})
 	}
 	return out, nil
 }
@@ -72,17 +76,19 @@ func (s *Site) replicates() bool {
 	return s.cfg.Listen != "" || len(s.cfg.Peers) > 0
 }
 
-// outbound is the groups that this site sends.
+// outbound is the groups that this site sends: those that it reigns over, and those
+// that it receives and is to relay.
 func (s *Site) outbound() []replicator.Group {
 	var out []replicator.Group
 	for _, g := range s.groups {
 		g.mu.Lock()
 		l := g.life
 		g.mu.Unlock()
-		if l == nil || !l.roleNow().Role.Captures() {
+		if l == nil {
 			continue
 		}
-		paired := slices.DeleteFunc(slices.Clone(g.cfg.Peers), func(name string) bool {
+		to, relay := l.audience()
+		paired := slices.DeleteFunc(slices.Clone(to), func(name string) bool {
 			p, ok := s.cfg.Peer(name)
 			return !ok || s.pairs.of(p).Pin == ""
 		})
@@ -91,10 +97,20 @@ func (s *Site) outbound() []replicator.Group {
 			if err != nil { // checked with the configuration; zones do not go away
 				s.o.Log.Error("group is sent without its limit", "group", g.cfg.Ref(), "err", err)
 			}
-			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce(), Limits: limits})
+			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce(),
+				Limits: limits, Weight: int(g.cfg.Priority), Relay: relay})
 		}
 	}
 	return out
+}
+
+// audience is who gets the group from this site as things are, and whether it sends on
+// what it receives itself.
+func (l *life) audience() (peers []string, relay bool) {
+	if l.roleNow().Role.Captures() {
+		return l.cfg.Peers, false
+	}
+	return l.cfg.Relay, true
 }
 
 // coalesce is, by peer, how far behind it may be before it gets a delta.
@@ -356,15 +372,23 @@ func (g *group) conflict() halt {
 	return out
 }
 
-// lagsOf is the replicator's lags of a group.
+// lagsOf is the replicator's lags of a group: of those who get it from a primary; of
+// the one whom a replica has it from.
 func (s *Site) lagsOf(g *group) []replicator.Lag {
+	if g.roleIfOpen().Captures() {
+		return s.lagsGoing(g, replicator.Outbound)
+	}
+	return s.lagsGoing(g, replicator.Inbound)
+}
+
+// lagsGoing is the replicator's lags of a group, in one direction.
+func (s *Site) lagsGoing(g *group, way replicator.Direction) []replicator.Lag {
 	if s.repl == nil {
 		return nil
 	}
 	var out []replicator.Lag
-	r := g.roleIfOpen()
 	for _, l := range s.repl.Lags() {
-		if l.Identity == g.id && (l.Direction == replicator.Outbound) == r.Captures() {
+		if l.Identity == g.id && l.Direction == way {
 			out = append(out, l)
 		}
 	}

@@ -105,6 +105,12 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		line.Lags = append(line.Lags, x)
 		line.BehindWrites, line.BehindBytes = max(line.BehindWrites, x.BehindWrites), max(line.BehindBytes, x.BehindBytes)
 	}
+	own := len(line.Lags) // what follows is of those to whom this site sends on
+	if !r.Role.Captures() {
+		for _, lag := range s.lagsGoing(g, replicator.Outbound) {
+			line.Lags = append(line.Lags, lagOf(lag))
+		}
+	}
 	halted := g.conflict()
 	// Asked before the spans: the reverse could take the last life's open end for
 	// that of a reign that begins in between.
@@ -118,12 +124,12 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		return line
 	}
 	window(ctx, &line, l.j, spans)
-	line.State, line.Detail = stateOf(r.Role, spans, line.Lags, l.volumeStates())
+	line.State, line.Detail = stateOf(r.Role, spans, line.Lags[:own], l.volumeStates())
 	growing := len(spans) > 0 && spans[len(spans)-1].Open && (!r.Role.Captures() || line.State == control.StateSynced && reigns)
 	for i, x := range line.Lags {
 		line.Lags[i].RPOSeconds = sinceLastPoint(x.RPOSeconds, growing, line.LastPoint, s.o.Now())
 	}
-	line.RPOSeconds = worstRPO(line.Lags)
+	line.RPOSeconds = worstRPO(line.Lags[:own])
 	l.tellPause(&line)
 	l.tellPlugs(&line)
 	switch {

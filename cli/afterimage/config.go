@@ -12,7 +12,7 @@ import (
 func (w *world) configCommand() *cli.Command {
 	return noun("config", "judge and show the configuration",
 		verb("check", "find every fault of the configuration, with line and column", "",
-			"Nothing outside the file is looked at: a file can be checked on another machine. It also says how each group's history will be kept.\n\n"+historyHelp,
+			"Nothing outside the file is looked at: a file can be checked on another machine. It also says how each group's history will be kept.\n\n"+historyHelp+"\n\n"+sendingHelp,
 			[]string{"afterimage config check --config /etc/afterimage/afterimage.yml"}, nil, w.configCheck),
 		verb("show", "print the configuration", "",
 			"Secrets in machine arguments are masked.",
@@ -48,6 +48,22 @@ in the last rung never ends it. Spans have s, m, h, d, w or y. Beside it:
    maintenance: {every: 1m, rate: 50MiB}   from 80% of the quota on: at once, unbounded
 and of a peer, for how long and how much history waits for it while it is away:
    hold: {for: 72h, bytes: 200GiB}`
+
+const sendingHelp = `How what is captured goes to peers is said of a group and of a peer. Of a group:
+   peers: [b, c]        who gets it from its primary; of those a replica takes it
+   relay: [c]           which of them get it from this site while it is a replica,
+                        of what it receives itself: a -> b -> c. An RPO at c counts
+                        from what a captured. A primary's own session goes first
+   priority: 4          its share of a link beside other groups: one of 4 gets twice
+                        what one of 2 gets; without it 1, at most 100
+   bwlimit: "08:00,10M 19:00,off"          of all that is sent of it; tz: is its zone
+and of a peer:
+   pack: auto           frames are packed on their way where that pays; off; always
+   coalesce: {behind: 10m}  further behind it gets a delta; what lies between is no
+                        point there
+   bwlimit: / limit:    of all that is sent to it
+   transport: auto      quic, and tls where UDP does not get through; quic; tls
+   connections: 16      that a session uses at most`
 
 // retentionText says how history will be kept.
 func retentionText(cfg *config.Config) string {

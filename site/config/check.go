@@ -122,6 +122,7 @@ func (s *shape) group(path string, c *Config, g Group) {
 			s.report(fault.ConfigReference, s.at(fmt.Sprintf("%s.peers[%d]", path, i)), path, fmt.Sprintf("peer %q is not defined", p), hint)
 		}
 	}
+	s.sending(path, g)
 	s.history(path, g)
 	s.objectives(path, g)
 	s.keyOf(path, c, g)

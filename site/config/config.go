@@ -41,6 +41,7 @@ type Peer struct {
 	Connections Count  `yaml:"connections,omitempty"` // that a session with it uses at most; how many help is found out; default 128
 
 	Coalesce *Coalesce `yaml:"coalesce,omitempty"` // none: it gets every record that is left
+	Pack     string    `yaml:"pack,omitempty"`     // auto (default): frames are packed on their way where that pays; off; always
 }
 
 // Role is what a site is to a group.
@@ -78,7 +79,9 @@ type Group struct {
 	StallBudget Duration     `yaml:"stall_budget,omitempty"`
 	RPO         Duration     `yaml:"rpo,omitempty"` // objective, shown by status
 	Peers       []string     `yaml:"peers,omitempty"`
-	BWLimit     string       `yaml:"bwlimit,omitempty"` // of what is sent of it to all peers together, in rclone's notation
+	Relay       []string     `yaml:"relay,omitempty"`    // of the peers: who gets from this site what it receives, while it is a replica
+	Priority    Count        `yaml:"priority,omitempty"` // its share of a link beside other groups: one of 4 gets twice what one of 2 gets; default 1
+	BWLimit     string       `yaml:"bwlimit,omitempty"`  // of what is sent of it to all peers together, in rclone's notation
 	TZ          string       `yaml:"tz,omitempty"`
 	Volumes     []Volume     `yaml:"volumes,omitempty"`
 	QEMU        *QEMU        `yaml:"qemu,omitempty"`

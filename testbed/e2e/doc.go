@@ -19,6 +19,7 @@
 //	slowdisk_test.go  a file system of its own, which fills up and stands still
 //	storm_test.go     promises 9, 10 and 16: faults of path, processes and disk
 //	three_test.go     promises 9 and 16: a source with a slow peer and another
+//	cascade_test.go   promises 9 and 10: three sites in a row
 //	badinput_test.go  wrong keys, a stranger, a second daemon, a flipped byte
 //	full_test.go      a data directory without room
 //
