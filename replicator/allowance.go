@@ -24,8 +24,11 @@ type allowance struct {
 	rate  int64     // in force
 }
 
-func newAllowance(now func() time.Time, table Timetable, burst int64) *allowance {
+func newAllowance(now func() time.Time, table Timetable, burst int64, set *SetLimit) *allowance {
 	a := &allowance{throttle: newThrottle(now, 0, burst), table: table, burst: burst, rate: -1}
+	if set != nil {
+		a.set, a.until = &Limit{BytesPerSecond: set.BytesPerSecond}, set.Until
+	}
 	a.apply(now())
 	return a
 }
@@ -81,6 +84,12 @@ type Limit struct {
 	BurstBytes     int64            // 0: an eighth of a second's worth
 	For            time.Duration    // then the timetable rules again; 0: until it is changed
 	Schedule       bool             // the timetable rules again at once
+}
+
+// SetLimit is a limit that was set by a person before, as a new peer or group begins with.
+type SetLimit struct {
+	BytesPerSecond int64     // 0: no limit
+	Until          time.Time // then the timetable rules; zero: it is until it is changed
 }
 
 // Allowed is what may be sent in a second now.
@@ -189,7 +198,7 @@ func (r *Replicator) limitGroupsLocked(groups []Group) {
 		id := g.Source.Identity()
 		a := cmp.Or(wanted[id], r.groupLimits[id])
 		if a == nil {
-			a = newAllowance(r.o.Now, g.Limits, 0)
+			a = newAllowance(r.o.Now, g.Limits, 0, g.Set)
 		} else {
 			a.schedule(g.Limits, r.o.Now())
 		}

@@ -28,6 +28,7 @@ type Peer struct {
 	Limits              Timetable // of what is sent to it; zero: the next field says it
 	LimitBytesPerSecond int64     // 0: no limit
 	BurstBytes          int64     // 0: an eighth of a second's worth
+	Set                 *SetLimit // in force in place of them to begin with
 }
 
 // Group is one group that this site sends: as its primary, or as a relay.
@@ -39,6 +40,7 @@ type Group struct {
 	// record in place of all frames; the points in between are not at the peer then.
 	Coalesce map[string]time.Duration
 	Limits   Timetable // of what is sent of it, to all peers together
+	Set      *SetLimit // in force in place of it to begin with
 	// Weight is its share of a peer's connections beside other groups: one of 4 gets
 	// twice what one of 2 gets. 0 is 1.
 	Weight int

@@ -21,7 +21,7 @@ type peer struct {
 
 func (r *Replicator) newPeer(p Peer) *peer {
 	ctx, revoke := context.WithCancelCause(context.Background())
-	made := &peer{Peer: p, allowance: newAllowance(r.o.Now, p.scheduled(), p.BurstBytes), ctx: ctx, revoke: revoke}
+	made := &peer{Peer: p, allowance: newAllowance(r.o.Now, p.scheduled(), p.BurstBytes, p.Set), ctx: ctx, revoke: revoke}
 	pins := p.pins()
 	made.known.Store(&pins)
 	return made
@@ -45,7 +45,7 @@ func (p *peer) same(q Peer) bool {
 			return false
 		}
 	}
-	return p.Name == q.Name && p.Address == q.Address && p.Carrier == q.Carrier && p.MaxConnections == q.MaxConnections
+	return p.Name == q.Name && p.Address == q.Address && p.Carrier == q.Carrier && p.Packing == q.Packing && p.MaxConnections == q.MaxConnections
 }
 
 // checkPeers judges a set of peers of a site whose own pin is given.

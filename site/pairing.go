@@ -2,10 +2,12 @@ package site
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,9 +29,8 @@ type pairing struct {
 	file string
 	now  func() time.Time
 
-	mu      sync.Mutex // guards all below
-	kept    keptPairs
-	invites map[[32]byte]replicator.Invite // of this process's life
+	mu   sync.Mutex // guards all below
+	kept keptPairs
 }
 
 // keptPairs is the file.
@@ -40,6 +41,9 @@ type keptPairs struct {
 	Former  map[string][]string   `json:"former,omitempty"`  // pins that peers had; good for their ledgers alone
 
 	Rotation *keptRotation `json:"rotation,omitempty"` // of this site's own key
+
+	Invites map[string]keptInvite `json:"invites,omitempty"` // that are open, by the hash of their secret, which nobody keeps
+	Limits  map[string]keptLimit  `json:"limits,omitempty"`  // set by a person: see limitKey
 }
 
 type pairedPeer struct {
@@ -48,10 +52,21 @@ type pairedPeer struct {
 	Time    time.Time `json:"time"`
 }
 
+type keptInvite struct {
+	Peer    string    `json:"peer"`
+	Expires time.Time `json:"expires"`
+}
+
+// inviteKey is what an invitation is kept by.
+func inviteKey(s replicator.Secret) string {
+	h := s.Hash()
+	return hex.EncodeToString(h[:])
+}
+
 const maxInvites = 64
 
 func openPairing(c *config.Config, now func() time.Time) (*pairing, error) {
-	p := &pairing{file: filepath.Join(c.Data, "peers.json"), now: now, invites: map[[32]byte]replicator.Invite{}, kept: keptPairs{Paired: map[string]pairedPeer{}}}
+	p := &pairing{file: filepath.Join(c.Data, "peers.json"), now: now, kept: keptPairs{Paired: map[string]pairedPeer{}, Invites: map[string]keptInvite{}}}
 	b, err := os.ReadFile(p.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p, nil
@@ -65,6 +80,10 @@ func openPairing(c *config.Config, now func() time.Time) (*pairing, error) {
 	if p.kept.Paired == nil {
 		p.kept.Paired = map[string]pairedPeer{}
 	}
+	if p.kept.Invites == nil {
+		p.kept.Invites = map[string]keptInvite{}
+	}
+	maps.DeleteFunc(p.kept.Invites, func(_ string, i keptInvite) bool { return !now().Before(i.Expires) })
 	return p, nil
 }
 
@@ -154,56 +173,56 @@ func (p *pairing) revoke(c config.Peer) error {
 	delete(p.kept.Paired, c.Name)
 	delete(p.kept.Next, c.Name)
 	delete(p.kept.Former, c.Name)
-	for h, i := range p.invites {
-		if i.Peer == c.Name {
-			delete(p.invites, h)
-		}
-	}
+	maps.DeleteFunc(p.kept.Invites, func(_ string, i keptInvite) bool { return i.Peer == c.Name })
 	return p.keepLocked()
 }
 
-// invite takes note of an invitation.
+// invite takes note of an invitation, durably: a token that was handed out is good until it
+// expires, whatever becomes of this process.
 func (p *pairing) invite(i replicator.Invite) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for h, o := range p.invites {
-		if o.Peer == i.Peer || !p.now().Before(o.Expires) { // a newer one replaces it
-			delete(p.invites, h)
-		}
-	}
-	if len(p.invites) >= maxInvites {
+	was := maps.Clone(p.kept.Invites)
+	maps.DeleteFunc(p.kept.Invites, func(_ string, o keptInvite) bool {
+		return o.Peer == i.Peer || !p.now().Before(o.Expires) // a newer one replaces it
+	})
+	if len(p.kept.Invites) >= maxInvites {
 		return fmt.Errorf("%d invitations are open", maxInvites)
 	}
-	p.invites[i.Secret.Hash()] = i
-	return nil
+	p.kept.Invites[inviteKey(i.Secret)] = keptInvite{i.Peer, i.Expires}
+	err := p.keepLocked()
+	if err != nil {
+		p.kept.Invites = was
+	}
+	return err
 }
 
 // inviting reports that somebody with a token may come in.
 func (p *pairing) inviting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.invites) > 0
+	return len(p.kept.Invites) > 0
 }
 
 // take judges a caller with a token, and pins its key.
 func (p *pairing) take(j replicator.Joiner) (peer string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h := j.Secret.Hash()
-	i, ok := p.invites[h]
+	h := inviteKey(j.Secret)
+	i, ok := p.kept.Invites[h]
 	switch {
 	case !ok:
 		return "", replicator.ErrInvite
 	case !p.now().Before(i.Expires):
-		delete(p.invites, h)
 		return "", replicator.ErrInviteExpired
 	case i.Peer != j.Site:
 		return "", fmt.Errorf("%w: it was made for %s, the caller is %s", replicator.ErrInvite, i.Peer, j.Site)
 	}
+	delete(p.kept.Invites, h) // with the key, in one write: it is good once
 	if err := p.pairLocked(i.Peer, j.Pin, j.Address); err != nil {
+		p.kept.Invites[h] = i
 		return "", err
 	}
-	delete(p.invites, h)
 	return i.Peer, nil
 }
 

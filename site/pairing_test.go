@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +51,13 @@ func TestSitesPairByToken(t *testing.T) {
 	if err := join(old); !fault.Is(err, fault.TokenTrouble) {
 		t.Errorf("a token that was replaced: %v", err)
 	}
+	ca.Listen = a.address()
+	a.stop() // what was handed out is good still
+	if kept, err := os.ReadFile(filepath.Join(ca.Data, "peers.json")); err != nil || !strings.Contains(string(kept), `"invites"`) || strings.Contains(string(kept), token) {
+		t.Errorf("kept of an open invitation: %s, %v", kept, err)
+	}
+	a = w.run(ca)
+	listens(a)
 	if err := join(token[:len(token)-1]); !fault.Is(err, fault.TokenTrouble) {
 		t.Errorf("half a token: %v", err)
 	}
@@ -61,7 +69,7 @@ func TestSitesPairByToken(t *testing.T) {
 		t.Errorf("a used token: %v", err)
 	}
 
-	ca.Listen, cb.Listen = a.address(), b.address()
+	cb.Listen = b.address()
 	a.stop()
 	b.stop()
 	if st, err := os.Stat(filepath.Join(ca.Data, "peers.json")); err != nil || st.Mode().Perm() != 0o600 {

@@ -65,7 +65,7 @@ func (s *Site) pairedPeers() ([]replicator.Peer, error) {
 			also = []replicator.Pin{next}
 		}
 		out = append(out, replicator.Peer{Name: p.Name, Address: p.Address, Pin: pin, AlsoPins: also, Limits: limits, LimitBytesPerSecond: int64(p.Limit),
-			Carrier: carrier, Packing: packing, MaxConnections: int(p.Connections)})
+			Set: s.pairs.limited(limitKey(p.Name, "")), Carrier: carrier, Packing: packing, MaxConnections: int(p.Connections)})
 	}
 	return out, nil
 }
@@ -98,7 +98,7 @@ func (s *Site) outbound() []replicator.Group {
 				s.o.Log.Error("group is sent without its limit", "group", g.cfg.Ref(), "err", err)
 			}
 			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce(),
-				Limits: limits, Weight: int(g.cfg.Priority), Relay: relay})
+				Limits: limits, Set: s.pairs.limited(limitKey("", g.cfg.Ref())), Weight: int(g.cfg.Priority), Relay: relay})
 		}
 	}
 	return out

@@ -10,7 +10,7 @@ import (
 	"github.com/novacron/afterimage/site/fault"
 )
 
-const aboutLimit = "RATE is bytes per second as bwlimit: writes them (512K, 5M, 1G; KiB without a letter), off for none, or schedule for what the configuration says. It holds at once, for what is under way too, and no longer than the daemon runs."
+const aboutLimit = "RATE is bytes per second as bwlimit: writes them (512K, 5M, 1G; KiB without a letter), off for none, or schedule for what the configuration says. It holds at once, for what is under way too, and after a restart of the daemon as well, until it is over or changed."
 
 // limitVerb is the verb that limits what is sent to a peer, or of a group.
 func (w *world) limitVerb(noun, use string) *cli.Command {
