@@ -82,6 +82,11 @@ func stale(what string, now control.Plan) error {
 }
 
 func (l *life) claimFailover() error {
+	select {
+	case <-l.settled: // else play would take what this begins for what an earlier life left
+	case <-l.ctx.Done():
+		return fault.New(fault.GroupFailed, "fail over "+l.cfg.Ref(), "it is being closed").Advise("Try again in a moment.")
+	}
 	l.mu.Lock()
 	if l.failover {
 		l.mu.Unlock()

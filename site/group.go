@@ -54,6 +54,7 @@ type life struct {
 	keys      *journal.Keys // nil: nothing is sealed or opened here
 
 	crowned chan coronation // what a failover has made, for play
+	settled chan struct{}   // closed once play has done with what an earlier life left
 
 	rewinding *rewinding      // under way; under mu
 	rewind    chan *rewinding // to who reigns, which carries it out
@@ -151,7 +152,7 @@ func (g *group) live(ctx context.Context) (err error) {
 		return err
 	}
 	eg, ctx := errgroup.WithContext(ctx)
-	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding)}
+	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), settled: make(chan struct{})}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -217,7 +218,9 @@ func (l *life) play(ctx context.Context) error {
 	if err := l.finishPromotion(ctx); err != nil {
 		return err
 	}
-	if l.roleNow().Role.Captures() {
+	captures := l.roleNow().Role.Captures()
+	close(l.settled) // from here on only what a failover hands over changes anything
+	if captures {
 		r, err := l.enthrone(ctx)
 		if err != nil {
 			return err
