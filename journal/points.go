@@ -298,6 +298,9 @@ func (j *Journal) Parts() []Part {
 	return out
 }
 
+// ChainOf is the chain value of the frame that holds p: the same at every site.
+func (j *Journal) ChainOf(p Position) (Chain, error) { return j.chainOf(p) }
+
 // Machines is the newest definition of each machine at p, by name.
 func (j *Journal) Machines(p Point) (map[string][]byte, error) {
 	l, err := j.lineageAt(p.Position)

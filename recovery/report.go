@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	_ "embed"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,8 @@ type Report struct {
 	Outcome Outcome   `json:"outcome"`
 	// Chain is of the frame that holds the point: the same at every site.
 	Chain   journal.Chain `json:"chain"`
+	Drill   bool          `json:"drill,omitempty"` // nothing was promoted, and nothing of it is left
+	Console Console       `json:"console,omitzero"`
 	RPO     RPO           `json:"rpo"`
 	Checks  []Check       `json:"checks,omitempty"`
 	Curves  []Series      `json:"curves,omitempty"`
@@ -54,6 +57,9 @@ var reportHTML string
 
 var reportTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	"time": instant, "seconds": seconds, "size": size,
+	"picture": func(png []byte) template.URL {
+		return template.URL("data:image/png;base64," + base64.StdEncoding.EncodeToString(png)) // letters, digits, + and /
+	},
 	"plot": func(r Report) template.HTML {
 		return template.HTML(PlotSVG(r.Curves, PlotOptions{Title: "RPO", Markers: r.Markers, Target: r.RPO.Target})) // PlotSVG escapes
 	},
@@ -88,6 +94,11 @@ func (r Report) WriteFiles(dir, base string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return WriteReport(dir, base, page, data)
+}
+
+// WriteReport makes the three files of a report: its page, its data and their sums.
+func WriteReport(dir, base string, page, data []byte) ([]string, error) {
 	var sums bytes.Buffer
 	var paths []string
 	put := func(name string, b []byte) error {

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/recovery/domain"
 	"github.com/novacron/afterimage/recovery/evidence"
@@ -27,6 +26,8 @@ type drill struct {
 	machine recovery.Machine
 	running *recovery.Running
 	health  string
+	failed  recovery.StepName
+	console recovery.Console // as it was last seen
 	times   []recovery.StepTime
 	began   time.Time
 
@@ -57,7 +58,8 @@ type drillNote struct {
 const drillNoteFile = "drill.json"
 
 // beginDrill starts the group's machine, isolated, as of at. A drill that fails on its
-// way is taken away again.
+// way is taken away again; what it came to is returned with the error, nil if it came to
+// nothing.
 func (s *Site) beginDrill(ctx context.Context, g *group, at string, progress func(recovery.StepTime)) (*drill, error) {
 	what := "test a failover of " + g.cfg.Ref()
 	c := g.cfg.Machine
@@ -79,7 +81,7 @@ func (s *Site) beginDrill(ctx context.Context, g *group, at string, progress fun
 	close(d.begun)
 	if err != nil {
 		left := s.endDrill(context.WithoutCancel(ctx), d)
-		return nil, errors.Join(explain(what, err), left)
+		return d, errors.Join(explain(what, err), left)
 	}
 	return d, nil
 }
@@ -133,7 +135,7 @@ func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(
 		detail, err := do()
 		t := recovery.StepTime{Name: name, Began: began, Seconds: s.o.Now().Sub(began).Seconds(), Detail: detail}
 		if err != nil {
-			t.Error = err.Error()
+			t.Error, d.failed = err.Error(), name
 		}
 		d.times = append(d.times, t)
 		progress(t)
@@ -219,6 +221,9 @@ func (s *Site) endDrill(ctx context.Context, d *drill) error {
 }
 
 func (s *Site) takeAway(ctx context.Context, d *drill) error {
+	if d.running != nil {
+		d.console = d.machine.Look(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, drillLimit)
 	defer cancel()
 	closeMachine(d.running)
@@ -301,21 +306,25 @@ func (s *Site) TestFailover(ctx context.Context, q control.DrillRequest, progres
 	defer context.AfterFunc(l.ctx, func() { cancel(errDetached) })()
 	before := l.untouched()
 	d, err := s.beginDrill(ctx, l.group, q.At, func(t recovery.StepTime) { progress(stepProgress(t)) })
-	if err != nil {
+	if d == nil {
 		return control.Drilled{}, err
 	}
 	rto := s.o.Now().Sub(d.began)
-	out := control.Drilled{Group: l.cfg.Ref(), At: q.At, Point: d.view.Point, Machine: d.machine.Name, RTOSeconds: rto.Seconds(), Health: d.health, Times: map[string]float64{}}
+	left := s.endDrill(context.WithoutCancel(ctx), d)
+	checks := []recovery.Check{{Claim: "nothing of the drill is left", Held: left == nil}, {Claim: "role, epoch and branches are as before the drill", Held: l.untouched() == before, Detail: before}}
+	report, rerr := l.drillReport(q, d, rto, checks)
+	if rerr != nil {
+		s.o.Log.Error("report of the drill not written", "group", l.cfg.Ref(), "err", rerr)
+	}
+	if err != nil {
+		return control.Drilled{}, err
+	}
+	out := control.Drilled{Group: l.cfg.Ref(), At: q.At, Point: d.view.Point, Machine: d.machine.Name, RTOSeconds: rto.Seconds(), Health: d.health, Times: map[string]float64{}, Report: report}
 	for _, t := range d.times {
 		out.Times[string(t.Name)] = t.Seconds
 	}
-	left := s.endDrill(context.WithoutCancel(ctx), d)
 	if left != nil {
 		out.Left = []string{left.Error()}
-	}
-	checks := []recovery.Check{{Claim: "nothing of the drill is left", Held: left == nil}, {Claim: "role, epoch and branches are as before the drill", Held: l.untouched() == before, Detail: before}}
-	if out.Report, err = l.drillReport(q, d, rto, checks); err != nil {
-		s.o.Log.Error("report of the drill not written", "group", l.cfg.Ref(), "err", err)
 	}
 	s.o.Log.Info("drill ended", "group", l.cfg.Ref(), "point", seqText(d.view.Point), "rto_seconds", rto.Seconds(), "operator", q.Operator, "left", out.Left)
 	if left != nil {
@@ -333,11 +342,15 @@ func (l *life) untouched() string {
 func seqText(p control.Point) string { return fmt.Sprintf("#%d.%d", p.Epoch, p.Seq) }
 
 func (l *life) drillReport(q control.DrillRequest, d *drill, rto time.Duration, checks []recovery.Check) (string, error) {
-	pt := journal.Point{Number: d.view.Point.Epoch, Time: d.view.Point.Time}
-	pt.Seq = journal.Seq(d.view.Point.Seq)
-	o := recovery.Outcome{Plan: recovery.Plan{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Identity: l.id, Site: l.site.cfg.Site, At: q.At, Point: pt, Machine: d.machine.Name, Made: d.began},
-		Operator: q.Operator, Steps: d.times, Began: d.began, RTOSeconds: rto.Seconds()}
+	o := recovery.Outcome{Plan: recovery.Plan{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Identity: l.id, Site: l.site.cfg.Site, At: q.At, Machine: d.machine.Name, Made: d.began},
+		Operator: q.Operator, Steps: d.times, Began: d.began, Failed: d.failed}
+	if d.failed == "" {
+		o.RTOSeconds = rto.Seconds()
+	}
 	r := recovery.NewReport(o, l.site.o.Now())
-	r.Title, r.Checks = "Drill of "+l.cfg.Name, checks
+	if d.view != nil {
+		r.Outcome.Plan.Point, r.Chain = d.view.at, d.view.chain
+	}
+	r.Drill, r.Title, r.Checks, r.Console = true, "Drill of "+l.cfg.Name, checks, d.console
 	return l.site.writeReport(r, evidence.Drill, l.cfg.Ref(), fmt.Sprintf("%s-%s-drill-%s", l.cfg.Tenant, l.cfg.Name, d.began.UTC().Format("20060102-150405.000")))
 }

@@ -44,34 +44,46 @@ func (s *Site) ledgerFor(what string) (*evidence.Ledger, error) {
 	return s.ledger, nil
 }
 
-// writeReport writes a report's files and enters them into the ledger.
+// report is what is written as evidence.
+type report interface {
+	HTML() ([]byte, error)
+	JSON() ([]byte, error)
+}
+
+// writeReport writes a failover's or a drill's report and enters it into the ledger.
 func (s *Site) writeReport(r recovery.Report, kind, group, base string) (string, error) {
-	if err := os.MkdirAll(s.reportsDir(), 0o700); err != nil {
-		return "", err
-	}
-	files, err := r.WriteFiles(s.reportsDir(), base)
-	if err != nil {
-		return "", err
-	}
-	var sums [2]string
-	for i := range sums {
-		b, err := os.ReadFile(files[i])
-		if err != nil {
-			return files[0], err
-		}
-		sums[i] = evidence.HashOf(b)
-	}
-	l, err := s.ledgerFor("enter report " + base)
-	if err != nil {
-		return files[0], err
-	}
-	e := evidence.Entry{Kind: kind, Group: group, Name: base, Page: sums[0], Report: sums[1], Held: r.Outcome.Failed == "", RTOSeconds: r.Outcome.RTOSeconds, Steps: map[string]float64{}}
+	e := evidence.Entry{Kind: kind, Group: group, Name: base, Held: r.Outcome.Failed == "", RTOSeconds: r.Outcome.RTOSeconds, Steps: map[string]float64{}}
 	for _, c := range r.Checks {
 		e.Held = e.Held && c.Held
 	}
 	for _, t := range r.Outcome.Steps {
 		e.Steps[string(t.Name)] = t.Seconds
 	}
+	return s.enterReport(r, e)
+}
+
+// enterReport writes a report's files and enters them into the ledger.
+func (s *Site) enterReport(r report, e evidence.Entry) (string, error) {
+	if err := os.MkdirAll(s.reportsDir(), 0o700); err != nil {
+		return "", err
+	}
+	page, err := r.HTML()
+	if err != nil {
+		return "", err
+	}
+	data, err := r.JSON()
+	if err != nil {
+		return "", err
+	}
+	files, err := recovery.WriteReport(s.reportsDir(), e.Name, page, data)
+	if err != nil {
+		return "", err
+	}
+	l, err := s.ledgerFor("enter report " + e.Name)
+	if err != nil {
+		return files[0], err
+	}
+	e.Page, e.Report = evidence.HashOf(page), evidence.HashOf(data)
 	_, err = l.Append(e, s.o.Now())
 	return files[0], err
 }

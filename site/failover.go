@@ -230,7 +230,11 @@ func (l *life) announce(ctx context.Context, e journal.Epoch) error {
 
 // report writes the evidence of a failover below the data directory.
 func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
-	return l.site.writeReport(recovery.NewReport(o, l.site.o.Now()), evidence.Failover, l.cfg.Ref(), fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
+	r := recovery.NewReport(o, l.site.o.Now())
+	if o.Machine != nil {
+		r.Console = l.machine(l.cfg.Machine).Look(l.ctx)
+	}
+	return l.site.writeReport(r, evidence.Failover, l.cfg.Ref(), fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
 }
 
 // outcomeOf is an outcome as it is told.

@@ -23,7 +23,7 @@ func objectiveNotices(c config.Group, entries []evidence.Entry, since, now time.
 	}
 	var last, drilled *evidence.Entry
 	for i, e := range entries {
-		if e.Group != c.Ref() {
+		if !e.Of(c.Ref()) {
 			continue
 		}
 		last = &entries[i]
@@ -44,7 +44,7 @@ func objectiveNotices(c config.Group, entries []evidence.Entry, since, now time.
 	if last != nil && !last.Held {
 		warn(fmt.Sprintf("the last %s, %s, did not hold", last.Kind, last.Time.Format(timeLayout)), "Its report tells why: "+last.Name)
 	}
-	if o := c.Objectives; o != nil && o.RTO > 0 && last != nil && last.Held && last.RTOSeconds > time.Duration(o.RTO).Seconds() {
+	if o := c.Objectives; o != nil && o.RTO > 0 && last != nil && last.Group == c.Ref() && last.Held && last.RTOSeconds > time.Duration(o.RTO).Seconds() {
 		warn(fmt.Sprintf("the last %s took %.1f s, the objective is %v", last.Kind, last.RTOSeconds, o.RTO), "Its report has the time of each step: "+last.Name)
 	}
 	return out

@@ -93,7 +93,8 @@ func (s *Site) openRun(what, id string) (*runbook.Run, error) {
 // before.
 func (s *Site) carryOut(ctx context.Context, what string, r *runbook.Run, first func(*runbook.Engine) error, progress func(control.Progress)) (out control.RunbookRun, err error) {
 	defer func() { err = errors.Join(err, r.Close()) }()
-	e, err := runbook.NewEngine(r.Plan, r.Entries, r, &stepDriver{site: s, run: r}, s.o.Now)
+	driver := &stepDriver{site: s, run: r}
+	e, err := runbook.NewEngine(r.Plan, r.Entries, r, driver, s.o.Now)
 	if err != nil {
 		return out, explain(what, err)
 	}
@@ -118,6 +119,12 @@ func (s *Site) carryOut(ctx context.Context, what string, r *runbook.Run, first 
 		err = e.Run(ctx)
 	}
 	out = runOf(r, e.State(), false)
+	if e.State().Over {
+		var rerr error
+		if out.Report, rerr = s.reportRun(ctx, r, e.State(), driver); rerr != nil {
+			s.o.Log.Error("report of the run not written", "run", r.ID, "err", rerr)
+		}
+	}
 	var asked *runbook.AskedError
 	var failed *runbook.StepError
 	switch {

@@ -77,14 +77,16 @@ type Site struct {
 	meters    *meters
 	watchdog  *watchdog // nil: no group wants one
 	ledger    *evidence.Ledger
-	ledgerErr error    // why there is none
-	leftover  []string // of drills of earlier lives that could not be taken away
+	ledgerErr error      // why there is none
+	drilling  sync.Mutex // one scheduled drill at a time
+	leftover  []string   // of drills of earlier lives that could not be taken away
 
 	mu     sync.Mutex // guards all below
 	since  time.Time  // of Run
 	addr   net.Addr   // of the replicator
 	views  map[string]*view
 	drills map[string]*drill     // by group
+	tried  map[string]time.Time  // scheduled drills of this life, by group
 	runs   map[string]*activeRun // that are being carried out
 	next   int                   // number of the next view
 	reign  chan struct{}         // closed when a reign begins
@@ -108,7 +110,7 @@ func Open(c *config.Config, o Options) (*Site, error) {
 }
 
 func newSite(c *config.Config, o Options) *Site {
-	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, drills: map[string]*drill{}, runs: map[string]*activeRun{}, next: 1, reign: make(chan struct{})}
+	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, drills: map[string]*drill{}, tried: map[string]time.Time{}, runs: map[string]*activeRun{}, next: 1, reign: make(chan struct{})}
 	for _, g := range c.Groups {
 		s.groups = append(s.groups, newGroup(s, g))
 	}
@@ -207,6 +209,10 @@ func (s *Site) face(ctx context.Context, l listeners) error {
 	}
 	g.Go(func() error {
 		return explain("serve the control socket", control.NewServer(s, s.o.Log.With("part", "control")).Serve(ctx, l.control))
+	})
+	g.Go(func() error {
+		s.scheduleDrills(ctx)
+		return nil
 	})
 	if l.metrics != nil {
 		g.Go(func() error { return explain("serve metrics", s.serveMetrics(ctx, l.metrics)) })

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/recovery/runbook"
@@ -19,6 +20,9 @@ import (
 type stepDriver struct {
 	site *Site
 	run  *runbook.Run
+
+	mu   sync.Mutex // guards seen
+	seen map[string]seen
 }
 
 var _ runbook.Driver = (*stepDriver)(nil)
@@ -200,6 +204,7 @@ func (d *stepDriver) cleanUp(ctx context.Context) error {
 		}
 		if x := d.site.drillOf(g); x != nil {
 			errs = append(errs, d.site.endDrill(ctx, x))
+			d.keep(x)
 		}
 	}
 	return errors.Join(errs...)

@@ -22,6 +22,7 @@ import (
 type view struct {
 	control.View
 	at    journal.Point
+	chain journal.Chain // of the frame that holds it
 	close func(cause error)
 	done  chan struct{} // closed when everything of it is gone
 }
@@ -80,6 +81,9 @@ func (s *Site) serve(ctx context.Context, q control.ServeRequest) (*view, error)
 		return nil, errors.Join(err, free())
 	}
 	v := s.enlist(g, q, p)
+	if v.chain, err = l.j.ChainOf(p.Position); err != nil { // of a point that is served all the same
+		s.o.Log.Warn("no chain of the point", "view", v.ID, "err", err)
+	}
 	listener, err := s.listenView(v)
 	if err != nil {
 		s.forget(v)

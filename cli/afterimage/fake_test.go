@@ -35,7 +35,7 @@ type fake struct {
 
 var web = control.Group{
 	Tenant: "default", Name: "web", Role: "primary", State: control.StateSynced, Since: at(-86400), Epoch: 3, EpochID: strings.Repeat("ab", 16),
-	Seq: 1200, Durable: 1199, RPOSeconds: ptr(0.35), RPOTarget: 5, BehindWrites: 12, BehindBytes: 49152, WindowSeconds: 93784, LastPoint: at(-1), JournalBytes: 5 << 30, Quota: 100 << 30,
+	Seq: 1200, Durable: 1199, RPOSeconds: ptr(0.35), RPOTarget: 5, BehindWrites: 12, BehindBytes: 49152, WindowSeconds: 93784, LastPoint: at(-1), NextDrill: at(54000), JournalBytes: 5 << 30, Quota: 100 << 30,
 	OldestPoint: at(-30 * 86400),
 	Notices: []control.Notice{
 		{Level: control.Warning, Text: "83% of the quota of 100GiB is used; at 100% history is thinned, then a gap opens", Hint: "Raise quota:, shorten history:, or let pins go"},

@@ -112,8 +112,20 @@ func (p *printer) statusScreen(s control.Status) string {
 		}
 		b.WriteString(p.noticeLines(g))
 	}
+	b.WriteString(p.drillLines(s.Groups))
 	if len(s.Peers) > 0 {
 		b.WriteString("\n" + p.peerTable(s.Peers))
+	}
+	return b.String()
+}
+
+// drillLines tell of each group's next scheduled drill.
+func (p *printer) drillLines(groups []control.Group) string {
+	var b strings.Builder
+	for _, g := range groups {
+		if !g.NextDrill.IsZero() {
+			fmt.Fprintf(&b, "next drill of %s/%s: %s\n", g.Tenant, g.Name, p.when(g.NextDrill))
+		}
 	}
 	return b.String()
 }

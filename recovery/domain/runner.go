@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 
 	tapped "github.com/novacron/afterimage/cbt/libvirt"
@@ -209,7 +211,7 @@ func (r *Runner) Screenshot(ctx context.Context, uuid string) ([]byte, error) {
 			err = recovery.ErrNoScreen
 		}
 		if err == nil {
-			picture, err = m.Screenshot(ctx)
+			picture, err = r.picture(ctx, m)
 		}
 		return err
 	})
@@ -217,6 +219,23 @@ func (r *Runner) Screenshot(ctx context.Context, uuid string) ([]byte, error) {
 		return picture, err
 	}
 	return recovery.PNG(bytes.NewReader(picture))
+}
+
+// picture has QEMU write its screen beside the console's file: libvirt's own way goes
+// through a stream, which the RPC client now and then reads as empty; it is asked where
+// QEMU may not write there.
+func (r *Runner) picture(ctx context.Context, m *libvirt.Machine) ([]byte, error) {
+	path := filepath.Join(filepath.Dir(r.Log), "screen.ppm")
+	defer os.Remove(path)
+	err := m.Execute(ctx, "screendump", map[string]any{"filename": path}, nil)
+	if err == nil {
+		return os.ReadFile(path)
+	}
+	picture, second := m.Screenshot(ctx)
+	if second != nil {
+		return nil, errors.Join(err, second)
+	}
+	return picture, nil
 }
 
 // Connect implements recovery.Host. A card is named by its place (net0 is the first

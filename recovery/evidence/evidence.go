@@ -24,6 +24,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -51,6 +52,7 @@ var (
 const (
 	Drill    = "drill"
 	Failover = "failover"
+	Run      = "run" // of a runbook; one that only rehearsed is a Drill
 )
 
 // Entry is what the ledger says of a report.
@@ -60,8 +62,9 @@ type Entry struct {
 	Time   time.Time `json:"time"`
 	Site   string    `json:"site"`
 	Kind   string    `json:"kind"`
-	Group  string    `json:"group"` // TENANT/NAME
-	Name   string    `json:"name"`  // of the report's files
+	Group  string    `json:"group"`            // TENANT/NAME; of a run of a runbook: empty
+	Groups []string  `json:"groups,omitempty"` // whose machines a run brought up
+	Name   string    `json:"name"`             // of the report's files
 	Report string    `json:"report_sha256"`
 	Page   string    `json:"page_sha256"`
 	Held   bool      `json:"held"` // it did what it should
@@ -69,6 +72,9 @@ type Entry struct {
 	RTOSeconds float64            `json:"rto_seconds"`
 	Steps      map[string]float64 `json:"steps,omitempty"`
 }
+
+// Of reports whether the entry is about a group.
+func (e Entry) Of(group string) bool { return e.Group == group || slices.Contains(e.Groups, group) }
 
 // Signer is a site's key.
 type Signer interface {

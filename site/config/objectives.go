@@ -6,9 +6,11 @@ type Objectives struct {
 	RTO Duration `yaml:"rto,omitempty"` // of drills and failovers, to the machine running and healthy
 }
 
-// Drill is how often a group's failover must be rehearsed at this site.
+// Drill is how often a group's failover must be rehearsed at this site, and when it is
+// done by itself while the group is a replica here.
 type Drill struct {
 	Every Duration `yaml:"every"`
+	At    Clock    `yaml:"at,omitempty"` // the quiet time of the day, in the group's tz:
 }
 
 func (g *Group) completeObjectives() {

@@ -128,6 +128,7 @@ type Group struct {
 	Lags          []Lag     `json:"lags,omitempty"`
 	Notices       []Notice  `json:"notices,omitempty"`
 	Paused        *Paused   `json:"paused,omitempty"`
+	NextDrill     time.Time `json:"next_drill,omitzero"` // by schedule
 }
 
 // Words for Group.State.

@@ -91,5 +91,6 @@ type RunbookRun struct {
 	Begun    time.Time     `json:"begun"`
 	Ended    time.Time     `json:"ended,omitzero"`
 	RTO      *float64      `json:"rto_seconds,omitempty"` // of a finished one
+	Report   string        `json:"report,omitempty"`      // of one that has just ended
 	Steps    []RunbookStep `json:"steps"`
 }

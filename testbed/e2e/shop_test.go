@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/novacron/afterimage/recovery/runbook"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/testbed/guest"
 	"github.com/novacron/afterimage/testbed/libvirtd"
@@ -162,9 +163,9 @@ func (s *shop) runbook() []byte {
 // ordered runs the runbook at b and holds its steps to their order.
 func (s *shop) ordered(mode, at string) control.RunbookRun {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), guestPatience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 2*guestPatience)
 	defer cancel()
-	run, err := s.b.api.RunRunbook(ctx, control.RunbookRequest{File: "shop.yml", Text: s.runbook(), Mode: mode, At: at, Force: true, Operator: "tester"}, func(control.Progress) {})
+	run, err := s.b.api.RunRunbook(ctx, control.RunbookRequest{File: "shop.yml", Text: s.runbook(), Mode: mode, At: at, Force: mode != "test", Operator: "tester"}, func(control.Progress) {})
 	if err != nil {
 		text, _ := json.MarshalIndent(run, "", " ")
 		s.t.Fatalf("%s: %v\n%s", mode, err, text)
@@ -182,7 +183,37 @@ func (s *shop) ordered(mode, at string) control.RunbookRun {
 	if run.State != "done" || front.Began.Before(data.Ended) {
 		s.t.Errorf("%s is %s: %s began %v, %s ended %v", mode, run.State, front.Name, front.Began, data.Name, data.Ended)
 	}
+	s.reported(run)
 	return run
+}
+
+// reported holds a run's report to what it must have: each machine's screen, its point's
+// chain, and a place in the ledger that stands for all groups.
+func (s *shop) reported(run control.RunbookRun) {
+	s.t.Helper()
+	page, err := os.ReadFile(run.Report)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if os.Getenv("KEEPREP") != "" {
+		os.WriteFile(os.Getenv("KEEPREP")+run.Mode+".html", page, 0o644)
+	}
+	if n := strings.Count(string(page), `src="data:image/png;base64,`); n != len(shopMachines) {
+		s.t.Errorf("the report of %s has %d pictures", run.Mode, n)
+	}
+	text, err := os.ReadFile(strings.TrimSuffix(run.Report, ".html") + ".json")
+	var r runbook.Report
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil || len(r.Machines) != len(shopMachines) || r.RTO <= 0 {
+		s.t.Fatalf("report: %v\n%s", err, text)
+	}
+	for _, m := range r.Machines {
+		if len(m.Chain) != 64 || m.Point == "" || !strings.Contains(m.Text, "verified") || (m.Loss == nil) != (run.Mode == "test") {
+			s.t.Errorf("%s, %s: point %q, chain %q, loss %v, console %q", run.Mode, m.Machine, m.Point, m.Chain, m.Loss, m.Text)
+		}
+	}
 }
 
 // found is what the machine at b found on its disk when it booted.
@@ -217,7 +248,7 @@ func TestARunbookBringsUpMachinesOfLibvirt(t *testing.T) {
 	s := newShop(t)
 	s.b.launch()
 	s.a.launch()
-	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*guestPatience)
 	defer cancel()
 	s.a.until("all are synced", func(ctx context.Context) bool {
 		st, err := s.a.api.Status(ctx)
