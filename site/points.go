@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -44,40 +43,16 @@ func resolve(ctx context.Context, j *journal.Journal, at string) (journal.Point,
 	}
 	f := explain("resolve "+at, err)
 	var nowhere *journal.NoPointError
-	if seq, ok := seqIn(at); ok && errors.As(err, &nowhere) {
-		if after := nextPoint(ctx, j, seq); after != nil {
-			near := fmt.Sprintf("after it %s of %s", after, after.Time.Format(timeLayout))
-			if b := nowhere.Before; b != nil {
-				near = fmt.Sprintf("before it #%d.%d of %s, ", b.Number, b.Seq, b.Time.Format(timeLayout)) + near
-			}
-			f = fault.Of(f).Advise("The nearest points that are there: %s. point list shows all.", near)
+	if errors.As(err, &nowhere) {
+		n := nearest(ctx, j, at, time.Now())
+		if nowhere.Before != nil {
+			n.before = nowhere.Before
+		}
+		if text := n.String(); text != "" {
+			f = fault.Of(f).Advise("The nearest points that are there: %s. point list shows all.", text)
 		}
 	}
 	return journal.Point{}, f
-}
-
-// seqIn is the seq of an --at that names one.
-func seqIn(at string) (journal.Seq, bool) {
-	text, ok := strings.CutPrefix(at, "#")
-	if i := strings.LastIndexByte(text, '.'); i >= 0 {
-		text = text[i+1:]
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	return journal.Seq(n), ok && err == nil
-}
-
-// nextPoint is the first point after a record of the current lineage; nil: none.
-func nextPoint(ctx context.Context, j *journal.Journal, seq journal.Seq) *journal.Point {
-	keeps, err := j.Points(ctx, time.Time{}, time.Time{})
-	if err != nil {
-		return nil
-	}
-	for _, k := range keeps {
-		if k.Seq > seq {
-			return &k.Point
-		}
-	}
-	return nil
 }
 
 // pointAt is the point at seq; epoch 0 means the current lineage.
