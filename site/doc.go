@@ -38,7 +38,7 @@
 // the replicator, the NBD server, the control server, the metrics server, the
 // end of runs, drills and views, the watchdog's keeper (watchdog.run). An open group: journal.Run
 // (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one that rules (ruleUntil), one per embedded disk
-// (checkpoints), one that starts a machine which a rewind left off (startLeft), one for scheduled marks (scheduleMarks), one for the tracker (its own doc lists its) with one that ends it
+// (checkpoints), one that starts a machine which a rewind left off (startLeft), one that starts a domain with its host (startAsked), one for scheduled marks (scheduleMarks), one for the tracker (its own doc lists its) with one that ends it
 // for a pause (tapping.tap), and one that thaws what an earlier life left frozen
 // (thawLeft). The replicator:
 // sampler, acceptor, one dialler per peer, and per connection those of its link.

@@ -57,6 +57,7 @@ func Examine(ctx context.Context, c *config.Config, only string) ([]Finding, err
 			continue
 		}
 		e.group(ctx, g)
+		e.autostart(ctx, g)
 		e.fences(ctx, g)
 	}
 	return e.found, ctx.Err()

@@ -49,6 +49,9 @@ type life struct {
 	role     recovery.Reign
 	reign    *reign // nil: a replica
 	failover bool   // one is under way
+	// bootWaits is why the domain is not started yet; empty: it does not wait.
+	bootWaits string
+	bootDone  bool // nothing is left to be started
 	// upkeeping ends the maintenance that is under way and waits for it; nil: none.
 	upkeeping func()
 	keys      *journal.Keys // nil: nothing is sealed or opened here

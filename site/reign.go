@@ -132,6 +132,10 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 		l.startLeft(running)
 		return nil
 	})
+	g.Go(func() error {
+		l.startAsked(running, r)
+		return nil
+	})
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
 		if r.plugs != nil {

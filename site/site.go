@@ -36,6 +36,8 @@ type Options struct {
 	// Executable is the program whose hidden command "watchdog" is the watchdog;
 	// empty: this process's own.
 	Executable string
+	// HostBoot names this boot of the host; empty: the kernel's own name of it.
+	HostBoot string
 
 	passed func(step string) // a test's: what a rewind has just done durably, or half
 }
@@ -49,6 +51,9 @@ func (o Options) passes(step string) {
 func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.HostBoot == "" {
+		o.HostBoot = hostBoot()
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -91,6 +91,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	}
 	line.Notices = append(line.Notices, objectiveNotices(g.cfg, s.measured(), line.Since, s.o.Now())...)
 	line.NextDrill = s.drillDue(g, line.Role, line.Since)
+	line.Notices = append(line.Notices, l.bootNotices()...)
 	if s.ledgerErr != nil {
 		f := fault.Of(explain("open the ledger of reports", s.ledgerErr))
 		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(f.Code), Text: f.Why, Hint: f.Advice()})

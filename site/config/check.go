@@ -165,6 +165,7 @@ func (s *shape) group(path string, c *Config, g Group) {
 	if g.Machine != nil {
 		s.machine(path+".machine", g)
 	}
+	s.boot(path, g)
 	if g.Fence != nil {
 		s.fence(path+".fence", g.Fence)
 	}

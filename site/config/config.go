@@ -89,6 +89,7 @@ type Group struct {
 	Capture     *Capture     `yaml:"capture,omitempty"` // of the machine; default per write
 	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"` // for application-consistent marks
 	Machine     *Machine     `yaml:"machine,omitempty"`
+	Boot        Boot         `yaml:"boot,omitempty"`       // who starts the domain after its host: libvirt (default) or ask
 	Fence       *Fence       `yaml:"fence,omitempty"`      // how a failover to here proves that the old machine is off; none: it does not
 	Objectives  *Objectives  `yaml:"objectives,omitempty"` // missed ones are told by status
 	Drill       *Drill       `yaml:"drill,omitempty"`      // overdue ones are told by status
