@@ -10,9 +10,10 @@ import (
 
 // Errors of this package.
 var (
-	ErrLost = errors.New("the lease is lost")
-	ErrHeld = errors.New("another lease for the group is in force")
-	ErrTTL  = fmt.Errorf("a lease lives for at least %v", MinTTL)
+	ErrLost       = errors.New("the lease is lost")
+	ErrNoWatchdog = errors.New("no watchdog would pause the machine in time")
+	ErrHeld       = errors.New("another lease for the group is in force")
+	ErrTTL        = fmt.Errorf("a lease lives for at least %v", MinTTL)
 )
 
 // MinTTL is the shortest time to live: a witness rounds to seconds and waits for
