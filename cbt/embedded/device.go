@@ -14,7 +14,7 @@ import (
 // head, writes are recorded. It is what a promoted machine starts from; its caller
 // opens the volume's interval. A full journal refuses its writes with ENOSPC.
 func NewJournaled(v cbt.Volume, sink cbt.Sink) *Device {
-	return &Device{o: Options{Volume: v, Sink: sink}, store: headStore{sink, v}, synced: true, wake: make(chan struct{}, 1)}
+	return &Device{o: Options{Volume: v, Sink: sink}, store: &lodging{head: headStore{sink, v}}, synced: true, wake: make(chan struct{}, 1), moved: make(chan struct{})}
 }
 
 // ReadAt reads the image, or the head.

@@ -50,6 +50,7 @@ type Options struct {
 	Sink       cbt.Sink      // the epoch's writer
 	History    History       // the same journal
 	Memory     cbt.Memory    // keeps the image's place
+	Key        string        // under which; default "embedded/VOLUME"
 	Checkpoint time.Duration // between checkpoints and resync attempts; default 5 s
 	Boot       string        // names the host's run; default the kernel's boot id
 	Log        *slog.Logger  // default: discarded
@@ -71,6 +72,7 @@ type Device struct {
 	synced      bool
 	torn        error // a write is in the journal and not in the image: the memo stays where it is
 	wake        chan struct{}
+	moved       chan struct{} // closed once a disk of the journal alone lies in an image; nil of others
 }
 
 var _ nbd.Device = (*Device)(nil)
@@ -86,29 +88,37 @@ type memo struct {
 	Ended bool   `json:"ended,omitempty"`
 }
 
-func (d *Device) key() string { return keyOf(d.o.Volume.ID) }
+func (d *Device) key() string {
+	if d.o.Key != "" {
+		return d.o.Key
+	}
+	return keyOf(d.o.Volume.ID)
+}
 
 func keyOf(v cbt.VolumeID) string { return "embedded/" + v.String() }
+
+// CheckpointedAs is Checkpointed of an image with a key of its own.
+func CheckpointedAs(m cbt.Memory, key string) (Place, bool, error) {
+	var was memo
+	ok, err := m.Recall(key, &was)
+	if err != nil {
+		return Place{}, false, fmt.Errorf("recall checkpoint %s: %w", key, err)
+	}
+	return was.Place, ok && was.Place != Place{}, nil
+}
 
 // Checkpointed is up to where a volume's image holds every write, as Memory has it:
 // an opening replays what the journal has after it. There is none before the first
 // opening.
 func Checkpointed(m cbt.Memory, v cbt.VolumeID) (Place, bool, error) {
-	var was memo
-	ok, err := m.Recall(keyOf(v), &was)
-	if err != nil {
-		return Place{}, false, fmt.Errorf("recall checkpoint of volume %s: %w", v, err)
-	}
-	return was.Place, ok && was.Place != Place{}, nil
+	return CheckpointedAs(m, keyOf(v))
 }
 
 // New opens the image and brings it to the journal's head, or the journal to an
 // image that holds more: when it returns, image and head are equal. It opens the
 // volume's interval. It starts nothing.
 func New(ctx context.Context, o Options) (*Device, error) {
-	if o.Checkpoint == 0 {
-		o.Checkpoint = 5 * time.Second
-	}
+	o.Checkpoint = checkpointOr(o.Checkpoint)
 	if o.Boot == "" {
 		o.Boot = bootOf()
 	}
@@ -126,6 +136,13 @@ func New(ctx context.Context, o Options) (*Device, error) {
 	return d, nil
 }
 
+func checkpointOr(d time.Duration) time.Duration {
+	if d == 0 {
+		return 5 * time.Second
+	}
+	return d
+}
+
 // catchUp makes image and head equal and opens the interval.
 func (d *Device) catchUp(ctx context.Context, img *image) error {
 	var m memo
@@ -134,7 +151,10 @@ func (d *Device) catchUp(ctx context.Context, img *image) error {
 		return err
 	}
 	switch {
-	case !known && img.fresh:
+	case img.fresh: // also where an image was known: what lay in it is gone
+		if known {
+			d.o.Log.Error("the image is gone; made anew from the head", "volume", d.o.Volume.Name, "image", d.o.Image, "held_more", m.Unprotected)
+		}
 		err = d.rebuild(ctx)
 	case !known:
 		err = d.adopt(ctx, true)
@@ -183,8 +203,16 @@ func (d *Device) Protected() bool {
 }
 
 // Run keeps checkpoints and, after the journal had no room, brings it back level.
-// It returns nil when ctx ends, after a last checkpoint.
+// It returns nil when ctx ends, after a last checkpoint. A disk that lives in the journal
+// alone needs neither, until it is moved.
 func (d *Device) Run(ctx context.Context) error {
+	if d.moved != nil {
+		select {
+		case <-d.moved:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	t := time.NewTicker(d.o.Checkpoint)
 	defer t.Stop()
 	for {
