@@ -94,7 +94,9 @@ func (l *life) rewindPlanTo(ctx context.Context, at string, pt journal.Point) (r
 	}
 	in.Machine = mine
 	if mine == "" { // else they are its own, which ends
-		in.Clients = l.connected()
+		if err := l.emptied(ctx, justLeft); err != nil {
+			in.Clients = l.connected()
+		}
 	}
 	return recovery.NewRewind(in), nil
 }
@@ -188,12 +190,16 @@ func (l *life) rewindTold(p recovery.RewindPlan) control.RewindPlan {
 	return out
 }
 
-// leaveLimit bounds the wait for the connections of a machine that was turned off.
-const leaveLimit = 10 * time.Second
+// Bounds of the wait for connections to end: of a machine that was turned off, and of
+// clients that have gone a moment ago.
+const (
+	leaveLimit = 10 * time.Second
+	justLeft   = time.Second
+)
 
 // emptied waits until nobody has a disk of the group open.
-func (l *life) emptied(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, leaveLimit)
+func (l *life) emptied(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

@@ -124,7 +124,7 @@ func (w *rewinding) stop(ctx context.Context) error {
 	} else if w.force {
 		return nil
 	}
-	return l.emptied(ctx)
+	return l.emptied(ctx, leaveLimit)
 }
 
 // setRewinding lets nobody open a disk of the group, or everybody again.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -27,9 +29,17 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs testdata/script: the program as a user meets it, without a terminal.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script") }
+
+// TestScriptsWithTools runs those that use programs which a user has beside ours.
+func TestScriptsWithTools(t *testing.T) {
+	scale.Tools(t, "qemu-io", "nbdcopy", "e2fsck", "mkfs.ext4")
+	runScripts(t, "testdata/toolscript")
+}
+
+func runScripts(t *testing.T, dir string) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir: dir,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("TZ", "UTC")
 			return nil
