@@ -3,12 +3,13 @@ package replicator
 import (
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 )
 
 const (
-	tellBytes  = 256 << 10 // that are read before the source hears of it
-	tellPieces = 256
+	tellBytes  = 128 << 10 // that are read, or came, before the source hears of it
+	tellPieces = 16
 )
 
 // assembly puts the pieces of one opening in order again. It holds at most window
@@ -16,7 +17,7 @@ const (
 // therefore never wait for it, and one group's slow journal holds up no other group.
 type assembly struct {
 	window int64
-	moved  func(read int64) // told now and then how far reading is; must not block
+	moved  func(taken) // told now and then how far reading is, and what came; must not block
 	faults *faults
 
 	mu      sync.Mutex // guards all below
@@ -24,15 +25,17 @@ type assembly struct {
 	next    int64            // position of what Read gives next
 	part    []byte           // what is left of the piece that is being read
 	whole   []byte           // that piece
-	pieces  int              // read since moved was told
+	pieces  int              // read, or come, since moved was told
+	order   []int64          // of waiting, while it is looked through
 	waiting map[int64][]byte // by position, at or after next
 	held    int64            // bytes of part and waiting
-	told    int64            // what moved was told last
+	come    int64            // bytes of all pieces, also of those that came again
+	told    [2]int64         // what moved was told last
 	begun   chan struct{}    // closed with the first piece
 	err     error
 }
 
-func newAssembly(window int64, f *faults, moved func(int64)) *assembly {
+func newAssembly(window int64, f *faults, moved func(taken)) *assembly {
 	a := &assembly{window: window, moved: moved, faults: f, waiting: map[int64][]byte{}, begun: make(chan struct{})}
 	a.changed = sync.NewCond(&a.mu)
 	return a
@@ -83,6 +86,7 @@ func (a *assembly) put(position int64, b []byte) error {
 	}
 	a.waiting[position] = b
 	a.held += int64(len(b))
+	a.cameLocked(len(b))
 	select {
 	case <-a.begun:
 	default:
@@ -115,11 +119,31 @@ func (a *assembly) Read(b []byte) (int, error) {
 		giveBuffer(a.whole)
 		a.whole = nil
 	}
-	if read := a.next - int64(len(a.part)); read-a.told >= min(a.window/8, tellBytes) || a.pieces >= tellPieces {
-		a.told, a.pieces = read, 0
-		a.moved(read)
-	}
+	a.tellLocked()
 	return n, nil
+}
+
+// passed counts a piece that came and was not wanted.
+func (a *assembly) passed(bytes int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.cameLocked(bytes)
+}
+
+func (a *assembly) cameLocked(bytes int) {
+	a.come += int64(bytes)
+	a.pieces++
+	a.tellLocked()
+}
+
+// tellLocked tells of what was read and came, where that is much.
+func (a *assembly) tellLocked() {
+	read, step := a.next-int64(len(a.part)), min(a.window/8, tellBytes)
+	if read-a.told[0] < step && a.come-a.told[1] < step && a.pieces < tellPieces {
+		return
+	}
+	a.told, a.pieces = [2]int64{read, a.come}, 0
+	a.moved(a.reportLocked(read))
 }
 
 // takeLocked gives the piece at next.
@@ -147,3 +171,23 @@ func (a *assembly) stop(err error) {
 }
 
 var _ io.Reader = (*assembly)(nil)
+
+// reportLocked is what the source hears.
+func (a *assembly) reportLocked(read int64) taken {
+	t := taken{position: read, come: a.come, known: a.next}
+	a.order = a.order[:0]
+	for p := range a.waiting {
+		a.order = append(a.order, p)
+	}
+	slices.Sort(a.order)
+	for _, p := range a.order {
+		if p > t.known {
+			if len(t.missing) == maxMissing {
+				break
+			}
+			t.missing = append(t.missing, stretch{t.known, p})
+		}
+		t.known = max(t.known, p+int64(len(a.waiting[p])))
+	}
+	return t
+}

@@ -26,10 +26,13 @@ type flow struct {
 	made    int64    // bytes that Write took
 	taken   int64    // bytes that the replica has read
 	moved   int64    // bytes that lanes took, for figures
+	come    int64    // bytes that have come; comeUnknown: the replica does not tell
+	under   int64    // bytes of flight that are not known to have come
 	tail    *piece   // that grows; nil: none
 	due     bool     // tail may go as it is
 	unsent  []*piece // whole ones, by position
 	flight  []*piece // given to lanes and not taken yet, by position
+	again   []*piece // of those, what is late and to be sent once more
 	virtual float64  // bytes sent by weight: who has the least goes first
 	err     error
 }
@@ -105,8 +108,8 @@ func (f *flow) waitLocked() error {
 	return f.err
 }
 
-// readUpTo says how far the replica has read.
-func (f *flow) readUpTo(position int64) error {
+// heard takes in what the replica says of what it has.
+func (f *flow) heard(t *taken) error {
 	l := f.lanes
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -114,15 +117,20 @@ func (f *flow) readUpTo(position int64) error {
 	if f.tail != nil {
 		sent = f.tail.position
 	}
-	if position > sent {
-		return fmt.Errorf("handle progress: read up to %d of %d: %w", position, sent, ErrProtocol)
+	if t.position > sent {
+		return fmt.Errorf("handle progress: read up to %d of %d: %w", t.position, sent, ErrProtocol)
 	}
-	if position <= f.taken {
+	if t.come > f.come || t.come == comeUnknown {
+		f.come = t.come
+	}
+	defer f.freedLocked(f.under)
+	f.missedLocked(t)
+	if t.position <= f.taken {
 		return nil
 	}
-	f.taken = position
+	f.taken = t.position
 	read := func(p *piece) bool {
-		if p.end() > position {
+		if p.end() > t.position {
 			return false
 		}
 		if p.writers == 0 {
@@ -130,6 +138,7 @@ func (f *flow) readUpTo(position int64) error {
 		}
 		return true
 	}
+	f.again = slices.DeleteFunc(f.again, func(p *piece) bool { return p.end() <= t.position })
 	f.flight = slices.DeleteFunc(f.flight, read)
 	f.unsent = slices.DeleteFunc(f.unsent, read) // it was to be sent again
 	l.room.Broadcast()
@@ -142,7 +151,7 @@ func (f *flow) end(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f.stopLocked(err)
-	l.read += uint64(f.taken)
+	l.read += f.broughtLocked()
 	l.flows = slices.DeleteFunc(l.flows, func(x *flow) bool { return x == f })
 }
 
@@ -150,9 +159,41 @@ func (f *flow) stopLocked(err error) {
 	if f.err == nil {
 		f.err = err
 	}
-	f.unsent, f.flight, f.tail = nil, nil, nil
+	f.unsent, f.flight, f.again, f.tail = nil, nil, nil, nil
 	f.lanes.wakeAllLocked()
 }
+
+// underWayLocked is what lanes took and is not known to have come.
+func (f *flow) underWayLocked() int64 {
+	if f.come == comeUnknown {
+		return 0
+	}
+	return f.under
+}
+
+// freedLocked wakes lanes for what is no longer under way.
+func (f *flow) freedLocked(before int64) {
+	l := f.lanes
+	f.countLocked()
+	if room := before - f.under; room > 0 {
+		for range min(room/minPieceBytes+1, int64(len(l.live))) {
+			l.work.Signal()
+		}
+	}
+}
+
+// countLocked finds out what is under way.
+func (f *flow) countLocked() {
+	f.under = 0
+	for _, p := range f.flight {
+		if !p.here {
+			f.under += p.bytes()
+		}
+	}
+}
+
+// broughtLocked is what has come, as far as is known.
+func (f *flow) broughtLocked() uint64 { return uint64(max(f.taken, f.come)) }
 
 func (f *flow) readyLocked() bool { return len(f.unsent) > 0 || f.tail != nil && f.due }
 
@@ -175,12 +216,14 @@ func (f *flow) nextLocked(to *lane) *piece {
 	}
 	at, _ := slices.BinarySearchFunc(f.flight, p.position, func(q *piece, position int64) int { return int(q.position - position) })
 	f.flight = slices.Insert(f.flight, at, p)
+	f.under += p.bytes()
 	f.sentLocked(p)
 	return p
 }
 
 func (f *flow) sentLocked(p *piece) {
 	f.moved += p.bytes()
+	p.sentAt = f.lanes.now()
 	f.virtual += float64(p.bytes()) / f.weight
 }
 
@@ -206,10 +249,12 @@ func (f *flow) lostLocked(by *lane) {
 		if p.lane != by {
 			return false
 		}
-		p.lane, p.twice = nil, false
+		p.lane, p.twice, p.queued, p.here = nil, false, false, false
 		back = append(back, p)
 		return true
 	})
+	f.again = slices.DeleteFunc(f.again, func(p *piece) bool { return !p.queued })
+	f.countLocked()
 	f.unsent = append(back, f.unsent...)
 	slices.SortFunc(f.unsent, func(a, b *piece) int { return int(a.position - b.position) })
 }

@@ -25,21 +25,25 @@ type lanes struct {
 	conn     transport.Conn
 	now      func() time.Time
 	patience time.Duration
+	chose    func(lanes int) // told of every change of what is wanted; must not block
 
-	mu       sync.Mutex // guards all below, and the flows
-	work     *sync.Cond // a lane waits for a piece
-	room     *sync.Cond // a flow waits for room
-	turn     *sync.Cond // a lane waits to be wanted
-	flows    []*flow
-	live     []*lane
-	plan     lanePlan
-	wanted   int // lanes that get pieces: the first of live
-	opening  int
-	idle     time.Duration // that lanes waited for pieces since the last tick
-	ticked   uint64        // bytes that had been read at the last tick
-	tickedAt time.Time
-	read     uint64 // bytes of flows that have ended
-	err      error
+	mu        sync.Mutex // guards all below, and the flows
+	work      *sync.Cond // a lane waits for a piece
+	room      *sync.Cond // a flow waits for room
+	turn      *sync.Cond // a lane waits to be wanted
+	flows     []*flow
+	live      []*lane
+	plan      lanePlan
+	wanted    int // lanes that get pieces: the first of live
+	opening   int
+	idle      time.Duration // that lanes waited for pieces since the last tick
+	ticked    uint64        // bytes that had been read at the last tick
+	tickedAt  time.Time
+	lostBytes uint64 // of the connections, at the last tick
+	read      uint64 // bytes of flows that have ended
+	pipe      pipe
+	rtt       time.Duration // at the last tick
+	err       error
 }
 
 // lane is one way for pieces.
@@ -49,9 +53,15 @@ type lane struct {
 }
 
 func newLanes(conn transport.Conn, o Options, most int) *lanes {
-	l := &lanes{conn: conn, now: o.Now, patience: o.StallTimeout, plan: newLanePlan(cmp.Or(most, o.MaxConnections)), wanted: 1}
+	l := &lanes{conn: conn, now: o.Now, patience: o.StallTimeout, chose: func(int) {}, plan: newLanePlan(cmp.Or(most, o.MaxConnections)), wanted: 1}
 	l.work, l.room, l.turn = sync.NewCond(&l.mu), sync.NewCond(&l.mu), sync.NewCond(&l.mu)
 	return l
+}
+
+// begin has a session start with what the one before it had found to be enough.
+func (l *lanes) begin(lanes int) {
+	l.plan.begin(lanes)
+	l.wanted = l.plan.lanes
 }
 
 // flow begins what an opening carries. The replica has room for window bytes.
@@ -95,9 +105,13 @@ func (l *lanes) wakeAllLocked() {
 }
 
 // pieceBytesLocked is how large pieces of f are: small enough that all lanes have some
-// of what the window has room for.
+// of what the window, and the path, have room for.
 func (l *lanes) pieceBytesLocked(f *flow) int64 {
-	return min(max(f.window/int64(8*max(len(l.live), 1)), minPieceBytes), maxPieceBytes)
+	room := f.window / 8
+	if l.pipe.bytes > 0 {
+		room = min(room, l.pipe.bytes/4)
+	}
+	return min(max(room/int64(max(len(l.live), 1)), minPieceBytes), maxPieceBytes)
 }
 
 // take waits for the next piece for x; nil: there will be none.
@@ -129,11 +143,18 @@ func (l *lanes) take(x *lane) *piece {
 
 // nextLocked is the piece that goes next.
 func (l *lanes) nextLocked(x *lane) *piece {
+	if p := l.againLocked(x); p != nil {
+		return p
+	}
 	var best *flow
 	for _, f := range l.flows {
 		if f.readyLocked() && (best == nil || f.virtual < best.virtual) {
 			best = f
 		}
+	}
+	if best != nil && !l.pipe.takes(l.underWayLocked()) {
+		l.pipe.limited = true
+		return nil
 	}
 	if best == nil {
 		for _, f := range l.flows {
@@ -170,12 +191,12 @@ func (l *lanes) lost(x *lane) {
 
 // tick looks at what the lanes did since the last one, and says when the next is.
 func (l *lanes) tick() time.Duration {
-	pause := max(tickLeast, tickTrips*l.conn.Stats().RTT)
+	stats := l.conn.Stats()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, sum, idle := l.now(), l.read, l.idle
 	for _, f := range l.flows {
-		sum += uint64(f.taken)
+		sum += f.broughtLocked()
 	}
 	for i, x := range l.live {
 		if x.since.IsZero() {
@@ -186,14 +207,22 @@ func (l *lanes) tick() time.Duration {
 		}
 		x.since = now
 	}
+	v := pathView{rtt: stats.RTT, least: stats.MinRTT, window: float64(stats.Window), lost: stats.Lost > l.lostBytes}
 	first, span, gained := l.tickedAt.IsZero(), now.Sub(l.tickedAt), sum-l.ticked
-	l.idle, l.ticked, l.tickedAt = 0, sum, now
+	l.idle, l.ticked, l.tickedAt, l.lostBytes = 0, sum, now, stats.Lost
+	pause := max(tickLeast, tickTrips*stats.RTT)
+	if v.window == 0 {
+		pause = max(tickBlind, 2*tickTrips*stats.RTT)
+	}
 	if first || span <= 0 {
 		return pause
 	}
+	l.rtt = v.rtt
+	l.pipe.tick(float64(gained)/span.Seconds(), v.rtt, l.plan.floor)
 	busy := gained > 0 && idle < time.Duration(float64(span)*busyShare*float64(max(l.wanted, 1)))
-	if wanted := l.plan.tick(now, float64(gained)/span.Seconds(), busy); wanted != l.wanted {
+	if wanted := l.plan.tick(now, float64(gained)/span.Seconds(), busy, v); wanted != l.wanted {
 		l.wanted = wanted
+		l.chose(wanted)
 		l.wakeAllLocked()
 	}
 	return pause

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
@@ -87,11 +88,48 @@ func (m *accept) unpack(p *parser) {
 
 // taken says how much of what an opening carries has been read: there is room for a
 // window of bytes after position.
-type taken struct{ position int64 }
+// piece beyond the window no sooner. It tells as well how many bytes of pieces have come,
+// in whatever order and however often, and what is there up to known: all but missing.
+type taken struct {
+	position, come, known int64
+	missing               []stretch
+}
 
-func (*taken) kind() messageType  { return typeTaken }
-func (m *taken) pack(p *packer)   { p.u64(uint64(m.position)) }
-func (m *taken) unpack(p *parser) { m.position = int64(p.u64()) }
+// stretch is from one position to another.
+type stretch struct{ from, to int64 }
+
+func (*taken) kind() messageType { return typeTaken }
+func (m *taken) pack(p *packer) {
+	p.u64(uint64(m.position))
+	p.u64(uint64(m.come))
+	p.u64(uint64(m.known))
+	p.u16(uint16(len(m.missing)))
+	for _, s := range m.missing {
+		p.u64(uint64(s.from))
+		p.u64(uint64(s.to))
+	}
+}
+
+func (m *taken) unpack(p *parser) {
+	m.position, m.come = int64(p.u64()), comeUnknown
+	if len(p.b) == 0 {
+		return
+	}
+	m.come, m.known = int64(p.u64()), int64(p.u64())
+	n := int(p.u16())
+	if p.err == nil && n > maxMissing {
+		p.err = fmt.Errorf("%d missing stretches, at most %d", n, maxMissing)
+	}
+	for p.err == nil && len(m.missing) < n {
+		m.missing = append(m.missing, stretch{int64(p.u64()), int64(p.u64())})
+	}
+}
+
+// maxMissing stretches are told at once.
+const maxMissing = 64
+
+// comeUnknown is of a replica that does not tell.
+const comeUnknown = -1
 
 // refuse ends an opening, from either end, with its sender's history as evidence.
 type refuse struct {

@@ -17,6 +17,7 @@ type peer struct {
 	allowance *allowance
 	ctx       context.Context // ends with ErrRevoked when it is configured no more
 	revoke    context.CancelCauseFunc
+	lanes     atomic.Int32 // that the last session with it used; 0: none yet
 }
 
 func (r *Replicator) newPeer(p Peer) *peer {

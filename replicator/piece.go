@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/novacron/afterimage/journal"
 )
@@ -87,6 +88,10 @@ type piece struct {
 	writers  int   // lanes that read buf now
 	lane     *lane // that it went to last; nil: none yet
 	twice    bool  // it was sent a second time because it was late
+	sentAt   time.Time
+	here     bool // the replica said that it has it
+	queued   bool // to be sent once more
+	repeats  int  // how often it was
 }
 
 // newPiece is an empty one that may grow to size.

@@ -92,7 +92,7 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
 		theirs: site{b.branches, b.head}, relayed: b.relayed, offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
-	in.data = newAssembly(v.r.o.WindowBytes, &v.r.faults, func(read int64) { in.send(in.number, in.id, &taken{position: read}) })
+	in.data = newAssembly(v.r.o.WindowBytes, &v.r.faults, func(t taken) { in.send(in.number, in.id, &t) })
 	v.opens.byNumber[e.open] = in
 	sessions.Go(func() {
 		defer cancel(nil)
@@ -167,8 +167,11 @@ func (v *receiver) piece(from transport.ReceiveLane, h pieceHeader) error {
 		}
 	}
 	if !news {
-		_, err := io.CopyN(io.Discard, from, int64(h.bytes))
-		return err
+		if _, err := io.CopyN(io.Discard, from, int64(h.bytes)); err != nil || in == nil {
+			return err
+		}
+		in.data.passed(h.bytes)
+		return nil
 	}
 	b := takeBuffer(h.bytes)
 	if _, err := io.ReadFull(from, b); err != nil {

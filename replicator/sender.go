@@ -45,6 +45,8 @@ type opening struct {
 
 func newSender(l *link) *sender {
 	s := &sender{link: l, lanes: newLanes(l.conn, l.r.o, l.peer.MaxConnections)}
+	s.lanes.begin(int(l.peer.lanes.Load()))
+	s.lanes.chose = func(lanes int) { l.peer.lanes.Store(int32(lanes)) }
 	s.opens.byNumber = map[uint64]*opening{}
 	return s
 }
@@ -197,7 +199,7 @@ func (s *sender) handle(_ context.Context, m message) error {
 		return s.acked(o, b)
 	case *taken:
 		if f := s.lanes.find(o.number); f != nil {
-			return f.readUpTo(b.position)
+			return f.heard(b)
 		}
 	default:
 		return fmt.Errorf("handle message %d: not for a source: %w", b.kind(), ErrProtocol)

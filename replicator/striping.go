@@ -47,15 +47,19 @@ func (l *lanes) stop(ctx context.Context) {
 	l.wakeAllLocked()
 }
 
+// openAtOnce are the lanes that are being opened at most: more would be taken for a flood.
+const openAtOnce = 16
+
 // open opens lanes until there are as many as are wanted, each in a goroutine.
 func (l *lanes) open(ctx context.Context, sending *sync.WaitGroup) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.live)+l.opening < l.wanted {
+	for len(l.live)+l.opening < l.wanted && l.opening < openAtOnce && l.err == nil {
 		l.opening++
 		sending.Go(func() {
 			to, err := l.conn.OpenLane(ctx)
 			if x := l.opened(to, err); x != nil {
+				l.open(ctx, sending)
 				l.send(x)
 			}
 		})

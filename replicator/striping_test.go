@@ -46,7 +46,7 @@ func shuffled(t *testing.T, plant faults) (failed error) {
 			order = pieces
 			text[0], text[len(text)-1] = 1, 2
 		}
-		a := newAssembly(4096, &plant, func(int64) {})
+		a := newAssembly(4096, &plant, func(taken) {})
 		for _, p := range order {
 			if err := a.put(int64(p[0]), bytes.Clone(text[p[0]:p[1]])); err != nil {
 				t.Fatal(err)
@@ -67,7 +67,7 @@ func shuffled(t *testing.T, plant faults) (failed error) {
 func TestPiecesThatNobodyMaySend(t *testing.T) {
 	const window = 1 << 16
 	fresh := func() *assembly {
-		a := newAssembly(window, &faults{}, func(int64) {})
+		a := newAssembly(window, &faults{}, func(taken) {})
 		for _, at := range []int64{0, 1000, 3000} {
 			if err := a.put(at, make([]byte, 1000)); err != nil {
 				t.Fatal(err)
@@ -146,7 +146,7 @@ func newStriped(t *testing.T, open transporttest.Open, n int, window int64) *str
 	s.flow = s.lanes.flow(7, id, 1, window)
 	r := &Replicator{o: o}
 	v := newReceiver(&link{r: r, conn: called, peer: &peer{}})
-	s.data = newAssembly(window, &r.faults, func(read int64) { _ = s.flow.readUpTo(read) })
+	s.data = newAssembly(window, &r.faults, func(t taken) { _ = s.flow.heard(&t) })
 	v.opens.byNumber[7] = &inbound{receiver: v, id: id, data: s.data}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -227,7 +227,7 @@ func TestLanePlanFindsWhatThePathGives(t *testing.T) {
 			lanes, used := 1, map[int]int{}
 			const span, tick = 600, 400 * time.Millisecond
 			for i := range span {
-				lanes = p.tick(now, c.path(lanes), true)
+				lanes = p.tick(now, c.path(lanes), true, pathView{})
 				now = now.Add(tick)
 				if i > span/4 {
 					used[lanes]++
@@ -243,7 +243,7 @@ func TestLanePlanFindsWhatThePathGives(t *testing.T) {
 				t.Errorf("it uses %d connections most of the time (%v), want %d to %d", most, used, c.least, c.most)
 			}
 			for range 100 {
-				lanes = p.tick(now, 0, false)
+				lanes = p.tick(now, 0, false, pathView{})
 				now = now.Add(tick)
 			}
 			if lanes != 1 {
@@ -310,7 +310,7 @@ func TestProgressBeyondWhatWasSentIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for position, want := range map[int64]error{-1: nil, 0: nil, 1001: ErrProtocol, 1 << 62: ErrProtocol, 1000: ErrProtocol} {
-		if err := f.readUpTo(position); !errors.Is(err, want) {
+		if err := f.heard(&taken{position: position}); !errors.Is(err, want) {
 			t.Errorf("read up to %d of 1000 bytes that no lane took: %v, want %v", position, err, want)
 		}
 	}

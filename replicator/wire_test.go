@@ -68,7 +68,7 @@ func everyMessage() []message {
 		{about, &landedDelta{someCursor(3)}},
 		{envelope{}, &join{Secret{1, 2}, "b", "192.0.2.2:7700"}},
 		{envelope{}, &joined{"a"}},
-		{about, &taken{1 << 33}},
+		{about, &taken{1 << 33, 1 << 34, 1 << 35, []stretch{{1 << 33, 1<<33 + 7}}}},
 		{about, &takes{takesLZ4 | takesHeld, 9}},
 		{envelope{}, &rotate{Pin{1, 2}}},
 		{envelope{}, &rotated{Pin{1, 2}, CodeUnpinned, "of another peer"}},
@@ -156,7 +156,7 @@ func TestMessagesRoundTrip(t *testing.T) {
 			&refuse{Code(rapid.Uint16().Draw(t, "code")), text.Draw(t, "text"), drawCursor(t).Epoch, bs},
 			&ack{drawCursor(t), i64.Draw(t, "heard"), i64.Draw(t, "at")},
 			&pong{i64.Draw(t, "1"), i64.Draw(t, "2"), i64.Draw(t, "3")},
-			&taken{i64.Draw(t, "position")},
+			&taken{i64.Draw(t, "position"), i64.Draw(t, "come"), i64.Draw(t, "known"), nil},
 		}
 		want := message{envelope{open: rapid.Uint64().Draw(t, "open"), group: someGroup()}, rapid.SampledFrom(bodies).Draw(t, "body")}
 		b, err := encodeMessage(want)

@@ -199,16 +199,20 @@ func (c *quicConn) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := c.past
-	s := c.conn.ConnectionStats()
-	all.RTT, all.Sent, all.Lost = s.SmoothedRTT, all.Sent+s.BytesSent, all.Lost+s.BytesLost
+	first := c.conn.ConnectionStats()
+	all.Sent, all.Lost = all.Sent+first.BytesSent, all.Lost+first.BytesLost
+	all.RTT, all.MinRTT, all.Window = first.SmoothedRTT, first.MinRTT, first.CongestionWindow
 	if c.conn.Context().Err() == nil {
 		all.Connections = 1 + len(c.others)
 	}
+	var trips meanRTT
 	for o := range c.others {
 		s := o.ConnectionStats()
 		all.Sent, all.Lost = all.Sent+s.BytesSent, all.Lost+s.BytesLost
+		all.Window += s.CongestionWindow
+		trips.add(s.SmoothedRTT, s.MinRTT)
 	}
-	return all
+	return trips.into(all)
 }
 
 type quicStream struct{ *quic.Stream }

@@ -327,13 +327,14 @@ func (c *tlsConn) Stats() Stats {
 		return Stats{}
 	}
 	all := measure(c.raw)
+	all.Window = 0 // it carries signs of life alone
+	var trips meanRTT
 	for s := range c.streams {
 		one := measure(s.raw)
-		all.Sent, all.Lost = all.Sent+one.Sent, all.Lost+one.Lost
-		if all.RTT = max(all.RTT, 0); one.RTT > 0 && all.RTT == 0 {
-			all.RTT = one.RTT
-		}
+		all.Sent, all.Lost, all.Window = all.Sent+one.Sent, all.Lost+one.Lost, all.Window+one.Window
+		trips.add(one.RTT, one.MinRTT)
 	}
+	all = trips.into(all)
 	all.Connections = 1 + len(c.streams)
 	return all
 }

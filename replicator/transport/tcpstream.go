@@ -123,7 +123,10 @@ func measure(raw net.Conn) Stats {
 	if t, ok := raw.(*net.TCPConn); ok {
 		control(t, func(fd int) {
 			if i, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-				s = Stats{RTT: time.Duration(i.Rtt) * time.Microsecond, Sent: i.Bytes_sent, Lost: i.Bytes_retrans}
+				s = Stats{RTT: time.Duration(i.Rtt) * time.Microsecond, Sent: i.Bytes_sent, Lost: i.Bytes_retrans, Window: uint64(i.Snd_cwnd) * uint64(i.Snd_mss)}
+				if i.Min_rtt != ^uint32(0) { // none was measured
+					s.MinRTT = time.Duration(i.Min_rtt) * time.Microsecond
+				}
 			}
 		})
 	}

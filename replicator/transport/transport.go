@@ -78,9 +78,36 @@ type Stream interface {
 // Stats are of this life of a Conn, over all connections that it consists of.
 type Stats struct {
 	Connections int           // that live
-	RTT         time.Duration // smoothed; 0: not known
+	RTT         time.Duration // smoothed, the mean of all that know theirs; 0: not known
+	MinRTT      time.Duration // the least that any of them saw; 0: not known
+	Window      uint64        // bytes that may be under way together; 0: not known
 	Sent        uint64        // bytes on the wire, with what was sent again
 	Lost        uint64        // of those, thought lost
+}
+
+// meanRTT gathers the round trips of connections beside a first one.
+type meanRTT struct {
+	sum, least time.Duration
+	n          time.Duration
+}
+
+func (m *meanRTT) add(rtt, least time.Duration) {
+	if rtt <= 0 {
+		return
+	}
+	m.sum, m.n = m.sum+rtt, m.n+1
+	if least > 0 && (m.least == 0 || least < m.least) {
+		m.least = least
+	}
+}
+
+// into gives s, which has those of the first connection, the mean and the least of all.
+func (m meanRTT) into(s Stats) Stats {
+	m.add(s.RTT, s.MinRTT)
+	if m.n > 0 {
+		s.RTT, s.MinRTT = m.sum/m.n, m.least
+	}
+	return s
 }
 
 // Options of a Transport.

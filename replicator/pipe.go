@@ -1,0 +1,62 @@
+package replicator
+
+import "time"
+
+// pipe bounds what a session has under way to about what its path holds. Connections
+// that find that out by loss fill the path's queue first, then lose what overflows it;
+// what is sent waits behind the queue, and what was lost behind it once more. So the
+// bound grows while something waits for it and the round trip says that nothing waits
+// in the path, and shrinks while much does. It is a value without a clock of its own.
+type pipe struct {
+	bytes   int64 // that may be under way; 0: the path tells nothing, and nothing is bounded
+	limited bool  // something waited for it since the last tick
+	filled  bool  // the path was full once
+}
+
+const (
+	pipeFirst = 2 << 20
+	// pipeLeast and what comes in pipeDelay may always be under way: a piece counts until
+	// it has come whole and the replica has told of it.
+	pipeLeast = 1 << 20
+	pipeDelay = 20 * time.Millisecond
+	// pipeLimit: the window of each group bounds it as well.
+	pipeLimit = 1 << 30
+)
+
+// tick takes in the goodput since the last one, the round trip, and what it is while
+// nothing waits in the path.
+func (p *pipe) tick(goodput float64, rtt, floor time.Duration) {
+	limited := p.limited
+	p.limited = false
+	if rtt <= 0 || floor <= 0 {
+		return
+	}
+	if p.bytes == 0 {
+		p.bytes = pipeFirst
+	}
+	queued := rtt - floor
+	switch {
+	case queued > max(floor/2, 5*time.Millisecond):
+		p.bytes -= p.bytes / 8
+		p.filled = true
+	case queued > max(floor/4, 2*time.Millisecond):
+		p.filled = true
+	case limited && p.filled:
+		p.bytes += p.bytes / 8
+	case limited:
+		p.bytes += p.bytes / 2
+	}
+	p.bytes = min(max(p.bytes, pipeLeast+int64(goodput*pipeDelay.Seconds())), pipeLimit)
+}
+
+// takes reports that there is room beside what is under way.
+func (p *pipe) takes(underWay int64) bool { return p.bytes == 0 || underWay < p.bytes }
+
+// underWayLocked is what all flows have under way.
+func (l *lanes) underWayLocked() int64 {
+	n := int64(0)
+	for _, f := range l.flows {
+		n += f.underWayLocked()
+	}
+	return n
+}
