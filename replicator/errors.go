@@ -124,6 +124,8 @@ func (e *RefusedError) Is(target error) bool {
 		return target == ErrInvite
 	case CodeSourced:
 		return target == ErrSourced
+	case CodeDeclined:
+		return target == ErrDeclined
 	}
 	return false
 }
@@ -154,10 +156,11 @@ const (
 	CodeExpired      Code = 18 // ErrInviteExpired
 	CodeInvite       Code = 19 // ErrInvite
 	CodeSourced      Code = 20 // ErrSourced
+	CodeDeclined     Code = 21 // ErrDeclined
 )
 
 var codeNames = [...]string{"none", "shutdown", "protocol", "version", "features", "unpinned", "unknown-group", "not-replica",
-	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite", "sourced"}
+	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite", "sourced", "declined"}
 
 // String is a stable word; codes of later versions print as numbers.
 func (c Code) String() string {

@@ -31,7 +31,7 @@ import (
 //	80  seq u64
 //	88  reserved u32
 //	92  CRC32C u32 over 0..92
-//	    of kind 1, for stored bytes:
+//	    of kind 2: consult.go; of kind 1, for stored bytes:
 //	96  volume [16]
 //	112 offset u64
 //	120 length u32
@@ -84,6 +84,7 @@ type question struct {
 	group journal.Identity
 	at    journal.Position
 	part  *journal.Cells // nil: the frame is asked for
+	about *consultation  // not nil: neither is (consult.go)
 }
 
 func (q question) encode() []byte {
@@ -94,7 +95,11 @@ func (q question) encode() []byte {
 	putIdentity(b[16:], q.group)
 	copy(b[64:], q.at.Epoch[:])
 	binary.LittleEndian.PutUint64(b[80:], uint64(q.at.Seq))
-	if q.part == nil {
+	switch {
+	case q.about != nil:
+		b[5] = kindConsult
+		return append(seal(b), q.about.encode()...)
+	case q.part == nil:
 		return seal(b)
 	}
 	b[5] = kindCells
@@ -116,17 +121,19 @@ func readQuestion(r io.Reader) (question, error) {
 	q := question{most: int64(binary.LittleEndian.Uint64(b[8:])), group: getIdentity(b[16:]),
 		at: journal.Position{Epoch: journal.EpochID(b[64:80]), Seq: journal.Seq(binary.LittleEndian.Uint64(b[80:]))}}
 	switch {
-	case b[5] > kindCells || b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[88:]) != 0:
+	case b[5] > kindConsult || b[6]|b[7] != 0 || binary.LittleEndian.Uint32(b[88:]) != 0:
 		return q, fmt.Errorf("read question: reserved bytes are set: %w", ErrProtocol)
-	case q.most <= 0 || q.at.Seq == 0 || q.at.Epoch.IsZero():
+	case q.most <= 0 || (b[5] != kindConsult && (q.at.Seq == 0 || q.at.Epoch.IsZero())):
 		return q, fmt.Errorf("read question: record %s, at most %d bytes: %w", q.at, q.most, ErrProtocol)
 	}
-	if b[5] == kindCells {
-		var err error
+	var err error
+	switch b[5] {
+	case kindCells:
 		q.part, err = readPart(r, q.at)
-		return q, err
+	case kindConsult:
+		q.about, err = readConsultation(r)
 	}
-	return q, nil
+	return q, err
 }
 
 // readPart reads what a question for stored bytes names beside the record.
@@ -292,7 +299,11 @@ func (l *link) reply(ctx context.Context, s transport.Stream) error {
 	}
 	stop := context.AfterFunc(ctx, s.Cancel)
 	defer stop()
-	f, n, err := l.r.find(ctx, l.peer.Name, q)
+	look := l.r.find
+	if q.about != nil {
+		look = l.r.consulted
+	}
+	f, n, err := look(ctx, l.peer.Name, q)
 	if err != nil {
 		text := clipText(err.Error(), maxTextBytes)
 		head := answer{code: reasonOf(err), bytes: int64(len(text))}.encode()
@@ -367,6 +378,8 @@ func reasonOf(err error) Code {
 		return CodeDamage
 	case errors.Is(err, journal.ErrNoPoint), errors.Is(err, journal.ErrUnknownParent), errors.Is(err, journal.ErrNotContiguous), errors.Is(err, journal.ErrFenced), errors.Is(err, journal.ErrReclaimed):
 		return CodeNoRecord
+	case errors.Is(err, ErrDeclined):
+		return CodeDeclined
 	}
 	return CodeLocal
 }

@@ -2,7 +2,9 @@ package replicator
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 	"testing"
 
@@ -85,13 +87,18 @@ func FuzzQuestion(f *testing.F) {
 	f.Add(q.encode())
 	q.part = &journal.Cells{Position: q.at, Volume: cbt.VolumeID{3}, Extent: cbt.Extent{Offset: 8192, Length: 65536}}
 	f.Add(q.encode())
+	q.part, q.about = nil, &consultation{"heads", []byte("{}")}
+	f.Add(q.encode())
 	f.Add(make([]byte, questionBytes))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b) // past the checksums
 		if len(b) >= questionBytes {
 			seal(b[:questionBytes])
 		}
-		if len(b) >= questionBytes+cellsBytes {
+		if n := questionBytes + consultBytes; len(b) >= n && b[5] == kindConsult {
+			binary.LittleEndian.PutUint32(b[questionBytes+8:], crc32.Checksum(b[n:], castagnoli))
+			seal(b[questionBytes:n])
+		} else if len(b) >= questionBytes+cellsBytes {
 			seal(b[questionBytes:][:cellsBytes])
 		}
 		q, err := readQuestion(bytes.NewReader(b))

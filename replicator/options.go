@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
@@ -77,6 +78,10 @@ type Options struct {
 	Successor func(peer string, next Pin) error
 	Confirmed func(peer string, next Pin)
 	Seen      func(peer string, pin Pin)
+
+	// Consult answers what a peer asks about a group; nil: nothing. It judges whether the
+	// peer may ask. Called from several goroutines at once; the peer's other questions wait.
+	Consult func(ctx context.Context, peer string, id journal.Identity, topic string, text []byte) ([]byte, error)
 
 	HeartbeatInterval time.Duration // 250 ms
 	PingInterval      time.Duration // clock measurements; 1 s

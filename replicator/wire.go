@@ -54,7 +54,7 @@ const (
 	// Features are negotiated in Hello. Every incompatible bit that a peer sets
 	// must be known here; compatible ones are for information.
 	knownIncompatible = featurePieces
-	ourCompatible     = featureFetch | featureCells | featureDelta | featurePacked | featureRotate
+	ourCompatible     = featureFetch | featureCells | featureDelta | featurePacked | featureRotate | featureConsult
 )
 
 // featurePieces: what openings carry comes in pieces over any lane.
