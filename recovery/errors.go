@@ -23,6 +23,8 @@ var (
 	ErrNotReigning = errors.New("this site is not the group's primary")
 	// ErrBehindFork: a failover that is not committed forked after the point.
 	ErrBehindFork = errors.New("the point lies before the fork of a failover that is not committed")
+	// ErrNotNow: the role does not allow the act.
+	ErrNotNow = errors.New("not possible in this role")
 	// ErrMachine: a definition cannot be started.
 	ErrMachine = errors.New("the machine's definition is wrong")
 	// ErrNotRunning: no process of the machine is there.

@@ -33,6 +33,11 @@ type Order struct {
 	// Rewind: this site reigns already and goes back in its own history. Nobody is to be
 	// fenced, and the role stays what it was.
 	Rewind bool `json:"rewind,omitempty"`
+	// Handover is the planned change that this is the end of, and Giver the site that
+	// gave the group up: nothing is lost and nothing is to be decided.
+	Handover cbt.ID `json:"handover,omitzero"`
+	Giver    string `json:"giver,omitempty"`
+	Policy   Policy `json:"policy,omitzero"` // of the uncommitted reign
 }
 
 // PromotionState says how far a promotion came.
@@ -135,8 +140,10 @@ func promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, 
 	}
 	r := before
 	if before.Promotion != p.ID {
-		if r = reignOf(p, h.Branches(), w.Epoch(), now); o.Rewind {
-			r = rewound(before, r)
+		if next := reignOf(p, h.Branches(), w.Epoch(), now); o.Rewind {
+			r = rewound(before, next)
+		} else if r, err = before.Promote(next); err != nil {
+			return Promoted{}, err
 		}
 		if err := RememberReign(h, r); err != nil {
 			return Promoted{}, err
@@ -202,7 +209,10 @@ func reignOf(p Promotion, branches []journal.Branch, e journal.Epoch, now time.T
 	o := p.Order
 	r := Reign{
 		Role: Uncommitted, Epoch: e.Number, ID: e.ID, Since: now, Unfenced: o.Fence != FenceProven, Fence: o.Fence, Forced: o.Forced,
-		Operator: o.Operator, From: o.Point, At: o.At, Promotion: p.ID,
+		Operator: o.Operator, From: o.Point, At: o.At, Promotion: p.ID, Policy: o.Policy,
+	}
+	if !o.Handover.IsZero() {
+		r.Role, r.Policy = Primary, Policy{}
 	}
 	for _, b := range branches {
 		if b.Parent.Position == o.Point {

@@ -38,6 +38,12 @@ type Reign struct {
 	Chain     journal.Chain    `json:"chain,omitzero"` // of the frame that holds From
 	At        string           `json:"at,omitempty"`
 	Promotion cbt.ID           `json:"promotion,omitzero"`
+
+	// What follows is of decisions that are under way (acts.go).
+	Policy   Policy    `json:"policy,omitzero"` // of an uncommitted reign
+	Handover *Handover `json:"handover,omitempty"`
+	Left     *Left     `json:"left,omitempty"`
+	Anew     *Anew     `json:"anew,omitempty"`
 }
 
 // Keys of the site log.
