@@ -74,7 +74,7 @@ type Left struct {
 // cannot go on otherwise or because a person went back.
 type Anew struct {
 	At       journal.Position `json:"at"`
-	From     journal.Position `json:"from"`  // where the trunk ended
+	From     journal.Position `json:"from"`  // where the trunk ended; zero: not known yet
 	Carry    bool             `json:"carry"` // what differs at From is written again
 	AtLeast  uint64           `json:"epoch_at_least,omitempty"`
 	Operator string           `json:"operator,omitempty"`
@@ -160,8 +160,13 @@ func (r Reign) Promote(next Reign) (Reign, error) {
 		return r, err
 	}
 	next.Handover, next.Left, next.Anew = nil, nil, nil
+	next.Took = append(slices.Clone(r.Took), next.Took...)
+	next.Took = next.Took[max(0, len(next.Took)-maxTook):]
 	return next, nil
 }
+
+// maxTook bounds Reign.Took.
+const maxTook = 64
 
 // Commit makes an uncommitted reign the trunk.
 func (r Reign) Commit(now time.Time) (Reign, error) {
@@ -185,7 +190,7 @@ func (r Reign) leave(a Act, l Left) (Reign, error) {
 	if l.Common.IsZero() || l.Keeper == "" && a == ActYield {
 		return r, fmt.Errorf("%s: %w: no record in common, or nobody whose history is kept", a, ErrNotNow)
 	}
-	return Reign{Role: Replica, Since: l.Since, Operator: l.Operator, Left: &l}, nil
+	return Reign{Role: Replica, Since: l.Since, Operator: l.Operator, Left: &l, Took: r.Took}, nil
 }
 
 // Drain begins a handover.
@@ -230,7 +235,7 @@ func (r Reign) Given(now time.Time) (Reign, error) {
 	if err := r.Can(ActGiven); err != nil {
 		return r, err
 	}
-	return Reign{Role: Replica, Since: now, Operator: r.Operator}, nil
+	return Reign{Role: Replica, Since: now, Operator: r.Operator, Took: r.Took}, nil
 }
 
 // Follow is r once head's epoch is none that was left: what goes on has arrived.
@@ -256,10 +261,23 @@ func (r Reign) Renew(a Anew) (Reign, error) {
 	if err := r.Can(ActRenew); err != nil {
 		return r, err
 	}
-	if a.At.IsZero() || a.From.IsZero() {
+	if a.At.IsZero() {
 		return r, fmt.Errorf("%s: %w: nothing was ever written", ActRenew, ErrNotNow)
 	}
 	r.Anew = &a
+	return r, nil
+}
+
+// RenewFrom notes where the trunk ended, once nobody writes any more; asked again it
+// stays what it was.
+func (r Reign) RenewFrom(head journal.Position) (Reign, error) {
+	if err := r.Can(ActRenewed); err != nil {
+		return r, err
+	}
+	if a := *r.Anew; a.From.IsZero() {
+		a.From = head
+		r.Anew = &a
+	}
 	return r, nil
 }
 

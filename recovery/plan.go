@@ -85,6 +85,7 @@ type Plan struct {
 	Steps          []Step           `json:"steps"`
 	Warnings       []string         `json:"warnings,omitempty"`
 	Refused        []Objection      `json:"refused,omitempty"` // only force goes on
+	Policy         Policy           `json:"policy,omitzero"`   // of what it begins
 	Made           time.Time        `json:"made"`
 	// Digest names what was confirmed: another point, head, epoch, machine or
 	// objection gives another one, the passing of time does not.
@@ -250,6 +251,6 @@ func (p Plan) Order(operator string, force bool) (Order, error) {
 	}
 	return Order{
 		Group: p.Group, Site: p.Site, At: p.At, Point: p.Point.Position, EpochAtLeast: p.NewEpochNumber,
-		Operator: operator, Fence: p.Fence, Forced: force && len(p.Refused) > 0, Machine: p.Machine, Plan: p.Digest,
+		Operator: operator, Fence: p.Fence, Forced: force && len(p.Refused) > 0, Machine: p.Machine, Plan: p.Digest, Policy: p.Policy,
 	}, nil
 }

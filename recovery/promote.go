@@ -212,7 +212,7 @@ func reignOf(p Promotion, branches []journal.Branch, e journal.Epoch, now time.T
 		Operator: o.Operator, From: o.Point, At: o.At, Promotion: p.ID, Policy: o.Policy,
 	}
 	if !o.Handover.IsZero() {
-		r.Role, r.Policy = Primary, Policy{}
+		r.Role, r.Policy, r.Took = Primary, Policy{}, []cbt.ID{o.Handover}
 	}
 	for _, b := range branches {
 		if b.Parent.Position == o.Point {

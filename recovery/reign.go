@@ -39,6 +39,14 @@ type Reign struct {
 	At        string           `json:"at,omitempty"`
 	Promotion cbt.ID           `json:"promotion,omitzero"`
 
+	// Own says that the disks which the configuration names hold what the history says,
+	// though the reign began with a promotion: somebody moved it there.
+	Own bool `json:"own,omitempty"`
+
+	// Took are the handovers that this site ever took, the newest last: it must not say
+	// of one that it never will.
+	Took []cbt.ID `json:"took,omitempty"`
+
 	// What follows is of decisions that are under way (acts.go).
 	Policy   Policy    `json:"policy,omitzero"` // of an uncommitted reign
 	Handover *Handover `json:"handover,omitempty"`

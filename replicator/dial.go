@@ -8,14 +8,14 @@ import (
 	"sync"
 )
 
-// dialLoop keeps a connection to p while there are groups for it.
+// dialLoop keeps a connection to p while there are groups for it, or words.
 func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
 	h := &reach{carriers: by, p: p, c: dialTLS(r.self().cert, p.Name, p.pins)}
 	defer h.drop()
 	wait := r.backoff(p.Name)
 	for {
 		refreshed := r.refreshSignal()
-		if len(r.groupsFor(p.Name)) == 0 {
+		if len(r.groupsFor(p.Name)) == 0 && !r.o.Talks(p.Name) {
 			select {
 			case <-refreshed:
 				continue

@@ -82,6 +82,9 @@ type Options struct {
 	// Consult answers what a peer asks about a group; nil: nothing. It judges whether the
 	// peer may ask. Called from several goroutines at once; the peer's other questions wait.
 	Consult func(ctx context.Context, peer string, id journal.Identity, topic string, text []byte) ([]byte, error)
+	// Talks reports that a peer is called though no group is sent to it, to be consulted;
+	// Refresh asks again. Nil: none is.
+	Talks func(peer string) bool
 
 	HeartbeatInterval time.Duration // 250 ms
 	PingInterval      time.Duration // clock measurements; 1 s
@@ -115,6 +118,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Receive == nil {
 		o.Receive = func(string, journal.Identity, string, string) (Replica, error) { return nil, ErrUnknownGroup }
+	}
+	if o.Talks == nil {
+		o.Talks = func(string) bool { return false }
 	}
 	if o.Inviting == nil || o.Join == nil {
 		o.Inviting = func() bool { return false }

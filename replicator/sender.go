@@ -98,7 +98,7 @@ func (s *sender) manage(ctx context.Context) error {
 				stop(g, ErrWithdrawn)
 			}
 		}
-		if len(wanted) == 0 {
+		if len(wanted) == 0 && !s.r.o.Talks(s.peer.Name) {
 			return errNoGroups
 		}
 		for g := range wanted {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/qemu"
-	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/site/config"
 )
 
@@ -82,10 +81,10 @@ func (l *life) plugged(ctx context.Context, r *reign, disks map[string]cbt.Volum
 	return nil
 }
 
-// openJournaled opens the disks of the history at the fork: after a failover the
-// journal is all there is of them.
+// openJournaled opens the disks of the history: after a failover the journal is all
+// there is of them.
 func (l *life) openJournaled(ctx context.Context, r *reign) error {
-	volumes, err := l.j.Volumes(journal.Point{Position: journal.Position{Epoch: r.writer.Epoch().ID, Seq: r.writer.Epoch().First()}})
+	volumes, err := headVolumes(l.j)
 	if err != nil {
 		return fmt.Errorf("list volumes: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -45,9 +46,16 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 		for _, i := range lineage {
 			current = current || i.Epoch == b.ID
 		}
-		d.Branches = append(d.Branches, control.Branch{Epoch: b.Number, ID: b.ID.String(), Site: b.Site, Begun: b.Begun, First: uint64(b.First()), Last: uint64(b.Last.Seq), Current: current})
+		told := branchOf(b)
+		told.Current = current
+		d.Branches = append(d.Branches, told)
 	}
 	return d, l.volumes(ctx, &d)
+}
+
+// branchOf is an epoch as it is told.
+func branchOf(b journal.Branch) control.Branch {
+	return control.Branch{Epoch: b.Number, ID: b.ID.String(), Site: b.Site, Begun: b.Begun, First: uint64(b.First()), Last: uint64(b.Last.Seq)}
 }
 
 // machineOf says which machine a failover here starts, and whether it runs.

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"github.com/novacron/afterimage/cbt"
@@ -75,6 +76,9 @@ func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.D
 					return f(ctx, d.device)
 				}
 			}
+		}
+		if !x.site.coming(x.name) {
+			return fmt.Errorf("%w: %q: the group is not primary here any more", nbd.ErrUnknownExport, x.name)
 		}
 		select {
 		case <-changed:

@@ -50,6 +50,9 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 	if q.Expect != "" && q.Expect != plan.Digest {
 		return control.FailedOver{Plan: planOf(plan)}, stale(what, planOf(plan))
 	}
+	if plan.Policy, err = policyOf(q, s.o.Now()); err != nil {
+		return control.FailedOver{Plan: planOf(plan)}, err
+	}
 	f, err := l.failoverOf(plan, q, progress)
 	if err != nil {
 		return control.FailedOver{Plan: planOf(plan)}, explain(what, err)

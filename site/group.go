@@ -34,6 +34,8 @@ type group struct {
 	retry   time.Time       // when a failed group is tried again
 	halted  map[string]halt // conflicts by peer, until a stream flows with it again
 	turn    chan struct{}   // closed when a life begins or an opening fails
+	move    *move           // the newest handover of this process
+	turning bool            // one life ends for another role's; sessions outlive that
 }
 
 // life is one opening of a group's journal.
@@ -43,6 +45,7 @@ type life struct {
 
 	users sync.WaitGroup // who reads the journal; it is closed after them
 	ctx   context.Context
+	next  func() // ends this life for the next one, which plays another role
 
 	mu       sync.Mutex // guards all below
 	closing  bool       // no more users
@@ -87,6 +90,10 @@ func (g *group) run(ctx context.Context) {
 			}
 			return
 		}
+		if errors.Is(err, errTurn) {
+			pause = firstRetry
+			continue
+		}
 		if g.site.o.Now().Sub(began) > lastRetry {
 			pause = firstRetry
 		}
@@ -109,6 +116,7 @@ func (g *group) failed(err error, pause time.Duration) {
 	g.site.meters.failed(f.Code)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.turning = false
 	g.failure, g.retry = f, g.site.o.Now().Add(pause)
 	g.turnedLocked()
 }
@@ -154,8 +162,10 @@ func (g *group) live(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	eg, ctx := errgroup.WithContext(ctx)
-	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), settled: make(chan struct{})}
+	turned, turn := context.WithCancelCause(ctx)
+	defer turn(nil)
+	eg, ctx := errgroup.WithContext(turned)
+	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), settled: make(chan struct{}), next: func() { g.turns(); turn(errTurn) }}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -191,13 +201,23 @@ func (g *group) live(ctx context.Context) (err error) {
 	l.end()
 	err = eg.Wait()
 	l.users.Wait()
+	if errors.Is(context.Cause(turned), errTurn) && (err == nil || errors.Is(err, context.Canceled)) {
+		err = errTurn
+	}
 	return err
+}
+
+// turns notes that the next life follows at once.
+func (g *group) turns() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.turning = true
 }
 
 // begin makes l the group's life, and end takes it back: then there are no new users.
 func (g *group) begin(l *life) {
 	g.mu.Lock()
-	g.life, g.failure = l, nil
+	g.life, g.failure, g.turning = l, nil, false
 	g.turnedLocked()
 	g.mu.Unlock()
 	g.site.o.Log.Info("group opened", "group", g.cfg.Ref(), "role", l.role.Role, "head", l.j.Head().Position)
@@ -215,11 +235,16 @@ func (l *life) end() {
 }
 
 // play is the group's role until ctx ends: a replica waits for records, and for
-// a failover; then, as a primary from the start, it reigns. A failover that was
-// interrupted is finished first.
+// a failover; then, as a primary from the start, it reigns. What was interrupted is
+// finished first: a promotion, a handover.
 func (l *life) play(ctx context.Context) error {
 	if err := l.finishPromotion(ctx); err != nil {
 		return err
+	}
+	if r := l.roleNow(); r.Stage() == recovery.StageDraining {
+		if err := l.drain(ctx, r); err != nil {
+			return err
+		}
 	}
 	captures := l.roleNow().Role.Captures()
 	close(l.settled) // from here on only what a failover hands over changes anything
@@ -230,15 +255,23 @@ func (l *life) play(ctx context.Context) error {
 		}
 		return l.reignOn(ctx, r)
 	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case c := <-l.crowned:
-		if c.err != nil {
-			return c.err
-		}
+	c, err := l.follow(ctx)
+	switch {
+	case err != nil || c == nil:
+		return err
+	case c.err != nil:
+		return c.err
+	case c.writer == nil:
 		return l.reignOn(ctx, c.reign)
 	}
+	r, err := l.crown(ctx, c.writer)
+	if err != nil {
+		return err
+	}
+	if c.machine {
+		defer l.machineBeside(ctx, r)()
+	}
+	return l.reignOn(ctx, r)
 }
 
 func (l *life) roleNow() recovery.Reign {
@@ -251,5 +284,6 @@ func (l *life) setRole(r recovery.Reign) {
 	l.mu.Lock()
 	l.role = r
 	l.mu.Unlock()
+	l.site.reignBegan() // who waits for a disk looks again
 	l.site.repl.Refresh()
 }

@@ -216,6 +216,22 @@ func (r *reached) Bisect(ctx context.Context, q control.BisectRequest) (control.
 	return either(func() (control.Bisection, error) { return r.site.Bisect(ctx, q) }, func() (control.Bisection, error) { return r.daemon.Bisect(ctx, q) })
 }
 
+func (r *reached) PlanHandover(ctx context.Context, q control.HandoverRequest) (control.HandoverPlan, error) {
+	return either(func() (control.HandoverPlan, error) { return r.site.PlanHandover(ctx, q) }, func() (control.HandoverPlan, error) { return r.daemon.PlanHandover(ctx, q) })
+}
+
+func (r *reached) Handover(ctx context.Context, q control.HandoverRequest, progress func(control.Progress)) (control.HandedOver, error) {
+	return either(func() (control.HandedOver, error) { return r.site.Handover(ctx, q, progress) }, func() (control.HandedOver, error) { return r.daemon.Handover(ctx, q, progress) })
+}
+
+func (r *reached) PlanDecision(ctx context.Context, q control.DecisionRequest) (control.Decision, error) {
+	return either(func() (control.Decision, error) { return r.site.PlanDecision(ctx, q) }, func() (control.Decision, error) { return r.daemon.PlanDecision(ctx, q) })
+}
+
+func (r *reached) Decide(ctx context.Context, q control.DecisionRequest, progress func(control.Progress)) (control.Decision, error) {
+	return either(func() (control.Decision, error) { return r.site.Decide(ctx, q, progress) }, func() (control.Decision, error) { return r.daemon.Decide(ctx, q, progress) })
+}
+
 func (r *reached) TestFailover(ctx context.Context, q control.DrillRequest, progress func(control.Progress)) (control.Drilled, error) {
 	return either(func() (control.Drilled, error) { return r.site.TestFailover(ctx, q, progress) }, func() (control.Drilled, error) { return r.daemon.TestFailover(ctx, q, progress) })
 }

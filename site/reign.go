@@ -64,10 +64,13 @@ func (l *life) volumeStates() []cbt.VolumeStatus {
 	return out
 }
 
-// coronation is a reign that a failover has made, or why its epoch has none.
+// coronation is a reign that a failover has made, or why its epoch has none; or an
+// epoch whose reign is still to be made.
 type coronation struct {
-	reign *reign
-	err   error
+	reign   *reign
+	err     error
+	writer  *journal.Writer
+	machine bool // the machine is started beside it
 }
 
 // firstReign reads the role, and at the first start makes the configured one durable.
@@ -82,7 +85,13 @@ func firstReign(j *journal.Journal, first config.Role, now time.Time) (recovery.
 
 // enthrone begins an epoch at the head and opens the disks.
 func (l *life) enthrone(ctx context.Context) (*reign, error) {
-	w, err := awaited{l.j}.BeginEpoch(ctx, l.site.cfg.Site, journal.Position{}, 0)
+	begin := func(ctx context.Context) (*journal.Writer, error) {
+		return awaited{l.j}.BeginEpoch(ctx, l.site.cfg.Site, journal.Position{}, 0)
+	}
+	if l.roleNow().Stage() == recovery.StageRenewing {
+		begin = l.renewed
+	}
+	w, err := begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +103,7 @@ func (l *life) enthrone(ctx context.Context) (*reign, error) {
 func (l *life) crown(ctx context.Context, w *journal.Writer) (*reign, error) {
 	r := &reign{writer: w}
 	err := l.describe(ctx, w)
-	if err == nil && l.roleNow().Role == recovery.Uncommitted {
+	if err == nil && l.servesJournal() {
 		err = l.openJournaled(ctx, r)
 	} else if err == nil {
 		err = l.openCaptured(ctx, r)
@@ -111,6 +120,40 @@ func (l *life) crown(ctx context.Context, w *journal.Writer) (*reign, error) {
 	return r, nil
 }
 
+// servesJournal reports whether the group's disks are what the journal holds, and
+// nothing else: after a failover to a site whose own disks, if it has any, hold
+// something older. Images of this site are brought to the head once it is committed;
+// a machine's disks only by who moves them there (Reign.Own).
+func (l *life) servesJournal() bool {
+	r := l.roleNow()
+	switch {
+	case r.Role == recovery.Uncommitted:
+		return true
+	case r.From.IsZero() || r.Own:
+		return false
+	}
+	images := len(l.cfg.Volumes) > 0
+	for _, v := range l.cfg.Volumes {
+		images = images && v.Embedded != nil
+	}
+	return !images
+}
+
+// machineBeside starts the group's machine while the reign goes on; the returned
+// function waits until that has come to an end.
+func (l *life) machineBeside(ctx context.Context, r *reign) func() {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.startTaken(ctx, r)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
 // rule captures until ctx ends.
 func (l *life) rule(ctx context.Context, r *reign) error {
 	g, running := errgroup.WithContext(ctx)
@@ -124,18 +167,12 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 			})
 		}
 	}
-	g.Go(func() error {
-		l.scheduleMarks(running)
-		return nil
-	})
-	g.Go(func() error {
-		l.startLeft(running)
-		return nil
-	})
-	g.Go(func() error {
-		l.startAsked(running, r)
-		return nil
-	})
+	for _, beside := range []func(context.Context){l.scheduleMarks, l.startLeft, l.keepPolicy, l.protect, func(ctx context.Context) { l.startAsked(ctx, r) }} {
+		g.Go(func() error {
+			beside(running)
+			return nil
+		})
+	}
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
 		if r.plugs != nil {

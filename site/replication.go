@@ -28,6 +28,7 @@ func (s *Site) newReplicator() (*replicator.Replicator, error) {
 	o := replicator.Options{Site: s.cfg.Site, Identity: s.self(), Listen: s.cfg.Listen, Groups: s.outbound, Receive: s.inbound,
 		HeartbeatInterval: s.o.Heartbeat, IdleTimeout: idleTimeout, Now: s.o.Now, Log: s.o.Log.With("part", "replicator"), Events: s.replicatorEvents()}
 	o.Inviting, o.Join = s.pairs.inviting, s.joining
+	o.Consult, o.Talks = s.consulted, s.talks
 	o.Successor, o.Confirmed, o.Seen = s.succeeded, s.nextKeyConfirmed, s.keySeen
 	var err error
 	if o.Peers, err = s.pairedPeers(); err != nil {
@@ -169,8 +170,18 @@ func (g guard) enter(ctx context.Context) (context.Context, func(), error) {
 }
 
 func (g guard) Identity() journal.Identity { return g.l.j.Identity() }
-func (g guard) Head() journal.Head         { return g.l.j.Head() }
-func (g guard) Branches() []journal.Branch { return g.l.j.Branches() }
+
+// Head is the journal's, but for a branch that was left.
+func (g guard) Head() journal.Head {
+	h, _ := g.l.shown(g.l.j.Head(), nil)
+	return h
+}
+
+// Branches are the journal's, but for what was left.
+func (g guard) Branches() []journal.Branch {
+	_, b := g.l.shown(g.l.j.Head(), g.l.j.Branches())
+	return b
+}
 
 func (g guard) AppendFrame(ctx context.Context, r io.Reader, bytes int64, claimed journal.Chain) (journal.Cursor, bool, error) {
 	ctx, leave, err := g.enter(ctx)

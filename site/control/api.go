@@ -76,6 +76,12 @@ type API interface {
 	RunDetail(ctx context.Context, id string) (RunbookRun, error)
 	// Failover does it, if the plan is still the one shown.
 	Failover(ctx context.Context, q FailoverRequest, progress func(Progress)) (FailedOver, error)
+	// PlanHandover says what a planned change of primary would do, Handover does it.
+	PlanHandover(ctx context.Context, q HandoverRequest) (HandoverPlan, error)
+	Handover(ctx context.Context, q HandoverRequest, progress func(Progress)) (HandedOver, error)
+	// PlanDecision says what a commit, rollback, reprotect or resolve means, Decide does it.
+	PlanDecision(ctx context.Context, q DecisionRequest) (Decision, error)
+	Decide(ctx context.Context, q DecisionRequest, progress func(Progress)) (Decision, error)
 }
 
 // Status of a site.

@@ -264,6 +264,26 @@ func (c *Client) Failover(ctx context.Context, q FailoverRequest, progress func(
 	return r, c.follow(ctx, "/v1/failover", q, each(progress), &r)
 }
 
+// PlanHandover implements API.
+func (c *Client) PlanHandover(ctx context.Context, q HandoverRequest) (p HandoverPlan, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/handover/plan", q, &p)
+}
+
+// Handover implements API.
+func (c *Client) Handover(ctx context.Context, q HandoverRequest, progress func(Progress)) (r HandedOver, err error) {
+	return r, c.follow(ctx, "/v1/handover", q, each(progress), &r)
+}
+
+// PlanDecision implements API.
+func (c *Client) PlanDecision(ctx context.Context, q DecisionRequest) (d Decision, err error) {
+	return d, c.call(ctx, http.MethodPost, "/v1/decision/plan", q, &d)
+}
+
+// Decide implements API.
+func (c *Client) Decide(ctx context.Context, q DecisionRequest, progress func(Progress)) (d Decision, err error) {
+	return d, c.follow(ctx, "/v1/decision", q, each(progress), &d)
+}
+
 // TestFailover implements API.
 func (c *Client) TestFailover(ctx context.Context, q DrillRequest, progress func(Progress)) (r Drilled, err error) {
 	return r, c.follow(ctx, "/v1/failover/test", q, each(progress), &r)

@@ -133,6 +133,24 @@ func (e *echo) Failover(_ context.Context, q FailoverRequest, progress func(Prog
 	return FailedOver{Plan: Plan{Group: q.Group, Digest: q.Expect}}, e.err
 }
 
+func (e *echo) PlanHandover(_ context.Context, q HandoverRequest) (HandoverPlan, error) {
+	return HandoverPlan{Group: q.Group, To: q.To}, e.err
+}
+
+func (e *echo) Handover(_ context.Context, q HandoverRequest, progress func(Progress)) (HandedOver, error) {
+	progress(Progress{Step: "drain"})
+	return HandedOver{HandoverPlan: HandoverPlan{Group: q.Group, Digest: q.Expect}, Epoch: 7}, e.err
+}
+
+func (e *echo) PlanDecision(_ context.Context, q DecisionRequest) (Decision, error) {
+	return Decision{Verb: q.Verb, Group: q.Group}, e.err
+}
+
+func (e *echo) Decide(_ context.Context, q DecisionRequest, progress func(Progress)) (Decision, error) {
+	progress(Progress{Step: q.Verb})
+	return Decision{Verb: q.Verb, Group: q.Group, Done: true, Following: []string{q.Keep}}, e.err
+}
+
 func (e *echo) TestFailover(_ context.Context, q DrillRequest, progress func(Progress)) (Drilled, error) {
 	progress(Progress{Step: "start"})
 	return Drilled{Group: q.Group, At: q.At}, e.err
@@ -292,6 +310,20 @@ func every(c API) map[string]func() (any, error) {
 		"Changes": func() (any, error) { return c.Changes(ctx, ChangesRequest{Group: "web", From: "#3", To: "#4"}) },
 		"Bisect": func() (any, error) {
 			return c.Bisect(ctx, BisectRequest{Group: "web", Check: "x", Tried: &BisectTry{Verdict: "bad"}})
+		},
+		"PlanHandover": func() (any, error) { return c.PlanHandover(ctx, HandoverRequest{Group: "web", To: "b"}) },
+		"Handover": func() (any, error) {
+			var seen []Progress
+			r, err := c.Handover(ctx, HandoverRequest{Group: "web", Expect: "d"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
+		},
+		"PlanDecision": func() (any, error) {
+			return c.PlanDecision(ctx, DecisionRequest{Verb: VerbResolve, Group: "web", Keep: "b"})
+		},
+		"Decide": func() (any, error) {
+			var seen []Progress
+			r, err := c.Decide(ctx, DecisionRequest{Verb: VerbResolve, Group: "web", Keep: "b"}, func(p Progress) { seen = append(seen, p) })
+			return []any{r, seen}, err
 		},
 		"PlanFailover": func() (any, error) { return c.PlanFailover(ctx, FailoverRequest{Group: "web"}) },
 		"Failover": func() (any, error) {

@@ -20,6 +20,10 @@ type FailoverRequest struct {
 	Statement string `json:"statement,omitempty"`
 	// Operator says who asked, for the record.
 	Operator string `json:"operator,omitempty"`
+	// Policy is what becomes of it when nobody commits or rolls back: none (default),
+	// commit or rollback after PolicySeconds.
+	Policy        string  `json:"commit_policy,omitempty"`
+	PolicySeconds float64 `json:"commit_after_seconds,omitempty"`
 }
 
 // Plan is what a failover would do.

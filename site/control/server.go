@@ -102,6 +102,14 @@ func (s *Server) routes() http.Handler {
 		return s.api.Verify(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
 	post("/v1/failover/plan", asked(func(ctx context.Context, q FailoverRequest) (any, error) { return s.api.PlanFailover(ctx, q) }))
+	post("/v1/handover/plan", asked(func(ctx context.Context, q HandoverRequest) (any, error) { return s.api.PlanHandover(ctx, q) }))
+	post("/v1/decision/plan", asked(func(ctx context.Context, q DecisionRequest) (any, error) { return s.api.PlanDecision(ctx, q) }))
+	m.HandleFunc("POST /v1/handover", s.long(asked(func(ctx context.Context, q HandoverRequest) (any, error) {
+		return s.api.Handover(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
+	m.HandleFunc("POST /v1/decision", s.long(asked(func(ctx context.Context, q DecisionRequest) (any, error) {
+		return s.api.Decide(ctx, q, func(p Progress) { tell(ctx, p) })
+	})))
 	m.HandleFunc("POST /v1/views", s.long(asked(func(ctx context.Context, q ServeRequest) (any, error) {
 		return struct{}{}, s.api.Serve(ctx, q, func(v View) { tell(ctx, v) })
 	})))

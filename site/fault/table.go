@@ -100,6 +100,9 @@ const (
 	NotFenced       Code = "AI-E0708"
 	DrillLeft       Code = "AI-E0709"
 
+	HandoverTrouble Code = "AI-E0721"
+	RoleForbids     Code = "AI-E0722"
+
 	RewindRefused    Code = "AI-E0731"
 	RewindBehindFork Code = "AI-E0732"
 	RewindElsewhere  Code = "AI-E0733"

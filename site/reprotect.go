@@ -1,0 +1,261 @@
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/novacron/afterimage/journal"
+	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/replicator"
+	"github.com/novacron/afterimage/site/control"
+	"github.com/novacron/afterimage/site/fault"
+)
+
+// yieldingFor is this site's history for one that is to follow it.
+func (l *life) yieldingFor(operator string, dry bool) yielding {
+	return yielding{Head: l.j.Head().Epoch, Branches: l.j.Branches(), Operator: operator, DryRun: dry}
+}
+
+// reprotectPlan says what peers that went another way would leave to follow this site.
+func (l *life) reprotectPlan(ctx context.Context, d *control.Decision, q control.DecisionRequest) error {
+	what := "reprotect " + d.Group
+	r := l.roleNow()
+	if !r.Role.Captures() {
+		return fault.New(fault.NotPrimary, what, "the group is %s here", r.Stage()).Advise("Run the command at the site that is primary.")
+	}
+	if r.Role == recovery.Uncommitted {
+		d.Refused = append(d.Refused, uncommittedHere)
+	}
+	if q.Peer != "" && !slices.Contains(l.cfg.Peers, q.Peer) {
+		return fault.New(fault.PeerUnknown, what, "%s is no peer of the group", q.Peer)
+	}
+	for _, peer := range l.cfg.Peers {
+		if q.Peer != "" && q.Peer != peer {
+			continue
+		}
+		l.planPeer(ctx, d, peer, r)
+	}
+	return nil
+}
+
+// planPeer says how a peer comes to follow this site.
+func (l *life) planPeer(ctx context.Context, d *control.Decision, peer string, r recovery.Reign) {
+	if l.follows(peer) {
+		d.Following = append(d.Following, peer)
+		return
+	}
+	once, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	h, err := ask[heads](once, l, peer, topicHeads, struct{}{})
+	if err != nil {
+		d.Away = append(d.Away, peer)
+		d.Steps = append(d.Steps, fmt.Sprintf("%s: does not answer; it leaves its own history when it is back, and follows", peer))
+		return
+	}
+	if !l.halts(peer) {
+		d.Steps = append(d.Steps, fmt.Sprintf("%s: is %s there, and follows by itself", peer, h.Stage))
+		return
+	}
+	y, err := ask[yielded](once, l, peer, topicYield, l.yieldingFor("", true))
+	if err != nil {
+		d.Refused = append(d.Refused, fmt.Sprintf("%s does not follow: %v", peer, err))
+		return
+	}
+	l.tellSides(d, peer, h, y.Common.Seq, l.site.cfg.Site)
+	d.Steps = append(d.Steps, fmt.Sprintf("%s: leaves %d records after #%d.%d, which stay there as branch #%d.%d, kept and readable", peer, y.Beyond, y.Number, y.Common.Seq, h.Number, h.Head.Seq),
+		fmt.Sprintf("%s: is sent what differs since that record, and nothing else", peer))
+	if !recovery.CanFollow(l.j.Lineage(), y.Common.Position, h.Newest) {
+		d.Steps = append(d.Steps, fmt.Sprintf("here: a new epoch goes on from #%d.%d, above epoch %d of %s; clients wait meanwhile", y.Number, y.Common.Seq, h.Newest, peer))
+		if r := l.reigning(); r != nil && r.tracker != nil {
+			d.Warnings = append(d.Warnings, "the machine's disks are read once more: a gap until that is done")
+		}
+	}
+}
+
+// follows reports that frames flow to a peer.
+func (l *life) follows(peer string) bool {
+	for _, lag := range l.site.repl.Lags() {
+		if lag.Identity == l.id && lag.Direction == replicator.Outbound && lag.Peer == peer {
+			return lag.State == replicator.StateStreaming || lag.State == replicator.StateCatchingUp
+		}
+	}
+	return false
+}
+
+// tellSides shows both histories of a divergence.
+func (l *life) tellSides(d *control.Decision, peer string, h heads, common journal.Seq, kept string) {
+	numbers := epochNumbers(l.j)
+	ours := l.j.Head()
+	own := control.Side{Site: l.site.cfg.Site, Role: string(l.roleNow().Role), Kept: kept == l.site.cfg.Site, Head: fmt.Sprintf("#%d.%d", ours.Number, ours.Seq), Beyond: uint64(ours.Seq - common)}
+	for _, b := range l.j.Branches() {
+		own.History = append(own.History, branchOf(b))
+	}
+	for _, b := range h.Branches {
+		numbers[b.ID] = b.Number
+	}
+	theirs := control.Side{Site: peer, Role: string(h.Role), Kept: kept == peer, Head: fmt.Sprintf("#%d.%d", numbers[h.Head.Epoch], h.Head.Seq), Beyond: uint64(h.Head.Seq - common)}
+	for _, b := range h.Branches {
+		theirs.History = append(theirs.History, branchOf(b))
+	}
+	d.Sides = append(d.Sides, own, theirs)
+}
+
+// protectKey is where the site log keeps the peers that are to follow this site.
+const protectKey = "reprotect"
+
+// protecting is who is to follow, and who said so.
+type protecting map[string]string
+
+// reprotect has the peers follow, or remembers that they are to when they are back.
+func (l *life) reprotect(ctx context.Context, d *control.Decision, operator string) error {
+	wanted := protecting{}
+	for _, peer := range l.cfg.Peers {
+		if !slices.Contains(d.Following, peer) {
+			wanted[peer] = operator
+		}
+	}
+	return l.orderToFollow(ctx, d, wanted)
+}
+
+func (l *life) orderToFollow(ctx context.Context, d *control.Decision, wanted protecting) error {
+	if err := l.j.Remember(protectKey, wanted); err != nil {
+		return fmt.Errorf("remember who is to follow: %w", err)
+	}
+	d.Away = nil
+	for peer := range wanted {
+		if done, err := l.haveFollow(ctx, peer, wanted[peer]); err != nil || !done {
+			if errors.Is(err, replicator.ErrDeclined) {
+				return err
+			}
+			d.Away = append(d.Away, peer)
+			continue
+		}
+		d.Following = append(d.Following, peer)
+	}
+	slices.Sort(d.Away)
+	slices.Sort(d.Following)
+	return nil
+}
+
+// haveFollow asks a peer to leave its own history for this site's, as a person decided.
+func (l *life) haveFollow(ctx context.Context, peer, operator string) (done bool, err error) {
+	if l.follows(peer) {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	h, err := ask[heads](ctx, l, peer, topicHeads, struct{}{})
+	if err != nil {
+		return false, err
+	}
+	if h.Stage == recovery.StageLeft { // it has left already and waits for us
+		return true, nil
+	}
+	if !l.halts(peer) {
+		return false, nil // no session has compared the histories yet
+	}
+	if _, err := ask[yielded](ctx, l, peer, topicYield, l.yieldingFor(operator, false)); err != nil {
+		return false, err
+	}
+	l.site.o.Log.Warn("peer leaves its history and follows", "group", l.cfg.Ref(), "peer", peer, "operator", operator)
+	return true, nil
+}
+
+// protect carries out, beside a reign, what was decided about peers that were away.
+func (l *life) protect(ctx context.Context) {
+	for ; ctx.Err() == nil; _ = pauseFor(ctx, protectLook) {
+		var wanted protecting
+		if ok, err := l.j.Recall(protectKey, &wanted); !ok || err != nil || len(wanted) == 0 || l.roleNow().Role != recovery.Primary {
+			continue
+		}
+		for peer, operator := range wanted {
+			done, err := l.haveFollow(ctx, peer, operator)
+			if err != nil && !errors.Is(err, replicator.ErrNotConnected) && ctx.Err() == nil {
+				l.site.o.Log.Info("peer does not follow yet", "group", l.cfg.Ref(), "peer", peer, "err", err)
+			}
+			if !done {
+				continue
+			}
+			delete(wanted, peer)
+			if err := l.j.Remember(protectKey, wanted); err != nil {
+				l.site.o.Log.Warn("remember who is to follow", "group", l.cfg.Ref(), "err", err)
+			}
+			break // what is ranged over has changed
+		}
+	}
+}
+
+const protectLook = 500 * time.Millisecond
+
+// resolvePlan says what it means to keep one of two histories.
+func (l *life) resolvePlan(ctx context.Context, d *control.Decision, q control.DecisionRequest) error {
+	what := "resolve " + d.Group
+	self := l.site.cfg.Site
+	if q.Keep == self {
+		if l.roleNow().Role == recovery.Uncommitted {
+			d.Steps = append(d.Steps, "commit: the failover here is the trunk")
+		}
+		if err := l.reprotectPlan(ctx, d, control.DecisionRequest{Group: q.Group, Peer: q.Peer}); err != nil {
+			return err
+		}
+		d.Refused = slices.DeleteFunc(d.Refused, func(s string) bool { return l.roleNow().Role == recovery.Uncommitted && s == uncommittedHere })
+		return nil
+	}
+	if !slices.Contains(l.cfg.Peers, q.Keep) {
+		return fault.New(fault.PeerUnknown, what, "%q is neither this site nor a peer of the group", q.Keep)
+	}
+	if !l.halts(q.Keep) {
+		d.Refused = append(d.Refused, "no divergence from "+q.Keep+" is known")
+		return nil
+	}
+	once, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	h, err := ask[heads](once, l, q.Keep, topicHeads, struct{}{})
+	if err != nil {
+		return err
+	}
+	_, y, err := l.leaving(h, q.Keep, q.Operator)
+	if err != nil {
+		return err
+	}
+	l.tellSides(d, q.Keep, h, y.Common.Seq, q.Keep)
+	if err := l.machineIsOff(); err != nil {
+		d.Refused = append(d.Refused, err.Error())
+	}
+	d.Steps = append(d.Steps, fmt.Sprintf("leave: the %d records here after #%d.%d are a branch, kept and readable", y.Beyond, y.Number, y.Common.Seq),
+		fmt.Sprintf("follow: this site is a replica of %s from there on", q.Keep))
+	return nil
+}
+
+// uncommittedHere is why a reprotect is refused.
+const uncommittedHere = "the failover here is not committed: failover commit makes it the trunk"
+
+// resolve keeps one of two histories: the other site leaves its own.
+func (l *life) resolve(ctx context.Context, d *control.Decision, q control.DecisionRequest) error {
+	if q.Keep == l.site.cfg.Site {
+		if l.roleNow().Role == recovery.Uncommitted {
+			if err := l.commit(q.Operator); err != nil {
+				return err
+			}
+		}
+		return l.reprotect(ctx, d, q.Operator)
+	}
+	once, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	h, err := ask[heads](once, l, q.Keep, topicHeads, struct{}{})
+	if err != nil {
+		return err
+	}
+	left, _, err := l.leaving(h, q.Keep, q.Operator)
+	if err != nil {
+		return err
+	}
+	if err := l.leaveFor(left); err != nil {
+		return err
+	}
+	d.Following = []string{l.site.cfg.Site}
+	return nil
+}
