@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/user"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,7 +16,8 @@ import (
 )
 
 func (w *world) failoverCommand() *cli.Command {
-	return noun("failover", "bring a group up at this site",
+	return noun("failover", "bring a group up at another site, undo it, and go home",
+		w.failoverPlannedCommand(),
 		verb("unplanned", "make this site the group's primary after the old one died", "NAME",
 			"Run it at the replica's site. The plan shows the loss in seconds, writes and bytes; --dry-run stops there. A terminal asks for the group's name, a script needs --yes. --force overrides checks that refuse, and is recorded: unreachable is not the same as off. When the machine did not start, or died, the same command again starts it and promotes nothing again.",
 			[]string{"afterimage failover unplanned web --dry-run", "afterimage failover unplanned web --at latest --yes"},
@@ -25,8 +27,11 @@ func (w *world) failoverCommand() *cli.Command {
 				&cli.BoolFlag{Name: "yes", Usage: "go on without asking"},
 				&cli.BoolFlag{Name: "force", Usage: "go on although a check refuses"},
 				&cli.StringFlag{Name: "statement", Usage: "`FILE` with what the old site signed about its machine being off"},
+				&cli.StringFlag{Name: "commit-policy", Usage: "`WHAT` becomes of it if nobody commits or rolls back: none, commit or rollback"},
+				&cli.DurationFlag{Name: "commit-after", Value: time.Hour, Usage: "`SPAN` after which the commit policy decides"},
 				&cli.BoolFlag{Name: "no-machine", Usage: "promote the history and serve its disks, but start no machine"},
 			}, w.failoverUnplanned),
+		w.failoverCommitCommand(), w.failoverRollbackCommand(), w.failoverReprotectCommand(), w.failoverResolveCommand(),
 		w.failoverTestCommand(),
 	)
 }
@@ -41,6 +46,7 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 	}
 	p := w.printer(c)
 	q := control.FailoverRequest{Group: c.Args().First(), At: c.String("at"), Force: c.Bool("force"), NoMachine: c.Bool("no-machine"), Operator: operator()}
+	q.Policy, q.PolicySeconds = policyFlags(c)
 	if q.Statement, err = statementIn(c.String("statement")); err != nil {
 		return err
 	}
@@ -67,6 +73,14 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 		return err
 	}
 	return p.data(done, func() string { return p.failedOver(done) })
+}
+
+// policyFlags are what becomes of a failover that nobody decides on, and when.
+func policyFlags(c *cli.Context) (policy string, seconds float64) {
+	if policy = c.String("commit-policy"); policy == "" || policy == "none" {
+		return policy, 0
+	}
+	return policy, c.Duration("commit-after").Seconds()
 }
 
 // refused is the error of a plan that only --force carries out.

@@ -246,6 +246,42 @@ func (f *fake) Resume(context.Context, control.ResumeRequest) (control.Paused, e
 	return control.Paused{Since: at(-60), Until: at(3540), Reason: "move to host2"}, f.err
 }
 
+var handover = control.HandoverPlan{Group: "default/web", From: "a", To: "b", Head: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Behind: 12, Pending: 49152,
+	Loss: control.Loss{Known: true}, Steps: []string{"drain: no write is taken here any more", "cede: this site gives the role up"}, Expected: ptr(2.5), Digest: "d"}
+
+func (f *fake) PlanHandover(_ context.Context, q control.HandoverRequest) (control.HandoverPlan, error) {
+	p := handover
+	p.Refused = f.refused
+	return p, f.err
+}
+
+func (f *fake) Handover(_ context.Context, q control.HandoverRequest, progress func(control.Progress)) (control.HandedOver, error) {
+	f.failed = true
+	progress(control.Progress{Step: "drain"})
+	return control.HandedOver{HandoverPlan: handover, Last: control.Point{Epoch: 3, Seq: 1212, Time: at(0)}, Chain: strings.Repeat("cd", 32), Epoch: 4, PauseSeconds: 0.25}, f.err
+}
+
+func (f *fake) PlanDecision(_ context.Context, q control.DecisionRequest) (control.Decision, error) {
+	d := control.Decision{Verb: q.Verb, Group: "default/web", Role: "uncommitted", Epoch: 4, Steps: []string{q.Verb + ": a step"}, Refused: f.refused, Digest: "d"}
+	switch q.Verb {
+	case control.VerbRollback:
+		d.Fork, d.Loss = &control.Point{Epoch: 3, Seq: 1200, Time: at(-60)}, &control.Loss{Known: true, Seconds: 60, Writes: 7, Bytes: 28672}
+		d.Branch = &control.Branch{Epoch: 4, Site: "b", First: 1201, Last: 1210}
+	case control.VerbResolve:
+		history := []control.Branch{{Epoch: 3, Site: "a", First: 1, Last: 1200}, {Epoch: 4, Site: "b", First: 1201, Last: 1210}}
+		d.Sides = []control.Side{{Site: "a", Role: "primary", Head: "#3.1234", Beyond: 34, History: history[:1]}, {Site: "b", Role: "uncommitted", Kept: true, Head: "#4.1210", Beyond: 10, History: history}}
+	}
+	return d, f.err
+}
+
+func (f *fake) Decide(ctx context.Context, q control.DecisionRequest, progress func(control.Progress)) (control.Decision, error) {
+	f.failed = true
+	progress(control.Progress{Step: q.Verb})
+	d, err := f.PlanDecision(ctx, q)
+	d.Done, d.Role, d.Following, d.Away = true, "primary", []string{"a"}, []string{"c"}
+	return d, err
+}
+
 func (f *fake) PlanFailover(_ context.Context, q control.FailoverRequest) (control.Plan, error) {
 	p := plan
 	p.At, p.Refused = q.At, f.refused
