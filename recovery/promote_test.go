@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"testing"
 	"time"
 
@@ -127,7 +128,7 @@ func (r *replica) promoted(t *testing.T, j *running, out Promoted) error {
 		Role: Uncommitted, Epoch: reign.Epoch, ID: reign.ID, Since: reign.Since, Unfenced: true, Fence: FenceUnknown, Forced: true, Operator: "op",
 		From: r.point, Chain: reign.Chain, At: "name:wanted", Promotion: out.Promotion.ID,
 	}
-	if reign != want || reign.Epoch < 9 || reign.Chain == (journal.Chain{}) {
+	if !reflect.DeepEqual(reign, want) || reign.Epoch < 9 || reign.Chain == (journal.Chain{}) {
 		return fmt.Errorf("role %+v", reign)
 	}
 	p, ok, err := Newest(j)

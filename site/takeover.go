@@ -88,6 +88,7 @@ func (l *life) take(ctx context.Context, peer string, q cession) (taking, error)
 	// From here on it goes to its end: half a promotion helps nobody.
 	p, err := recovery.Promote(context.WithoutCancel(ctx), l.promoting(), o, l.site.o.Now())
 	if err != nil {
+		l.next() // what was begun is finished by the next life
 		return taking{}, err
 	}
 	l.setRole(p.Reign)
