@@ -11,6 +11,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/qemu"
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/site/config"
 )
 

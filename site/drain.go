@@ -63,6 +63,7 @@ func (g *group) moveOf(id cbt.ID) *move {
 }
 
 // drain brings a handover that began to where the role is ceded, or takes it back.
+// The life is not settled yet: nobody else changes the role.
 func (l *life) drain(ctx context.Context, r recovery.Reign) error {
 	m := l.moveOf(r.Handover.ID)
 	err := errors.New("the daemon was restarted before anything was given up")
@@ -73,7 +74,7 @@ func (l *life) drain(ctx context.Context, r recovery.Reign) error {
 		return err
 	}
 	l.site.o.Log.Warn("handover withdrawn", "group", l.cfg.Ref(), "to", r.Handover.To, "err", err)
-	if _, was := l.patiently(ctx, func(r recovery.Reign) (recovery.Reign, error) { return r.Withdraw(l.site.o.Now()) }); was != nil {
+	if _, was := l.actClaimed(func(r recovery.Reign) (recovery.Reign, error) { return r.Withdraw(l.site.o.Now()) }); was != nil {
 		return was
 	}
 	if m != nil {
@@ -113,7 +114,7 @@ func (l *life) cede(ctx context.Context, m *move, h *recovery.Handover) error {
 		return fmt.Errorf("%s says that it ends at %s, this site ends at %s", h.To, theirs.Head.Position, head.Position)
 	}
 	m.step(control.Progress{Step: fmt.Sprintf("cede: both end at record %s, chain %s", head.Position, head.Durable.Chain.String())})
-	_, err = l.patiently(limit, func(r recovery.Reign) (recovery.Reign, error) {
+	_, err = l.actClaimed(func(r recovery.Reign) (recovery.Reign, error) {
 		return r.Cede(head.Durable, head.Number, l.site.o.Now())
 	})
 	return err

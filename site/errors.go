@@ -80,6 +80,7 @@ var codes = []struct {
 	{replicator.ErrInvite, fault.TokenTrouble},
 	{replicator.ErrToken, fault.TokenTrouble},
 	{replicator.ErrDeclined, fault.HandoverTrouble},
+	{replicator.ErrSourced, fault.OperationBusy},
 	{replicator.ErrNotReplica, fault.NotReplica},
 	{replicator.ErrUnknownGroup, fault.GroupUnknown},
 	{replicator.ErrNotDurable, fault.PeerProtocol},
