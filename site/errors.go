@@ -103,6 +103,7 @@ var codes = []struct {
 	{libvirt.ErrReply, fault.TapTrouble},
 	{embedded.ErrImage, fault.ImageTrouble},
 	{embedded.ErrThinned, fault.HistoryThinned},
+	{embedded.ErrMoving, fault.OperationBusy},
 	{embedded.ErrWriteLost, fault.RestoreDiffers},
 	{recovery.ErrUnfenced, fault.NotFenced},
 	{recovery.ErrRefused, fault.PrimaryAlive},

@@ -253,6 +253,13 @@ var table = []Entry{
 		"The drill is over and something of it could not be taken away; the text names it. Replication and the group's history were not touched.",
 		"End the process or remove the directory that is named; the daemon tries again when it starts."},
 
+	{HandoverTrouble, ExitUsage, "the group was not handed over",
+		"A planned failover needs both sites, the peer level, and nobody who writes to the disks; the text says what was not so. Nothing was lost; unless the text says otherwise the primary is who it was.",
+		"Put right what is named and repeat the command. group show at both sites tells who is primary. If the primary is lost, failover unplanned."},
+	{RoleForbids, ExitUsage, "not possible in this role",
+		"What was asked for does not go with what the group is at this site.",
+		"group show tells the role; the text says what is in the way."},
+
 	{RewindRefused, ExitUsage, "the rewind is refused",
 		"Somebody uses a disk of the group and would find it changed beneath them, or nothing would lead back to what is given up.",
 		"End the clients that the text counts: a machine that this site did not start, or nbdcopy, qemu-io and the like. --force goes on; what they hold open answers no more then."},
@@ -272,12 +279,6 @@ var table = []Entry{
 	{BisectUnclear, ExitPartly, "the first bad record could not be told",
 		"The check could not tell of the points that are left (exit 125, or its time was up), or contradicted itself.",
 		"The last good and the first bad point are named. Try another check, or --restart with a longer --timeout."},
-	{HandoverTrouble, ExitUsage, "the group was not handed over",
-		"A planned failover needs both sites, the peer level, and nobody who writes to the disks; the text says what was not so. Nothing was lost; unless the text says otherwise the primary is who it was.",
-		"Put right what is named and repeat the command. group show at both sites tells who is primary. If the primary is lost, failover unplanned."},
-	{RoleForbids, ExitUsage, "not possible in this role",
-		"What was asked for does not go with what the group is at this site.",
-		"group show tells the role; the text says what is in the way."},
 
 	{RunbookSyntax, ExitUsage, "the runbook is not YAML",
 		"The file cannot be parsed at the place shown: usually indentation, a tab, or a missing quote.",
