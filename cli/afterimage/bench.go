@@ -42,7 +42,7 @@ func (w *world) benchCommand() *cli.Command {
 				&cli.BoolFlag{Name: "quick", Usage: "a few short rounds on small files, whatever --seconds and --image say: it shows that all works, and little else"},
 				&cli.Uint64Flag{Name: "seed", Usage: "`NUMBER` that the load follows; 0: drawn and printed"},
 			}, w.benchJournal),
-		w.benchReplicateVerb(), w.benchCaptureVerb(), w.benchChild(), w.benchEnd(),
+		w.benchReplicateVerb(), w.benchCaptureVerb(), w.benchFailoverVerb(), w.benchChild(), w.benchEnd(),
 	)
 }
 

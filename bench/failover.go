@@ -1,0 +1,208 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novacron/afterimage/testbed/guest"
+)
+
+// FailoverOptions describe a run. The zero value is what its targets are for.
+type FailoverOptions struct {
+	Dir       string // a directory is made below it, and removed; default: the temporary one
+	Records   int    // of the journal of the one machine; default a million
+	Machines  int    // that are failed over at once besides; default 10
+	Each      int    // records of each of theirs; default a tenth of Records
+	DiskBytes int64  // of each machine's disk; default 20 GiB
+	Rounds    int    // boots of each kind for the time to the agent; default 3
+	NoAgent   bool   // power-on alone is measured
+	// Daemon is this program's daemon with the configuration at a path.
+	Daemon   func(ctx context.Context, config string) *exec.Cmd
+	Progress func(step string, n, of int)
+}
+
+func (o FailoverOptions) withDefaults() FailoverOptions {
+	if o.Dir == "" {
+		o.Dir = os.TempDir()
+	}
+	if o.Records <= 0 {
+		o.Records = 1_000_000
+	}
+	if o.Machines <= 0 {
+		o.Machines = 10
+	}
+	if o.Each <= 0 {
+		o.Each = max(o.Records/10, 1)
+	}
+	if o.DiskBytes <= 0 {
+		o.DiskBytes = 20 << 30
+	}
+	if o.Rounds <= 0 {
+		o.Rounds = 3
+	}
+	if o.Progress == nil {
+		o.Progress = func(string, int, int) {}
+	}
+	return o
+}
+
+// FailoverResult is what `bench failover -o json` prints.
+type FailoverResult struct {
+	Figures map[string]Figure
+	Setting FailoverSetting
+}
+
+// FailoverSetting is where and how a run was made.
+type FailoverSetting struct {
+	Records   int     `json:"records"`
+	Machines  int     `json:"machines"`
+	Each      int     `json:"records_each"`
+	DiskBytes int64   `json:"disk_bytes"`
+	Accel     string  `json:"accelerator"`
+	CPUs      int     `json:"cpus"`
+	Kernel    string  `json:"kernel"`
+	Go        string  `json:"go"`
+	Reopening float64 `json:"reopening_seconds"` // of the journal by the daemon, before the order
+	Took      float64 `json:"took_seconds"`
+}
+
+// failoverGoals lists the figures of Failover in the order in which they are printed.
+var failoverGoals = []goal{
+	{"rto_to_power_on_seconds", atMost, 1.0},
+	{"rto_to_power_on_of_ten_seconds", atMost, 3.0},
+	{"rto_to_agent_seconds", "", 0},
+	{"plain_boot_to_agent_seconds", "", 0},
+	{"rto_to_agent_vs_plain_boot", atMost, 1.25},
+}
+
+// Failover measures how long a failover takes. A replica's journal of Records records of
+// a disk of DiskBytes is made, and the daemon of its site started as a process: nothing
+// of the view was read before. From the order at its control socket the clock runs until
+// QEMU says that the guest runs (which is after its RESUME event), then until the guest
+// agent answers; beside that stands the same guest booted from a local file by hand.
+// Then Machines more are ordered at once, and the last one counts.
+func Failover(ctx context.Context, o FailoverOptions) (FailoverResult, error) {
+	o = o.withDefaults()
+	began := time.Now()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return FailoverResult{}, err
+	}
+	res := FailoverResult{Figures: map[string]Figure{}, Setting: FailoverSetting{Records: o.Records, Machines: o.Machines, Each: o.Each, DiskBytes: o.DiskBytes,
+		CPUs: runtime.NumCPU(), Kernel: unix.ByteSliceToString(u.Release[:]), Go: runtime.Version()}}
+	rig, err := newFailoverRig(ctx, o)
+	if err == nil {
+		res.Setting.Accel = string(rig.accel)
+		err = res.measure(ctx, rig)
+	}
+	if rig != nil {
+		err = errors.Join(err, rig.close())
+	}
+	res.Setting.Took = time.Since(began).Seconds()
+	return res, err
+}
+
+func (r *FailoverResult) measure(ctx context.Context, rig *failoverRig) error {
+	o := rig.o
+	var on, ours, plain, ratios []float64
+	for i := range o.Rounds {
+		o.Progress("fail over one machine", i+1, o.Rounds)
+		if err := rig.restart(ctx); err != nil {
+			return err
+		}
+		r.Setting.Reopening = max(r.Setting.Reopening, rig.reopening)
+		power, agent, err := rig.failover(ctx, fmt.Sprintf("one%d", i))
+		if err != nil {
+			return err
+		}
+		on = append(on, power)
+		if o.NoAgent {
+			continue
+		}
+		beside, err := rig.plainBoot(ctx)
+		if err != nil {
+			return err
+		}
+		ours, plain, ratios = append(ours, agent), append(plain, beside), append(ratios, agent/beside)
+	}
+	o.Progress(fmt.Sprintf("fail over %d machines", o.Machines), 1, 1)
+	if err := rig.restart(ctx); err != nil {
+		return err
+	}
+	all, err := rig.together(ctx)
+	if err != nil {
+		return err
+	}
+	for name, v := range map[string][]float64{"rto_to_power_on_seconds": on, "rto_to_power_on_of_ten_seconds": {all},
+		"rto_to_agent_seconds": ours, "plain_boot_to_agent_seconds": plain, "rto_to_agent_vs_plain_boot": ratios} {
+		if len(v) > 0 {
+			r.Figures[name] = failoverFigure(name, v)
+		}
+	}
+	return nil
+}
+
+func failoverFigure(name string, v []float64) Figure {
+	f := Figure{Value: median(v), Low: slices.Min(v), High: slices.Max(v), Rounds: len(v)}
+	for _, g := range failoverGoals {
+		if g.name == name && g.want != "" {
+			met, target := f.Value <= g.target, g.target
+			f.Target, f.Want, f.Met = &target, g.want, &met
+		}
+	}
+	return f
+}
+
+// Names lists the figures, in order.
+func (r FailoverResult) Names() []string {
+	var out []string
+	for _, g := range failoverGoals {
+		if _, ok := r.Figures[g.name]; ok {
+			out = append(out, g.name)
+		}
+	}
+	return out
+}
+
+// MarshalJSON prints one object: every figure's value under its name, then
+// "missed", "details" by name and "setting".
+func (r FailoverResult) MarshalJSON() ([]byte, error) {
+	flat := map[string]any{"details": r.Figures, "setting": r.Setting}
+	missed := []string{}
+	for _, n := range slices.Sorted(maps.Keys(r.Figures)) {
+		flat[n] = r.Figures[n].Value
+		if r.Figures[n].Missed() {
+			missed = append(missed, n)
+		}
+	}
+	flat["missed"] = missed
+	return json.Marshal(flat)
+}
+
+// guestArgs are QEMU's arguments for the guest, but for its disk; agent is a socket for
+// its agent's channel, serial a file for its console.
+func guestArgs(image guest.Image, accel guest.Accel, serial, agent string) []string {
+	cpu := "max"
+	if accel == guest.KVM {
+		cpu = "host"
+	}
+	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc", "-accel", string(accel), "-cpu", cpu, "-m", "256",
+		"-kernel", image.Kernel, "-initrd", image.Initrd, "-append", guest.KernelLine + ` quiet loglevel=1 afterimage=""`, "-serial", "file:" + serial}
+	return append(append(args, guest.AgentArgs(agent)...), "-device", "virtio-blk-pci,drive=disk0")
+}
+
+// agentSocket is where a group's machine has its agent's channel.
+func (r *failoverRig) agentSocket(name string) string {
+	return filepath.Join(r.dir, name+".agent")
+}
