@@ -32,5 +32,8 @@
 // link. Without a link, over the loopback, ours stands beside the libraries' own copy
 // into nothing (bare.go). Ends are asked over their standard input (end.go, endchild.go).
 //
+// Failover measures the time from the order at a daemon's control socket until a guest
+// runs, and until its agent answers, beside a plain boot of the same guest.
+//
 // Each function blocks until it is done and leaves nothing behind.
 package bench

@@ -209,17 +209,19 @@ func (r *failoverRig) restart(ctx context.Context) error {
 }
 
 func (r *failoverRig) stop() error {
+	var errs []error
 	for _, pid := range r.pids {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended by itself
+		// The daemon reaps what it started.
+		errs = append(errs, until(context.Background(), "a machine's end", func() bool { return syscall.Kill(pid, 0) != nil }))
 	}
 	r.pids = nil
-	if r.daemon == nil {
-		return nil
+	if r.daemon != nil {
+		_ = r.daemon.Process.Signal(syscall.SIGTERM) // Wait tells
+		errs = append(errs, r.daemon.Wait())
+		r.daemon = nil
 	}
-	_ = r.daemon.Process.Signal(syscall.SIGTERM)
-	err := r.daemon.Wait()
-	r.daemon = nil
-	return err
+	return errors.Join(errs...)
 }
 
 func (r *failoverRig) close() error { return errors.Join(r.stop(), os.RemoveAll(r.dir)) }

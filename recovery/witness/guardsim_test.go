@@ -152,7 +152,6 @@ type simDog struct {
 
 	mu    sync.Mutex // guards what follows
 	timer *time.Timer
-	until time.Time
 }
 
 func (d *simDog) Arm(_ context.Context, until time.Time) error {
