@@ -195,12 +195,13 @@ func (r *failoverRig) restart(ctx context.Context) error {
 		return err
 	}
 	r.said = &tail{}
-	r.daemon = r.o.Daemon(ctx, r.path)
-	r.daemon.Stderr = r.said
+	daemon := r.o.Daemon(ctx, r.path)
+	daemon.Stderr = r.said
 	began := time.Now()
-	if err := r.daemon.Start(); err != nil {
+	if err := daemon.Start(); err != nil {
 		return err
 	}
+	r.daemon = daemon
 	if err := r.awaitOpen(ctx); err != nil {
 		return fmt.Errorf("%w: %s", err, r.said.text())
 	}
