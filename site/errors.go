@@ -87,6 +87,7 @@ var codes = []struct {
 	{replicator.ErrProtocol, fault.PeerProtocol},
 	{replicator.ErrStalled, fault.PeerUnreachable},
 	{replicator.ErrSuperseded, fault.OperationBusy},
+	{replicator.ErrSourced, fault.OperationBusy},
 	{replicator.ErrWithdrawn, fault.PeerUnreachable},
 	{qemu.ErrNode, fault.TapTrouble},
 	{qemu.ErrNBDServerBusy, fault.TapTrouble},
