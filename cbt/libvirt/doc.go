@@ -14,7 +14,16 @@
 //     its monitor events;
 //  5. DialCopies is the other way: libvirt's own block copies with synchronous
 //     writes. Nothing is passed through; every attachment reads the disks whole,
-//     for without passthrough nothing can be attached by a bitmap's delta.
+//     for without passthrough nothing can be attached by a bitmap's delta: a delta
+//     is read by a backup job, which libvirt refuses beside a copy, as it does a copy
+//     beside it, and each copy begins with everything (kept as a test);
+//  6. DialWatch hears what others do to a domain, by libvirt's own events: started,
+//     stopped and in which way, defined anew, renamed, a device plugged or pulled.
+//
+// Beside a copy libvirt refuses snapshots, backups, resizing, saving and pulling the
+// disk. Beside a mirror through passthrough QEMU refuses the first three; libvirtd 9.0
+// was seen to crash when it undid a backup that had begun by then. All of it is for a
+// pause of the group.
 //
 // Passthrough taints the domain ("custom-monitor"): libvirtd notes it in its log.
 // It has no out-of-band commands, so a QEMU whose main loop hangs cannot be

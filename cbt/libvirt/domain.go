@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/xml"
 	"fmt"
+	"slices"
 	"strings"
 
 	rpc "github.com/digitalocean/go-libvirt"
@@ -103,6 +105,56 @@ func (d *Domain) Definition(ctx context.Context) (string, error) {
 
 // Live is the XML of d as it runs.
 func (d *Domain) Live(ctx context.Context) (string, error) { return d.xml(ctx, 0) }
+
+// Equipped is the definition with the disks that d has now: where others are plugged
+// than are defined, it is what a migration would take along.
+func (d *Domain) Equipped(ctx context.Context) (string, error) {
+	defined, err := d.Definition(ctx)
+	if err != nil {
+		return "", err
+	}
+	live, err := d.xml(ctx, rpc.DomainXMLMigratable)
+	if err != nil {
+		return "", err
+	}
+	a, err := targets(defined)
+	if err != nil {
+		return "", fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
+	}
+	b, err := targets(live)
+	if err != nil {
+		return "", fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
+	}
+	if slices.Equal(a, b) {
+		return defined, nil
+	}
+	return live, nil
+}
+
+// targets are those of a definition's disks, sorted.
+func targets(text string) ([]string, error) {
+	var def struct {
+		Disks []definedDisk `xml:"devices>disk"`
+	}
+	err := xml.Unmarshal([]byte(text), &def)
+	var out []string
+	for _, k := range def.Disks {
+		out = append(out, k.Target.Dev)
+	}
+	slices.Sort(out)
+	return out, err
+}
+
+// NVRAM is the file in which a definition's firmware keeps its variables; "" if none.
+func NVRAM(definition string) string {
+	var def struct {
+		Path string `xml:"os>nvram"`
+	}
+	if xml.Unmarshal([]byte(definition), &def) != nil {
+		return ""
+	}
+	return strings.TrimSpace(def.Path)
+}
 
 func (d *Domain) xml(ctx context.Context, flags rpc.DomainXMLFlags) (string, error) {
 	var text string

@@ -211,7 +211,8 @@ func (w *mirror) check(ctx context.Context) error {
 }
 
 // remove takes everything but the bitmaps out of the machine. The tap has let
-// go and drains, so that the job ends in order.
+// go and drains, so that the job ends in order. Of a disk that a manager has unplugged
+// nothing is left at all.
 func (w *mirror) remove(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
 	defer cancel()
@@ -220,5 +221,11 @@ func (w *mirror) remove(ctx context.Context) {
 	}
 	if err := w.disk.sweep(ctx, w.machine); err != nil {
 		w.disk.opts.Log.Warn("remove tap", "volume", w.disk.conf.Volume.Name, "error", err)
+	}
+	if w.disk.there.Err() == nil || w.disk.conf.Find == nil {
+		return
+	}
+	if err := w.release(ctx); err != nil {
+		w.disk.opts.Log.Warn("release disk", "volume", w.disk.conf.Volume.Name, "error", err)
 	}
 }
