@@ -169,7 +169,12 @@ func (e *examination) domain(g config.Group, in libvirt.Inspection, err error) {
 	}
 	for _, k := range in.Disks {
 		taken := slices.ContainsFunc(g.Volumes, func(v config.Volume) bool { return v.Libvirt != nil && v.Libvirt.Target == k.Target })
-		if k.Writable && !taken {
+		switch {
+		case !k.Writable || taken:
+		case d.Disks == config.DisksAll:
+			v := config.Volume{Name: volumeName(g, k.Target), Size: config.Bytes(k.Size), Libvirt: &config.DomainDisk{Target: k.Target}}
+			e.disk(g, v, in.Disks)
+		default:
 			e.say(FindingWarning, fmt.Sprintf("add to volumes: {name: %s, size: %d, libvirt: {target: %s}}", k.Target, k.Size, k.Target), "disk %s (%s) is written to and is not protected", k.Target, k.Source)
 		}
 	}

@@ -1,6 +1,7 @@
 package site
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/libvirt"
@@ -137,18 +139,34 @@ func enterable(parent, name string, owner int) (string, error) {
 }
 
 // definitions records what the domain is, whenever that is not what was recorded
-// last: so every point carries the definition that its disks belong to.
+// last: so every point carries the definition that its disks belong to, and what its
+// firmware remembers.
 type definitions struct {
 	life  *life
 	reign *reign
 
-	mu   sync.Mutex // guards last
-	last string
+	mu    sync.Mutex // guards what follows
+	last  string
+	nvram []byte
+	stamp fileStamp // of the file that nvram was read from
 }
+
+// fileStamp is what a file changes when it is written to.
+type fileStamp struct {
+	path string
+	size int64
+	time time.Time
+}
+
+// nvramSuffix follows a domain's name where its firmware's variables are recorded.
+const nvramSuffix = "#nvram"
+
+// largestNVRAM is more than firmware has, and fits in a record.
+const largestNVRAM = 640 << 10
 
 // note does not fail: without a definition there are still points.
 func (n *definitions) note(ctx context.Context, d *libvirt.Domain) {
-	text, err := d.Definition(ctx)
+	text, err := d.Equipped(ctx)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err == nil && text != n.last {
@@ -156,7 +174,41 @@ func (n *definitions) note(ctx context.Context, d *libvirt.Domain) {
 			n.last = text
 		}
 	}
+	if err == nil {
+		err = n.noteNVRAM(ctx, d.Name, libvirt.NVRAM(text))
+	}
 	if err != nil {
 		n.life.site.o.Log.Warn("the domain's definition is not recorded", "group", n.life.cfg.Ref(), "domain", d.Name, "err", fmt.Errorf("record definition: %w", err))
 	}
+}
+
+// noteNVRAM records what the firmware of a domain remembers, when the file was written
+// to; n.mu is held. A guest that is just writing to it is read again at the next look.
+func (n *definitions) noteNVRAM(ctx context.Context, name, path string) error {
+	if path == "" {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	now := fileStamp{path, info.Size(), info.ModTime()}
+	if now == n.stamp {
+		return nil
+	}
+	if !info.Mode().IsRegular() || info.Size() > largestNVRAM {
+		n.stamp = now
+		return fmt.Errorf("the firmware's variables in %s are no file of at most %s", path, bytesText(largestNVRAM))
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if n.nvram == nil || !bytes.Equal(b, n.nvram) {
+		if err := n.reign.writer.Machine(ctx, name+nvramSuffix, b); err != nil {
+			return err
+		}
+	}
+	n.nvram, n.stamp = b, now
+	return nil
 }

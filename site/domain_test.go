@@ -61,17 +61,27 @@ func (w *domainWorld) define(name string, images ...string) {
 
 func (w *domainWorld) virsh(args ...string) string {
 	w.t.Helper()
-	out, err := exec.Command("virsh", append([]string{"-c", w.d.URI}, args...)...).CombinedOutput()
+	out, err := virshOf(w.d, args...)
 	if err != nil {
 		w.t.Fatalf("virsh %v: %v\n%s", args, err, out)
 	}
-	return string(out)
+	return out
+}
+
+func virshOf(d *libvirtd.Daemon, args ...string) (string, error) {
+	out, err := exec.Command("virsh", append([]string{"-c", d.URI}, args...)...).CombinedOutput()
+	return string(out), err
 }
 
 // guestWrites writes 64 KiB as the device of disk i would.
 func (w *domainWorld) guestWrites(disk int, fill byte, off int64) {
 	w.t.Helper()
-	out := w.virsh("qemu-monitor-command", "web", "--hmp", fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %d %d 64k"`, disk, fill, off))
+	w.guestWritesOf("web", disk, fill, off)
+}
+
+func (w *domainWorld) guestWritesOf(domain string, disk int, fill byte, off int64) {
+	w.t.Helper()
+	out := w.virsh("qemu-monitor-command", domain, "--hmp", fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %d %d 64k"`, disk, fill, off))
 	if strings.TrimSpace(out) != "" { // what it wrote goes into QEMU's log
 		w.t.Fatalf("write of the guest: %s", out)
 	}
