@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,8 @@ import (
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/testbed/guest"
 	"github.com/novacron/afterimage/testbed/libvirtd"
+	"github.com/novacron/afterimage/testbed/link"
+	"github.com/novacron/afterimage/testbed/port"
 	"github.com/novacron/afterimage/testbed/scale"
 	"github.com/novacron/afterimage/testbed/stamp"
 )
@@ -32,15 +35,22 @@ type protected struct {
 	libvirt *libvirtd.Daemon
 	console *guest.Console
 	stalls  *stalls
-	images  []string
+	images  map[string]string // of each disk, by its volume's name
 	xml     string
+	first   uint64 // stamp of the newest load
+	third   uint64 // the first stamp that the disk vdc has of its own; 0: none yet
+
+	peer *daemon // gets what is recorded; nil: there is none
+	link *link.Link
 }
 
-var volumes = []string{"root", "data"}
+// volumes are the disks in the order in which the guest stamps them; the last is the one
+// that is plugged.
+var volumes = []string{"root", "data", "vdc"}
 
 // newProtected boots the guest and configures the site; capture is what follows the
-// key of that name.
-func newProtected(t *testing.T, capture string) *protected {
+// key of that name, peer gets what is recorded, if it is not nil.
+func newProtected(t *testing.T, capture string, peer *daemon) *protected {
 	t.Helper()
 	if scale.Race {
 		t.Skip("a guest that is emulated is not watched by the race detector")
@@ -53,7 +63,7 @@ func newProtected(t *testing.T, capture string) *protected {
 		scale.Missing(t, fmt.Sprintf("no guest: %v", err))
 	}
 	d := libvirtd.Start(t)
-	x := &protected{daemon: newDaemon(t, "a"), libvirt: d}
+	x := &protected{daemon: newDaemon(t, "a"), libvirt: d, peer: peer}
 	kernel, initrd := d.Path("kernel"), d.Path("initrd")
 	for from, to := range map[string]string{image.Kernel: kernel, image.Initrd: initrd} {
 		b, err := os.ReadFile(from)
@@ -64,7 +74,7 @@ func newProtected(t *testing.T, capture string) *protected {
 			t.Fatal(err)
 		}
 	}
-	x.images = []string{d.Image(t, "a.qcow2", 16<<20), d.Image(t, "b.qcow2", 8<<20)}
+	x.images = map[string]string{"root": d.Image(t, "a.qcow2", 16<<20), "data": d.Image(t, "b.qcow2", 8<<20)}
 	socket := d.Path("console.sock")
 	if x.console, err = guest.ListenConsole(socket); err != nil {
 		t.Fatal(err)
@@ -74,7 +84,7 @@ func newProtected(t *testing.T, capture string) *protected {
 		t.Fatal(err)
 	}
 	x.xml = d.Path("guest.xml")
-	definition := d.Guest("web", kernel, initrd, guest.KernelLine+" quiet loglevel=1", socket, x.images...)
+	definition := d.Guest("web", kernel, initrd, guest.KernelLine+" quiet loglevel=1", socket, x.images["root"], x.images["data"])
 	if err := os.WriteFile(x.xml, []byte(definition), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -82,15 +92,23 @@ func newProtected(t *testing.T, capture string) *protected {
 	if os.Geteuid() == 0 {
 		user = ", user: nobody"
 	}
+	peers, to := "", ""
+	if peer != nil {
+		listen := netip.MustParseAddrPort(port.Address(t))
+		x.link = runLink(t, listen, 1)
+		peer.configure(fmt.Sprintf("site: b\ndata: %s\nlisten: %s\npeers:\n  - {name: a, pin: %q}\ngroups:\n  - name: g\n    role: replica\n    peers: [a]\n",
+			peer.dir, listen, x.pin()))
+		peers, to = fmt.Sprintf("peers:\n  - {name: b, address: %q, pin: %q}\n", x.link.Addr().String(), peer.pin()), "    peers: [b]\n"
+	}
 	x.configure(fmt.Sprintf(`site: a
 data: %s
-groups:
+%sgroups:
   - name: g
     role: primary
-    libvirt: {domain: web, uri: "%s", sockets: "%s"%s}
+%s    libvirt: {domain: web, disks: all, uri: "%s", sockets: "%s"%s}
     capture: %s
     volumes: [{name: root, size: 16MiB, libvirt: {target: vda}}, {name: data, size: 8MiB, libvirt: {target: vdb}}]
-`, x.dir, d.URI, d.Path("s"), user, capture))
+`, x.dir, peers, to, d.URI, d.Path("s"), user, capture))
 	x.stalls = &stalls{}
 	go x.stalls.watch(t.Context(), x.console)
 	x.boot()
@@ -134,7 +152,8 @@ func (x *protected) load() {
 		_, err = fmt.Sscanf(line, "verified max=%d", &k)
 	}
 	if err == nil {
-		err = x.console.Send(ctx, fmt.Sprintf("stamp slots=%d first=%d", domainSlots, k+1))
+		x.first = k + 1
+		err = x.console.Send(ctx, fmt.Sprintf("stamp slots=%d first=%d", domainSlots, x.first))
 	}
 	if err == nil {
 		_, err = x.console.WaitStamped(ctx, k+1)
@@ -184,6 +203,13 @@ func (s *stalls) watch(ctx context.Context, c *guest.Console) {
 	}
 }
 
+// begin forgets what was measured, but for d.
+func (s *stalls) begin(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.longest = d
+}
+
 // take is the longest since it was taken last.
 func (s *stalls) take() time.Duration {
 	s.mu.Lock()
@@ -194,21 +220,31 @@ func (s *stalls) take() time.Duration {
 }
 
 // judgeStamps holds a point to what the guest does: every stamp up to the highest, on
-// both disks, and the second never ahead of the first, nor more than one behind.
-func judgeStamps(images map[string][]byte) (highest uint64, err error) {
-	var max [2]uint64
+// each disk, and no disk ahead of the one before it, nor more than one behind. The
+// disk that was plugged counts once it has stamps of its own; what it got before is of
+// no order.
+func (x *protected) judgeStamps(images map[string][]byte) (highest uint64, err error) {
+	var max []uint64
 	for i, name := range volumes {
-		r, err := stamp.Scan(bytes.NewReader(images[name]), uint32(i), domainSlots)
+		image, covered := images[name]
+		if !covered && i < 2 {
+			return 0, fmt.Errorf("%s is missing", name)
+		} else if !covered {
+			continue
+		}
+		r, err := stamp.Scan(bytes.NewReader(image), uint32(i), domainSlots)
 		if err != nil {
 			return 0, err
+		}
+		if i == 2 && (x.third == 0 || r.Max < x.third) && r.Torn == 0 && r.Foreign == 0 && max[0] <= x.third {
+			continue
 		}
 		if !r.Whole(r.Max) {
 			return 0, fmt.Errorf("%s: %v", name, r)
 		}
-		max[i] = r.Max
-	}
-	if max[1] > max[0] || max[0] > max[1]+1 {
-		return 0, fmt.Errorf("the first disk is at stamp %d, the second at %d", max[0], max[1])
+		if max = append(max, r.Max); i > 0 && (max[i] > max[i-1] || max[0] > max[i]+1) {
+			return 0, fmt.Errorf("the disks are at stamps %v", max)
+		}
 	}
 	return max[0], nil
 }
@@ -225,7 +261,7 @@ func (x *protected) judgePoints(rng *rand.Rand, which control.Span, n int) {
 		if err != nil {
 			x.t.Fatal(err)
 		}
-		k, err := judgeStamps(images)
+		k, err := x.judgeStamps(images)
 		if err != nil {
 			x.t.Fatalf("point #%d.%d: %v", which.First.Epoch, seq, err)
 		}
@@ -259,9 +295,9 @@ func (x *protected) newestIsDisk(after string) {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	for i, name := range volumes {
+	for name, image := range x.images {
 		raw := x.path(name + ".raw")
-		if out, err := exec.Command("qemu-img", "convert", "-U", "-O", "raw", x.images[i], raw).CombinedOutput(); err != nil {
+		if out, err := exec.Command("qemu-img", "convert", "-U", "-O", "raw", image, raw).CombinedOutput(); err != nil {
 			x.t.Fatalf("qemu-img: %v\n%s", err, out)
 		}
 		disk, err := os.ReadFile(raw)

@@ -45,6 +45,17 @@ func newPair(t *testing.T, vs []volume, seed uint64) *pair {
 	t.Helper()
 	p := &pair{a: newDaemon(t, "a"), b: newDaemon(t, "b")}
 	listen := netip.MustParseAddrPort(port.Address(t))
+	p.link = runLink(t, listen, seed)
+	p.b.configure(fmt.Sprintf("site: b\ndata: %s\nlisten: %s\npeers:\n  - {name: a, pin: %q}\ngroups:\n  - name: g\n    role: replica\n    peers: [a]\n",
+		p.b.dir, listen, p.a.pin()))
+	p.a.configure(fmt.Sprintf("site: a\ndata: %s\npeers:\n  - {name: b, address: %q, pin: %q}\ngroups:\n  - name: g\n    role: primary\n    peers: [b]\n%s",
+		p.a.dir, p.link.Addr().String(), p.b.pin(), volumesOf(p.a, vs)))
+	return p
+}
+
+// runLink is a link to listen, which is up until t ends.
+func runLink(t *testing.T, listen netip.AddrPort, seed uint64) *link.Link {
+	t.Helper()
 	l, err := link.New(listen, link.Config{Seed: seed})
 	if err != nil {
 		t.Fatal(err)
@@ -58,12 +69,7 @@ func newPair(t *testing.T, vs []volume, seed uint64) *pair {
 			t.Error(err)
 		}
 	})
-	p.link = l
-	p.b.configure(fmt.Sprintf("site: b\ndata: %s\nlisten: %s\npeers:\n  - {name: a, pin: %q}\ngroups:\n  - name: g\n    role: replica\n    peers: [a]\n",
-		p.b.dir, listen, p.a.pin()))
-	p.a.configure(fmt.Sprintf("site: a\ndata: %s\npeers:\n  - {name: b, address: %q, pin: %q}\ngroups:\n  - name: g\n    role: primary\n    peers: [b]\n%s",
-		p.a.dir, l.Addr().String(), p.b.pin(), volumesOf(p.a, vs)))
-	return p
+	return l
 }
 
 // awaitArrival waits until b holds, durably, all that a has now.
