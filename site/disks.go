@@ -31,6 +31,13 @@ func (l *life) openImage(ctx context.Context, r *reign, v cbt.Volume, path strin
 // openFromJournal opens a volume that has no image here: after a failover. The
 // fork's point is what it holds, so its interval opens at once.
 func (l *life) openFromJournal(ctx context.Context, r *reign, v cbt.Volume) (*disk, error) {
+	m, err := l.movedNow(l.roleNow())
+	if err != nil {
+		return nil, err
+	}
+	if path := m.Images[v.ID.String()]; path != "" {
+		return l.openMoved(ctx, r, v, path)
+	}
 	d := embedded.NewJournaled(v, r.writer)
 	p, err := r.writer.Record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: v.ID})
 	if err == nil {
@@ -39,7 +46,7 @@ func (l *life) openFromJournal(ctx context.Context, r *reign, v cbt.Volume) (*di
 	if err != nil {
 		return nil, fmt.Errorf("open interval: %w", err)
 	}
-	return &disk{volume: v, kind: kindJournal, device: d, status: l.statusOf(v, d.Protected), close: d.Close}, nil
+	return &disk{volume: v, kind: kindJournal, device: d, run: d.Run, status: l.statusOf(v, d.Protected), close: d.Close}, nil
 }
 
 // statusOf tells of a disk that this site serves what a tracker tells of a tapped one.

@@ -208,6 +208,10 @@ func (r *reached) Rewind(ctx context.Context, q control.RewindRequest, progress 
 	return either(func() (control.Rewound, error) { return r.site.Rewind(ctx, q, progress) }, func() (control.Rewound, error) { return r.daemon.Rewind(ctx, q, progress) })
 }
 
+func (r *reached) MoveDisks(ctx context.Context, q control.MoveRequest, progress func(control.Progress)) (control.Moved, error) {
+	return either(func() (control.Moved, error) { return r.site.MoveDisks(ctx, q, progress) }, func() (control.Moved, error) { return r.daemon.MoveDisks(ctx, q, progress) })
+}
+
 func (r *reached) Changes(ctx context.Context, q control.ChangesRequest) (control.Changes, error) {
 	return either(func() (control.Changes, error) { return r.site.Changes(ctx, q) }, func() (control.Changes, error) { return r.daemon.Changes(ctx, q) })
 }

@@ -84,6 +84,13 @@ func (l *life) ownReferences(ctx context.Context) ([]journal.Reference, error) {
 	if r.Role == recovery.Uncommitted && !r.From.IsZero() {
 		refs = append(refs, journal.Reference{Kind: journal.ReferenceUncommitted, Name: "failover", At: r.From})
 	}
+	if r.Role.Captures() {
+		images, err := l.movedReferences(r)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, images...)
+	}
 	if r.Role != recovery.Primary {
 		return refs, nil
 	}

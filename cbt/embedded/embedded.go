@@ -57,6 +57,10 @@ type Options struct {
 	// Progress, which may be nil, is told while an image is brought to the head: what of
 	// it was compared, of how much, and then what was read back.
 	Progress func(step string, done, total int64)
+	// Settle, which may be nil, makes it durable that the disk lies in Image: Move calls
+	// it when the image is durable and known to Memory, and before any write is taken
+	// that the journal may lack.
+	Settle func() error
 }
 
 // Device is one embedded volume.

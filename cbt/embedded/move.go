@@ -172,6 +172,11 @@ func (d *Device) pivot(l *lodging, into *filling, o Options) (time.Duration, err
 	if err := o.Memory.Remember(d.key(), memo{Place: o.History.Head(), Boot: o.Boot}); err != nil {
 		return 0, err
 	}
+	if o.Settle != nil {
+		if err := o.Settle(); err != nil {
+			return 0, err
+		}
+	}
 	l.image.Store(into.image)
 	l.moving.Store(nil)
 	close(d.moved)

@@ -66,6 +66,7 @@ var commands = map[string][]string{
 	"runbook-show":           {"runbook", "show", "shop-test-20261122-120000"},
 	"failover":               {"failover", "unplanned", "web", "--yes"},
 	"group-rewind":           {"group", "rewind", "web", "--at", "before:attack", "--yes"},
+	"group-move":             {"group", "move", "web", "--to", "/srv/disks"},
 	"group-rewind-plan":      {"group", "rewind", "web", "--at", "before:attack", "--dry-run"},
 	"point-bisect":           {"point", "bisect", "web", "--good", "name:before-patch", "--check", "true"},
 	"view-diff":              {"view", "diff", "web", "--from", "name:before-patch", "--to", "latest"},

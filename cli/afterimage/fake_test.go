@@ -308,6 +308,11 @@ func (f *fake) Rewind(_ context.Context, q control.RewindRequest, progress func(
 	return control.Rewound{RewindPlan: rewindPlan, SecondsTaken: 2.5, Pin: "before-rewind-4", Started: !q.NoMachine}, f.err
 }
 
+func (f *fake) MoveDisks(_ context.Context, q control.MoveRequest, progress func(control.Progress)) (control.Moved, error) {
+	progress(control.Progress{Step: "copy root", Done: 20 << 30, Total: 20 << 30})
+	return control.Moved{Group: "default/web", Seconds: 61, Volumes: []control.MovedVolume{{Volume: "root", Image: q.To + "/default-web-root.img", Bytes: 20 << 30, Pause: 0.004}, {Volume: "data", Image: "/srv/default-web-data.img", Bytes: 3 << 29, Before: true}}}, f.err
+}
+
 func (f *fake) Changes(_ context.Context, q control.ChangesRequest) (control.Changes, error) {
 	return control.Changes{Group: "default/web", From: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, To: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Bytes: 12288, Thinned: q.From == "#17",
 		Volumes: []control.VolumeChange{{Volume: "data", Size: 3 << 29, Extents: []control.Extent{}}, {Volume: "root", Size: 20 << 30, Bytes: 12288, Extents: []control.Extent{{Offset: 4096, Length: 4096}, {Offset: 1 << 20, Length: 8192}}}}}, f.err

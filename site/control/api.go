@@ -9,6 +9,7 @@ import (
 // TENANT/NAME. Errors are, or wrap, *fault.Error.
 type API interface {
 	Moments
+	Moves
 	// Status is everything on one screen.
 	Status(ctx context.Context) (Status, error)
 	// Group is one group with its volumes, intervals and branches.

@@ -118,6 +118,11 @@ func (e *echo) PlanFailover(_ context.Context, q FailoverRequest) (Plan, error) 
 func (e *echo) PlanRewind(_ context.Context, q RewindRequest) (RewindPlan, error) {
 	return RewindPlan{Group: q.Group, At: q.At}, e.err
 }
+func (e *echo) MoveDisks(_ context.Context, q MoveRequest, progress func(Progress)) (Moved, error) {
+	progress(Progress{Step: "copy root", Done: 1, Total: 2})
+	return Moved{Group: q.Group, Volumes: []MovedVolume{{Volume: "root", Image: q.To}}}, e.err
+}
+
 func (e *echo) Rewind(_ context.Context, q RewindRequest, progress func(Progress)) (Rewound, error) {
 	progress(Progress{Step: "fork"})
 	return Rewound{RewindPlan: RewindPlan{Group: q.Group, Digest: q.Expect}}, e.err
@@ -302,6 +307,9 @@ func every(c API) map[string]func() (any, error) {
 		"Runs":       func() (any, error) { return c.Runs(ctx) },
 		"RunDetail":  func() (any, error) { return c.RunDetail(ctx, "r/../x") },
 		"PlanRewind": func() (any, error) { return c.PlanRewind(ctx, RewindRequest{Group: "web", At: "#3"}) },
+		"MoveDisks": func() (any, error) {
+			return c.MoveDisks(ctx, MoveRequest{Group: "web", To: "/x"}, func(Progress) {})
+		},
 		"Rewind": func() (any, error) {
 			var seen []Progress
 			r, err := c.Rewind(ctx, RewindRequest{Group: "web", Expect: "d"}, func(p Progress) { seen = append(seen, p) })

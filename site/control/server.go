@@ -117,6 +117,7 @@ func (s *Server) routes() http.Handler {
 		return s.api.Restore(ctx, q, func(p Progress) { tell(ctx, p) })
 	})))
 	s.moments(m)
+	s.moves(m)
 	get("/v1/reports", func(ctx context.Context, _ *http.Request) (any, error) { return s.api.Reports(ctx) })
 	get("/v1/ledger/head", func(ctx context.Context, _ *http.Request) (any, error) { return s.api.LedgerHead(ctx) })
 	post("/v1/report", asked(func(ctx context.Context, q ReportRequest) (any, error) { return s.api.ExportReport(ctx, q) }))
