@@ -222,6 +222,9 @@ func (l *life) resolvePlan(ctx context.Context, d *control.Decision, q control.D
 		return err
 	}
 	l.tellSides(d, q.Keep, h, y.Common.Seq, q.Keep)
+	if h.Role != recovery.Primary { // else a rollback there would leave nobody to reign
+		d.Refused = append(d.Refused, fmt.Sprintf("the group is %s at %s: commit the failover there first, or resolve there", h.Role, q.Keep))
+	}
 	if err := l.machineIsOff(); err != nil {
 		d.Refused = append(d.Refused, err.Error())
 	}
@@ -248,6 +251,9 @@ func (l *life) resolve(ctx context.Context, d *control.Decision, q control.Decis
 	h, err := ask[heads](once, l, q.Keep, topicHeads, struct{}{})
 	if err != nil {
 		return err
+	}
+	if h.Role != recovery.Primary {
+		return fault.New(fault.RoleForbids, "resolve "+d.Group, "the group is %s at %s now", h.Role, q.Keep)
 	}
 	left, _, err := l.leaving(h, q.Keep, q.Operator)
 	if err != nil {
