@@ -34,6 +34,8 @@ type plugs struct {
 	reign   *reign
 	defined *definitions
 
+	looking sync.Mutex // held while what is captured is made what the domain has
+
 	mu     sync.Mutex           // guards what follows
 	disks  map[string]qemu.Disk // that are captured, by target
 	order  []string             // of their targets
@@ -133,6 +135,8 @@ func (p *plugs) follow(ctx context.Context) error {
 
 // look makes what is captured what the domain has now.
 func (p *plugs) look(ctx context.Context, w *libvirt.Watch) error {
+	p.looking.Lock()
+	defer p.looking.Unlock()
 	asking, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
 	var d *libvirt.Domain
@@ -190,6 +194,26 @@ func (p *plugs) settle(ctx context.Context, in libvirt.Inspection) error {
 	p.mu.Lock()
 	p.loose = loose
 	p.mu.Unlock()
+	return errors.Join(append(errs, p.agree(ctx))...)
+}
+
+// agree makes the tracker follow the disks that are captured, and no others: one that
+// took the place of another just when a disk came or went knows nothing of that.
+func (p *plugs) agree(ctx context.Context) error {
+	followed := make(map[cbt.VolumeID]bool)
+	for _, v := range p.reign.tracker.Status() {
+		followed[v.Volume.ID] = true
+	}
+	var errs []error
+	for _, d := range p.tapped() {
+		if !followed[d.Volume.ID] {
+			errs = append(errs, p.reign.tracker.plug(d))
+		}
+		delete(followed, d.Volume.ID)
+	}
+	for id := range followed {
+		errs = append(errs, p.reign.tracker.unplug(ctx, id, func(ctx context.Context) error { return p.reign.writer.LeaveVolume(ctx, id) }))
+	}
 	return errors.Join(errs...)
 }
 

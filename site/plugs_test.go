@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/novacron/afterimage/cbt"
@@ -96,4 +97,46 @@ func (r *running) stalls(group string) (n int) {
 		}
 	}
 	return n
+}
+
+// A tracker that was made just when a disk came or went is brought to what is captured:
+// it may neither miss one, which nothing would tell of, nor follow one that has left.
+func TestTrackerFollowsWhatIsCaptured(t *testing.T) {
+	w := newDomainWorld(t, config.PassthroughAllowed)
+	r := w.start()
+	r.awaitState("web", control.StateSynced)
+	l, release, err := r.open(context.Background(), r.groups[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	p := l.reigning().plugs
+	follows := func(want ...string) func() bool {
+		return func() bool {
+			var got []string
+			for _, v := range p.reign.tracker.Status() {
+				got = append(got, v.Volume.Name)
+			}
+			slices.Sort(got)
+			return slices.Equal(got, want)
+		}
+	}
+	p.looking.Lock()
+	looks := sync.OnceFunc(p.looking.Unlock)
+	defer looks()
+	data := p.tapped()[1]
+	nothing := func(context.Context) error { return nil }
+	if err := p.reign.tracker.unplug(context.Background(), data.Volume.ID, nothing); err != nil || !follows("root")() {
+		t.Fatalf("the tracker was not robbed of a disk: %v", err)
+	}
+	if err := p.agree(context.Background()); err != nil || !follows("data", "root")() {
+		t.Errorf("a missing disk: %v", err)
+	}
+	p.remove("vdb")
+	if err := p.agree(context.Background()); err != nil || !follows("root")() {
+		t.Errorf("a disk too many: %v", err)
+	}
+	looks()
+	await(t, "the next look brings the disk back", follows("data", "root"))
+	r.awaitState("web", control.StateSynced)
 }
