@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // SectorBytes is the granularity of guest writes, CellBytes the unit of index,
@@ -156,6 +157,9 @@ type Event struct {
 	Data   []byte // len(Data) == Extent.Length for Write and Fill, else nil
 	Cause  Cause  // Gap
 	Detail string // Gap: for people
+	// At is the moment that the event tells of, where that is earlier than its record:
+	// what a closed cycle holds. Zero: now. No record's time is before an earlier one's.
+	At time.Time
 }
 
 // Pending is an event that has its place in the order.
@@ -176,6 +180,19 @@ type Sink interface {
 	// WaitDurable returns once all that was recorded before the call survives
 	// the loss of power.
 	WaitDurable(ctx context.Context) error
+}
+
+// Prompt is a Sink whose records are safe without waiting for a disk, so that who
+// records them may make them safe himself, many at once.
+type Prompt interface {
+	Sink
+	// RecordNow is Record where that means no waiting at all. Else it reports false,
+	// and nothing is recorded: Record is to be asked. ev.Data is the caller's again on
+	// return. Commit must follow, in any case and soon.
+	RecordNow(ev Event) (Pending, bool)
+	// Commit makes what RecordNow took safe, or sees to it that it becomes safe while
+	// others do the same. It may be held up where the storage is.
+	Commit()
 }
 
 // Memory keeps small values across restarts of a tracker's process, by key.

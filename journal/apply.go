@@ -124,6 +124,7 @@ func (j *Journal) finishLoop(drained <-chan struct{}) error {
 			}
 			continue
 		}
+		j.rest(finishRest, j.urgent.finish, drained)
 		for len(ws) < 32 && len(j.finish) > 0 {
 			ws = append(ws, <-j.finish)
 		}

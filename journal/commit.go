@@ -95,6 +95,9 @@ func (j *Journal) oweLocked(v cbt.VolumeID) {
 
 func (j *Journal) addLocked(r *record) pendingRecord {
 	now := j.o.Now()
+	if !r.time.IsZero() && r.time.Before(now) {
+		now = r.time // it tells of a moment that is past
+	}
 	if now.Before(j.lastTime) {
 		now = j.lastTime // a label, never decreasing
 	}
@@ -139,38 +142,69 @@ func (j *Journal) commitLoop(stop <-chan struct{}) error {
 	defer j.awaitFlights(0)
 	for {
 		j.awaitFlights(maxFlights - 1)
+		j.committing.Lock()
 		c := j.gather()
 		if c == nil {
+			j.committing.Unlock()
 			select {
 			case <-j.work:
 				continue
 			case <-stop:
 			}
+			j.committing.Lock() // what somebody writes in our place is written then
 			if c = j.take(); c == nil {
+				j.committing.Unlock()
 				return nil
 			}
 		}
-		if j.o.faults.replyEarly {
-			close(c.done)
-		}
-		j.mu.Lock()
-		err := j.err
-		j.mu.Unlock()
-		if err == nil {
-			err = j.writeCommit(c)
-		}
-		if err == nil {
-			continue
-		}
-		full := errors.Is(err, ErrFull)
-		if !full {
-			err = j.fail(fmt.Errorf("write frame: %w", err))
-		}
-		j.awaitFlights(0) // what is refused comes after them
-		if j.refuse(c, err); !full {
+		err := j.commitOne(c)
+		j.committing.Unlock()
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// commitHere writes what is queued in the caller's goroutine, which saves a writer the
+// way over commitLoop; that is woken where somebody else writes, or a reply waits for
+// the disk.
+func (j *Journal) commitHere() {
+	if j.o.Sync != SyncProcess || !j.committing.TryLock() {
+		j.wakeCommitter()
+		return
+	}
+	defer j.committing.Unlock()
+	for c := j.take(); c != nil; c = j.take() {
+		if j.commitOne(c) != nil {
+			return // the journal has failed, which ends Run
+		}
+	}
+}
+
+// commitOne writes c, or refuses it and all behind it; an error is the journal's end.
+// committing is held.
+func (j *Journal) commitOne(c *commit) error {
+	if j.o.faults.replyEarly {
+		close(c.done)
+	}
+	j.mu.Lock()
+	err := j.err
+	j.mu.Unlock()
+	if err == nil {
+		err = j.writeCommit(c)
+	}
+	if err == nil {
+		return nil
+	}
+	full := errors.Is(err, ErrFull)
+	if !full {
+		err = j.fail(fmt.Errorf("write frame: %w", err))
+	}
+	j.awaitFlights(0) // what is refused comes after them
+	if j.refuse(c, err); !full {
+		return err
+	}
+	return nil
 }
 
 // gatherFor bounds how long the committer waits for records to come together.

@@ -435,7 +435,7 @@ func (c *crasher) write(w *Writer, rng *rand.Rand) error {
 	op.Data = bytes.Clone(ev.Data)
 	c.mu.Lock()
 	at := c.now.Now() // others let the clock go on
-	p, err := w.Record(context.Background(), ev)
+	p, commit, err := placeInTurn(context.Background(), w, ev)
 	if err != nil {
 		c.mu.Unlock()
 		return err
@@ -444,6 +444,7 @@ func (c *crasher) write(w *Writer, rng *rand.Rand) error {
 	c.moments = append(c.moments, moment{at: Position{w.epoch.ID, p.(pendingRecord).seq}, state: c.state, time: at})
 	mine := len(c.moments)
 	c.mu.Unlock()
+	commit()
 	if err := p.Wait(context.Background()); err != nil {
 		return err
 	}

@@ -23,9 +23,10 @@
 //  2. commitLoop takes the commit once nobody else adds to it, puts header and records
 //     before the payloads and writes the frame into the segment (output.go), past the
 //     page cache in SyncPower (direct.go); in SyncProcess the writers are answered
-//     here: the page cache of the segment file is the log that outlives the process;
-//  3. in SyncProcess syncLoop makes it durable while the next one is written
-//     (durable.go). In SyncPower the frame flies: the kernel writes and syncs it while
+//     here: the page cache of the segment file is the log that outlives the process.
+//     Whoever recorded with RecordNow does this himself then (commitHere);
+//  3. in SyncProcess syncLoop makes it durable while the next ones are written
+//     (durable.go), a few milliseconds later unless somebody waits for it (rest.go). In SyncPower the frame flies: the kernel writes and syncs it while
 //     the next are formed, and landLoop answers the writers, in order (flight.go); a
 //     lone one is synced and answered by commitLoop itself;
 //  4. finishLoop computes the chain and indexes the frame, behind the replies.
@@ -97,8 +98,8 @@
 // MiB of the run; its input stays on disk until the run has replaced it.
 //
 // Run owns five goroutines: one for step 2, two for step 3, one for step 4, one that
-// fills the pool. Lock order: fileMu
-// before mu. A failed write or fsync is terminal for the Journal, except for a lack
+// fills the pool. Lock order: committing
+// before fileMu before mu. A failed write or fsync is terminal for the Journal, except for a lack
 // of space: that refuses what is under way, takes back what it would have changed,
 // records a gap as soon as there is room, and is over when there is space again.
 package journal

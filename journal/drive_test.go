@@ -114,7 +114,7 @@ func (d *driver) resize(v cbt.Volume, op journaltest.Op) error {
 // record gives ev to the journal; op, if not nil, is what it does to the state.
 func (d *driver) record(ev cbt.Event, op *journaltest.Op) error {
 	began := d.now.Now()
-	p, err := d.w.Record(soon(d.t), ev)
+	p, err := recordInTurn(soon(d.t), d.w, ev)
 	if err != nil {
 		return err
 	}

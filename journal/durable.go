@@ -29,6 +29,7 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 		last := false
 		select {
 		case <-j.sync:
+			last = j.rest(syncRest, j.urgent.sync, drained)
 		case <-drained:
 			last = true
 		}
@@ -196,6 +197,7 @@ func (j *Journal) WaitDurable(ctx context.Context, p Position) error {
 		case j.durableLocked().Seq >= p.Seq:
 		default:
 			if j.refusals == before || j.next > p.Seq {
+				j.hurry()
 				return false
 			}
 			ended = fmt.Errorf("wait for record %s: %w", p, ErrFull)
@@ -210,5 +212,11 @@ func (j *Journal) WaitDurable(ctx context.Context, p Position) error {
 
 // waitIndexed returns once reads see seq s of the newest epoch.
 func (j *Journal) waitIndexed(ctx context.Context, epochs int, s Seq) error {
-	return j.waitFor(ctx, func() bool { return len(j.branches) != epochs || j.indexed >= s })
+	return j.waitFor(ctx, func() bool {
+		there := len(j.branches) != epochs || j.indexed >= s
+		if !there {
+			j.hurry()
+		}
+		return there
+	})
 }

@@ -221,7 +221,7 @@ func TestNobodyWaitsForEver(t *testing.T) {
 			for range 4 {
 				g.Go(func() {
 					for {
-						p, err := wr.Record(soon(t), write512(v))
+						p, err := recordInTurn(soon(t), wr, write512(v))
 						if err == nil {
 							err = p.Wait(soon(t))
 						}

@@ -102,10 +102,13 @@ type Journal struct {
 	damages  []Damage  // that scrubs found and nothing mended
 	resync   Cursor    // the next chain value that is known behind damage; while opening
 
+	committing sync.Mutex // held from taking a commit to its end; before fileMu
+
 	ending    chan struct{} // closed when Run must end
 	unsynced  unsynced
 	restating               // what is durable, to be said anew (restate.go)
 	sync      chan struct{} // wakes the syncer
+	urgent    hurried       // ends its rest, and finishLoop's
 	work      chan struct{} // wakes the committer
 	restate   chan struct{} // wakes finishLoop for it
 	finish    chan *written // frames to chain and index, in order
@@ -144,6 +147,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		live:     make(map[cbt.VolumeID]bool),
 		names:    make(map[uint32]cbt.VolumeID),
 		restate:  make(chan struct{}, 1),
+		urgent:   hurried{make(chan struct{}, 1), make(chan struct{}, 1)},
 		syncing:  newPatientLock(),
 		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64), flights: make(chan *flight, maxFlights),
 	}

@@ -102,7 +102,7 @@ func (o *oracle) write(t testing.TB, w *Writer, rng *rand.Rand, v cbt.VolumeID) 
 	default:
 		ev.Data = noise(rng, int(e.Length))
 	}
-	p, err := w.Record(context.Background(), ev)
+	p, err := recordInTurn(context.Background(), w, ev)
 	if err != nil {
 		t.Fatal(err)
 	}

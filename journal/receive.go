@@ -284,5 +284,6 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 	j.advance(w, nil)
 	j.finish <- w
 	j.wakeSyncer()
+	j.hurry()
 	return nil
 }

@@ -107,5 +107,5 @@ func (w *Writer) sameLocked(ctx context.Context, r *record, data []byte) *record
 	if err != nil || !bytes.Equal(there, data) || j.writer != w || !j.rewrites.repeats(r, s) {
 		return r // what does not read is written anew
 	}
-	return &record{kind: KindSame, volume: r.volume, volumeID: r.volumeID, extent: r.extent}
+	return &record{kind: KindSame, time: r.time, volume: r.volume, volumeID: r.volumeID, extent: r.extent}
 }

@@ -14,7 +14,7 @@ type Writer struct {
 	epoch Epoch
 }
 
-var _ cbt.Sink = (*Writer)(nil)
+var _ cbt.Prompt = (*Writer)(nil)
 
 // waitRunning returns once Run has begun, which its caller started beside us.
 func (j *Journal) waitRunning(ctx context.Context) error {
@@ -61,6 +61,36 @@ func (w *Writer) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error) 
 	return p, nil
 }
 
+// RecordNow implements cbt.Prompt.
+func (w *Writer) RecordNow(ev cbt.Event) (cbt.Pending, bool) {
+	j := w.j
+	if j.o.Sync != SyncProcess {
+		return nil, false
+	}
+	r, err := recordOf(ev)
+	if err != nil || !r.kind.hasExtent() || w.prepare(r) != nil {
+		return nil, false
+	}
+	j.mu.Lock()
+	r.volume = j.volumes[ev.Volume].Ordinal
+	if j.pending+j.held > maxPending || j.rewrites.repeats(r, j.indexed) {
+		j.mu.Unlock()
+		return nil, false
+	}
+	p, err := w.recordLocked(ev, r)
+	j.mu.Unlock()
+	if err != nil {
+		return nil, false
+	}
+	if r.stored > 0 {
+		p.c.fillIn(r, p.seq, j.identity)
+	}
+	return p, true
+}
+
+// Commit implements cbt.Prompt.
+func (w *Writer) Commit() { w.j.commitHere() }
+
 // recordLocked checks r, which is of ev, and gives it its place in the order.
 func (w *Writer) recordLocked(ev cbt.Event, r *record) (p pendingRecord, err error) {
 	j := w.j
@@ -99,7 +129,7 @@ func (w *Writer) usableLocked() error {
 }
 
 func recordOf(ev cbt.Event) (*record, error) {
-	r := &record{volumeID: ev.Volume, extent: ev.Extent}
+	r := &record{volumeID: ev.Volume, extent: ev.Extent, time: ev.At.Round(0)}
 	switch ev.Kind {
 	case cbt.EventWrite, cbt.EventFill:
 		r.kind, r.data = KindWrite, ev.Data
@@ -115,10 +145,10 @@ func recordOf(ev cbt.Event) (*record, error) {
 	case cbt.EventTrim:
 		r.kind = KindTrim
 	case cbt.EventSynced:
-		return &record{kind: KindSynced, volumeID: ev.Volume}, nil
+		return &record{kind: KindSynced, volumeID: ev.Volume, time: ev.At.Round(0)}, nil
 	case cbt.EventGap:
 		detail := ev.Detail[:min(len(ev.Detail), maxDetailBytes)]
-		return &record{kind: KindGap, volumeID: ev.Volume, body: encodeBody(gapBody{ev.Cause, detail})}, nil
+		return &record{kind: KindGap, volumeID: ev.Volume, time: ev.At.Round(0), body: encodeBody(gapBody{ev.Cause, detail})}, nil
 	default:
 		return nil, fmt.Errorf("record event of kind %d: %w", ev.Kind, ErrOutOfRange)
 	}

@@ -31,7 +31,7 @@ type Recorder struct {
 	changed chan struct{} // closed and replaced at every change
 }
 
-var _ cbt.Sink = (*Recorder)(nil)
+var _ cbt.Prompt = (*Recorder)(nil)
 
 // NewRecorder keeps the given volumes.
 func NewRecorder(vs ...cbt.Volume) *Recorder {
@@ -113,6 +113,25 @@ func (r *Recorder) Record(ctx context.Context, ev cbt.Event) (cbt.Pending, error
 			return nil, context.Cause(ctx)
 		}
 	}
+	return r.place(ev)
+}
+
+// RecordNow implements cbt.Prompt: while nothing makes the recorder wait or fail.
+func (r *Recorder) RecordNow(ev cbt.Event) (cbt.Pending, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.held != nil || r.stopped != nil || r.delay > 0 {
+		return nil, false
+	}
+	p, err := r.place(ev)
+	return p, err == nil
+}
+
+// Commit implements cbt.Prompt: what RecordNow took is safe already.
+func (r *Recorder) Commit() {}
+
+// place gives ev its place; r.mu is held.
+func (r *Recorder) place(ev cbt.Event) (cbt.Pending, error) {
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -22,7 +22,9 @@
 //     is answered EINVAL, EPERM or ENOSPC and never reaches the Device;
 //  3. inflight.begin waits for room in requests and bytes: back-pressure to the
 //     client; then a write's payload is read into a pooled buffer;
-//  4. a goroutine waits for overlapping changes before it, calls the Device and
+//     Writes to a Device that is Prompt are begun, settled together and answered by
+//     the goroutine that reads (prompt.go), unless something is in their way;
+//  4. else a goroutine waits for overlapping changes before it, calls the Device and
 //     queues the reply;
 //  5. replies.flush sends all that is queued in one writev; then room and
 //     buffers are given back.

@@ -66,6 +66,13 @@ func (f *inflight) begin(q request, good bool) *task {
 	return t
 }
 
+// hasRoom reports that begin would not wait for q.
+func (f *inflight) hasRoom(q request) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.tasks) == 0 || len(f.tasks) < f.maxTasks && f.bytes+q.weight() <= f.maxBytes
+}
+
 func overlap(a, b request) bool {
 	return cbt.Extent.Overlaps(a.extent(), b.extent())
 }

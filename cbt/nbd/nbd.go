@@ -31,6 +31,29 @@ type Device interface {
 	Status(ctx context.Context, e cbt.Extent) ([]StatusExtent, error)
 }
 
+// Prompt is a Device of which most writes are done without waiting for a disk. They
+// need no goroutine of their own then: whoever reads the socket begins what has
+// arrived, settles it together and answers.
+type Prompt interface {
+	Device
+	// Begin takes a write, in the order of the calls, without waiting for anything.
+	// False: it has to go the way of WriteAt. p is the caller's again on return.
+	// Settle follows.
+	Begin(p []byte, off int64) (Begun, bool)
+	// Settle makes what was begun safe. It may be held up, until the device lets go.
+	Settle()
+	// LetGo has f called, in a goroutine of its own, when the device lets go: what was
+	// begun waits no more then, and nobody need be held up. stop is as of
+	// context.AfterFunc.
+	LetGo(f func()) (stop func() bool)
+}
+
+// Begun is a write of a Prompt that has its place.
+type Begun interface {
+	// Wait returns once the write may be answered. It is called once.
+	Wait() error
+}
+
 // StatusExtent is one piece of the base:allocation context.
 type StatusExtent struct {
 	Length int64 // bytes, above zero

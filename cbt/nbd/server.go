@@ -161,7 +161,7 @@ func (s *Server) handle(ctx context.Context, c net.Conn) error {
 		s.refused(c, err)
 		return err
 	}
-	r := bufio.NewReaderSize(c, 64<<10)
+	r := bufio.NewReaderSize(c, readerBytes)
 	n, err := s.handshake(ctx, c, r)
 	if err != nil {
 		s.refused(c, err)

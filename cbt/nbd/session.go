@@ -25,6 +25,8 @@ type session struct {
 	out      replies
 	draining atomic.Bool
 	stuck    chan struct{} // closed when the drain gave up on the device
+	ended    chan error    // what reading ended with
+	together
 }
 
 func newSession(srv *Server, conn net.Conn, r *bufio.Reader, n negotiated) *session {
@@ -32,7 +34,9 @@ func newSession(srv *Server, conn net.Conn, r *bufio.Reader, n negotiated) *sess
 		srv: srv, conn: conn, r: r, export: n.export, terms: n.terms(),
 		inflight: newInflight(srv.opts.MaxInFlight, srv.opts.MaxInFlightBytes),
 		stuck:    make(chan struct{}),
+		ended:    make(chan error, 1),
 	}
+	s.prompt, _ = n.export.Device.(Prompt)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.out = replies{conn: conn, fail: func(error) { conn.Close() }}
 	return s
@@ -42,7 +46,7 @@ func newSession(srv *Server, conn net.Conn, r *bufio.Reader, n negotiated) *sess
 // every request has ended or the drain has given up on them. Release is called
 // even then, when the last one ends.
 func (s *session) run() error {
-	err := s.read()
+	err := s.reading()
 	if err != nil {
 		s.cancel(fmt.Errorf("%w: %w", ErrDisconnected, err))
 	}
@@ -68,50 +72,93 @@ func (s *session) run() error {
 	return err
 }
 
-// read takes requests until the client says farewell (nil) or cannot be heard.
-func (s *session) read() error {
-	var head [requestBytes]byte
+// reading returns what reading ended with, whoever did it last.
+func (s *session) reading() error {
+	if s.prompt == nil {
+		s.read()
+		return <-s.ended
+	}
+	stop := s.prompt.LetGo(s.takeOver)
+	defer stop()
+	go s.read()
+	select {
+	case err := <-s.ended:
+		return err
+	case <-s.stuck:
+	}
+	linger := time.NewTimer(2 * s.srv.opts.linger()) // for the last replies to be heard
+	defer linger.Stop()
+	select {
+	case err := <-s.ended:
+		return err
+	case <-linger.C: // the one who reads is held up by the device
+		return ErrStuck
+	}
+}
+
+// read takes requests until the client says farewell (nil) or cannot be heard, and
+// tells ended; or a stand-in takes over, who does.
+func (s *session) read() {
 	for {
-		if _, err := io.ReadFull(s.r, head[:]); err != nil {
-			return fmt.Errorf("read request: %w", err)
+		if !s.whole() && !s.settle() {
+			return
 		}
-		q, err := parseRequest(&head)
-		if err != nil {
-			return err
-		}
-		if q.cmd == cmdDisconnect {
-			return nil
-		}
-		errno, text := s.terms.judge(q)
-		if errno == 0 && s.draining.Load() {
-			errno, text = ESHUTDOWN, ErrShutdown.Error()
-		}
-		if errno != 0 && q.cmd == cmdWrite {
-			if err := discard(s.r, int64(q.length)); err != nil {
-				return err
-			}
-		}
-		t := s.inflight.begin(q, errno == 0)
-		if t == nil {
-			return net.ErrClosed
-		}
-		if errno != 0 {
-			t.answered.Store(true)
-			go s.answer(t, errorReply(q, s.terms.structured, errno, text), false)
+		on, err := s.request()
+		if on && err == nil {
 			continue
 		}
-		if q.cmd == cmdWrite {
-			t.payload = s.srv.buffers.get(int(q.length))
-			if _, err := io.ReadFull(s.r, t.payload.bytes); err != nil {
-				if t.ended != nil {
-					close(t.ended)
-				}
-				s.inflight.end(t, true)
-				return fmt.Errorf("read payload of write: %w", err)
-			}
+		if s.settle() {
+			s.ended <- err
 		}
-		go s.serve(t)
+		return
 	}
+}
+
+// request takes one request; on is false after the last one.
+func (s *session) request() (on bool, err error) {
+	var head [requestBytes]byte
+	if _, err := io.ReadFull(s.r, head[:]); err != nil {
+		return false, fmt.Errorf("read request: %w", err)
+	}
+	q, err := parseRequest(&head)
+	if err != nil || q.cmd == cmdDisconnect {
+		return false, err
+	}
+	errno, text := s.terms.judge(q)
+	if errno == 0 && s.draining.Load() {
+		errno, text = ESHUTDOWN, ErrShutdown.Error()
+	}
+	if errno != 0 && q.cmd == cmdWrite {
+		if err := discard(s.r, int64(q.length)); err != nil {
+			return false, err
+		}
+	}
+	if errno == 0 {
+		if done, err := s.begin(q); done {
+			return true, err
+		}
+	}
+	t := s.inflight.begin(q, errno == 0)
+	if t == nil {
+		return false, net.ErrClosed
+	}
+	if errno != 0 {
+		t.answered.Store(true)
+		go s.answer(t, errorReply(q, s.terms.structured, errno, text), false)
+		return true, nil
+	}
+	if q.cmd == cmdWrite {
+		t.payload = s.srv.buffers.get(int(q.length))
+		if _, err := io.ReadFull(s.r, t.payload.bytes); err != nil {
+			if t.ended != nil {
+				close(t.ended)
+			}
+			s.inflight.end(t, true)
+			return false, fmt.Errorf("read payload of write: %w", err)
+		}
+	}
+	go s.serve(t)
+	return true, nil
 }
 
 // serve runs t against the device and answers it.

@@ -64,3 +64,10 @@ func (g *Gate) pass(ctx context.Context) error {
 		}
 	}
 }
+
+// isOpen reports that pass would not wait.
+func (g *Gate) isOpen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.open == nil
+}

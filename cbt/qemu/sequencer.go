@@ -55,6 +55,23 @@ func (q *sequencer) enter(ctx context.Context, e cbt.Extent, alone bool) (*span,
 	return s, nil
 }
 
+// enterNow is enter where nothing is in the way; else it returns nil.
+func (q *sequencer) enterNow(e cbt.Extent) *span {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for o := range q.spans {
+		if o.Overlaps(e) {
+			return nil
+		}
+	}
+	s := &span{Extent: e, placed: make(chan struct{}), safe: make(chan struct{})}
+	if q.spans == nil {
+		q.spans = make(map[*span]struct{})
+	}
+	q.spans[s] = struct{}{}
+	return s
+}
+
 // place tells that s has its place; at most once.
 func (q *sequencer) place(s *span) { close(s.placed) }
 

@@ -28,6 +28,7 @@ type tap struct {
 	node   string // of the target, inside QEMU
 	export string
 	sink   cbt.Sink
+	prompt cbt.Prompt // sink, or nil where it is none
 	gate   *Gate
 	pulse  *pulse
 	faults *faults

@@ -220,6 +220,7 @@ func (t *Tracker) newTap(d *disk, v cbt.Volume) *tap {
 		live: live, end: end,
 		settled: make(chan struct{}, 1), idle: make(chan struct{}, 1), ops: make(map[uint64]time.Time),
 	}
+	tap.prompt, _ = t.opts.Sink.(cbt.Prompt)
 	tap.onLetGo = func(b *breakError, open bool) { d.broke(tap, b, open) }
 	t.mu.Lock()
 	defer t.mu.Unlock()
