@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -70,11 +71,24 @@ func (d *target) Status(_ context.Context, e cbt.Extent) ([]nbd.StatusExtent, er
 	return []nbd.StatusExtent{{Length: e.Length}}, nil
 }
 
-// mirrored starts a mirror of disk a into a target.
-func mirrored(t *testing.T, m *cbttest.Machine) (*target, commands) {
+// targeted makes a target node of a target's export; die ends the server behind it.
+func targeted(t *testing.T, m *cbttest.Machine, node args) (d *target, c commands, die func()) {
 	t.Helper()
-	d := &target{came: make(chan struct{}, 1)}
-	size := m.Disks[0].Bytes
+	d = &target{came: make(chan struct{}, 1)}
+	socket := filepath.Join(m.Dir, "t")
+	die = d.serve(t, socket, m.Disks[0].Bytes)
+	c = commands{qmpMonitor{m.Own}}
+	a := args{"driver": "nbd", "node-name": "target", "export": "good", "reconnect-delay": 0, "server": args{"type": "unix", "path": socket}}
+	maps.Copy(a, node)
+	if err := c.do(cbttest.Context(t, patience), "blockdev-add", a, nil); err != nil {
+		t.Fatal(err)
+	}
+	return d, c, die
+}
+
+// serve offers d as the export "good" until the test ends, or die is called.
+func (d *target) serve(t *testing.T, socket string, size int64) (die func()) {
+	t.Helper()
 	s := nbd.NewServer(nbd.ServerOptions{
 		Grace: 50 * time.Millisecond, Drain: 50 * time.Millisecond,
 		Lookup: func(_ context.Context, name string) (*nbd.Export, error) {
@@ -83,7 +97,6 @@ func mirrored(t *testing.T, m *cbttest.Machine) (*target, commands) {
 			}
 			return &nbd.Export{Name: name, Size: size, Device: d}, nil
 		}})
-	socket := filepath.Join(m.Dir, "t")
 	l, err := nbd.ListenUnix(socket, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -94,12 +107,16 @@ func mirrored(t *testing.T, m *cbttest.Machine) (*target, commands) {
 		defer close(served)
 		s.Serve(ctx, l) // ErrStuck, where a test leaves the target silent
 	}()
-	t.Cleanup(func() { cancel(); <-served })
-	c := commands{qmpMonitor{m.Own}}
+	die = func() { cancel(); <-served }
+	t.Cleanup(die)
+	return die
+}
+
+// mirrored starts the tap's mirror of disk a into a target.
+func mirrored(t *testing.T, m *cbttest.Machine) (*target, commands) {
+	t.Helper()
+	d, c, _ := targeted(t, m, nil)
 	run := cbttest.Context(t, patience)
-	if err := c.addTarget(run, "target", socket, "good"); err != nil {
-		t.Fatal(err)
-	}
 	if err := c.mirror(run, "job", "a", "target"); err != nil {
 		t.Fatal(err)
 	}
