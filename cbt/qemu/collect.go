@@ -27,8 +27,9 @@ type collector struct {
 	admit   func(*disk)     // begins to bring one up
 	ready   chan *collected // disks that were brought up, for the next round
 
-	ran    bool                        // the guest did, before a pause
-	resume func(context.Context) error // undoes hush; nil: the guest is not stopped by us
+	instant time.Time                   // a little before that of the round: a loss that is shown is never less than it is
+	ran     bool                        // the guest did, before a pause
+	resume  func(context.Context) error // undoes hush; nil: the guest is not stopped by us
 }
 
 // collected is one disk under a collector. Its mirror and tap are never put into the

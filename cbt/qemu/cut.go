@@ -115,6 +115,7 @@ func (k *Cut) lead(ctx context.Context, all []*arrival) {
 
 // round is one cycle of all machines, from their bitmaps to a point.
 func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause time.Duration, err error) {
+	k.date(all)
 	idle := true
 	asked := make([][]*ask, len(all))
 	for i, a := range all {
@@ -144,7 +145,7 @@ func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause 
 	for _, a := range all {
 		disks = append(disks, a.c.disks...)
 	}
-	if err := mark(ctx, disks, func() {
+	if err := mark(ctx, disks, all[0].c.instant, func() {
 		for i, a := range all {
 			a.c.t.answer(ctx, asked[i])
 		}
@@ -157,6 +158,15 @@ func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause 
 	// The point is there; what fails now only costs the same delta again.
 	_ = each(all, failed, func(c *collector) error { return c.finish(ctx) })
 	return pause, nil
+}
+
+// date gives the round of all machines the time of now.
+func (k *Cut) date(all []*arrival) time.Time {
+	now := time.Now()
+	for _, a := range all {
+		a.c.instant = now
+	}
+	return now
 }
 
 // each runs f for all machines at once; their failures go into failed.
@@ -190,7 +200,7 @@ func (k *Cut) drawAll(ctx context.Context, all []*arrival, failed []error) (time
 	if limit <= 0 {
 		limit = 50 * time.Millisecond
 	}
-	began := time.Now()
+	began := k.date(all)
 	err := k.paused(ctx, all, failed, func() error {
 		return each(all, failed, func(c *collector) error { return c.draw(ctx) })
 	})

@@ -29,8 +29,9 @@ type history struct {
 	seed uint64
 	rng  *rand.Rand
 
-	mu  sync.Mutex // guards ops
-	ops []op
+	mu       sync.Mutex // guards what follows
+	ops      []op
+	answered []time.Time // of the first writes, where run does them
 }
 
 func newHistory() *history {
@@ -68,6 +69,9 @@ func (h *history) run(ctx context.Context, guests []*nbd.Client, base [][]byte) 
 		if err := guests[k].WriteAt(context.Background(), o.data, o.Offset, false); err != nil {
 			return fmt.Errorf("seed %d: write %d: %w", h.seed, i, err)
 		}
+		h.mu.Lock()
+		h.answered = append(h.answered, time.Now())
+		h.mu.Unlock()
 	}
 	return nil
 }
@@ -78,6 +82,7 @@ type prefixJudge struct {
 	h      *history
 	done   int
 	images [][]byte // after done writes
+	points []int    // done, at each point
 }
 
 func (j *prefixJudge) check(got [][]byte) error {
@@ -94,6 +99,7 @@ func (j *prefixJudge) check(got [][]byte) error {
 		o := j.h.ops[j.done]
 		copy(j.images[o.disk][o.Offset:], o.data)
 	}
+	j.points = append(j.points, j.done)
 	for i := range got {
 		if at := cbttest.FirstDifference(j.images[i], got[i]); at >= 0 {
 			return fmt.Errorf("seed %d: the point after %d writes differs from them on disk %d at %d", j.h.seed, j.done, i, at)
@@ -184,6 +190,29 @@ func TestCyclesAreOfOneInstant(t *testing.T) {
 		t.Errorf("%d points in the log, %d were told; they reach to write %d of %d", points, stats.Points, judge.done, len(judge.h.ops))
 	}
 	w.checkImages()
+	judge.checkTimes(t, w.recorder.Log(), w.volumes)
+}
+
+// checkTimes holds each point to its time: what was answered before that is in it.
+func (j *prefixJudge) checkTimes(t *testing.T, log []cbt.Event, vs []cbt.Volume) {
+	synced, n := map[cbt.VolumeID]bool{}, 0
+	for _, ev := range log {
+		switch ev.Kind {
+		case cbt.EventSynced:
+			synced[ev.Volume] = true
+		case cbt.EventGap:
+			delete(synced, ev.Volume)
+		}
+		if len(synced) < len(vs) {
+			continue
+		}
+		if ev.At.IsZero() {
+			t.Errorf("point %d has no time", n)
+		} else if done := j.points[n]; done < len(j.h.answered) && j.h.answered[done].Before(ev.At) {
+			t.Errorf("point %d has the time %v and %d writes; the next one was answered at %v", n, ev.At, done, j.h.answered[done])
+		}
+		n++
+	}
 }
 
 // While an instant is held the guest writes to the second disk, and then again where

@@ -26,7 +26,8 @@
 //  6. hold (rotate.go) keeps two bitmaps, and drops the older when the newer has
 //     lived, synced, for twice the stall budget and all is durable.
 //
-// A write (tap.go): sequencer, gate, mask and Sink.Record, Pending.Wait, reply.
+// A write (tap.go): sequencer, gate, mask and Sink.Record, Pending.Wait, reply; of a
+// cbt.Prompt all of it in the goroutine that reads the socket (begun.go).
 // A write that ends inside a sector is completed from the head; before the head
 // knows the whole disk its edge sectors are read from the live disk once more.
 // letGo is one-way: it shuts the gate, answers what waits, and gaps.go records
@@ -50,7 +51,8 @@
 // job of QEMU 7.2 cannot be told), and we may die; so it is a local file, for which
 // there has to be twice the room that is needed. Trackers that share a Cut
 // (cut.go) stop their machines for the transactions, up to 50 ms or there is no point.
-// A point's record comes after its instant, by what copying and reading took.
+// A point's records come after its instant, by what copying and reading took, and carry
+// its time.
 //
 // Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
 // recorder of gaps per disk, and per session one for events and one per disk.

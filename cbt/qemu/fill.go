@@ -119,7 +119,7 @@ func (r *resync) record(f *cbt.Fill, e cbt.Extent, live []byte, diffs []cbt.Exte
 			if err != nil {
 				return
 			}
-			ev := cbt.Event{Kind: cbt.EventZero, Volume: t.volume.ID, Extent: x}
+			ev := cbt.Event{Kind: cbt.EventZero, Volume: t.volume.ID, Extent: x, At: r.at}
 			if live != nil {
 				data := live[x.Offset-e.Offset:][:x.Length:x.Length]
 				if !bytes.Equal(data, r.zeros(len(data))) {

@@ -24,8 +24,9 @@ const windowBytes = 1 << 30
 type resync struct {
 	a      *mirror
 	live   *nbd.Client
-	bitmap string   // its meta context, empty for a full read
-	held   *os.File // nil, or what an instant of the disk was copied to where the bitmap names it
+	bitmap string    // its meta context, empty for a full read
+	held   *os.File  // nil, or what an instant of the disk was copied to where the bitmap names it
+	at     time.Time // of that instant
 	limit  *rate.Limiter
 	// fromLive is the fault that faults.liveCycles plants.
 	fromLive bool
@@ -41,8 +42,8 @@ func (a *mirror) resync(ctx context.Context, found mode.Verdict) error {
 }
 
 // resyncHeld is resync of a held instant.
-func (c *collected) resyncHeld(ctx context.Context) error {
-	r := &resync{a: c.mirror, held: c.scratch.file, fromLive: c.disk.opts.faults.liveCycles}
+func (c *collected) resyncHeld(ctx context.Context, at time.Time) error {
+	r := &resync{a: c.mirror, held: c.scratch.file, at: at, fromLive: c.disk.opts.faults.liveCycles}
 	return c.mirror.reading(ctx, r, mode.Verdict{Trusted: true, Keep: []string{c.delta}})
 }
 

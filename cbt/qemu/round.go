@@ -203,7 +203,7 @@ func (c *collector) bring(ctx context.Context, idle bool) error {
 			return err
 		}
 		if !idle {
-			g.Go(func() error { return d.resyncHeld(reading) })
+			g.Go(func() error { return d.resyncHeld(reading, c.instant) })
 		}
 	}
 	if err := g.Wait(); err != nil {
@@ -279,11 +279,11 @@ func (c *collector) discard(ctx context.Context) error {
 
 // mark records that every disk is synced, which makes the last of these records the
 // cycle's point, and at once the gap behind it; between them comes what was asked for
-// before the instant.
-func mark(ctx context.Context, disks []*collected, answer func()) error {
+// before the instant. All have at, the instant's time.
+func mark(ctx context.Context, disks []*collected, at time.Time, answer func()) error {
 	var pending []cbt.Pending
 	record := func(d *collected, ev cbt.Event) error {
-		ev.Volume = d.tap.volume.ID
+		ev.Volume, ev.At = d.tap.volume.ID, at
 		p, err := d.tap.sink.Record(ctx, ev)
 		if err == nil {
 			pending = append(pending, p)
