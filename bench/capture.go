@@ -75,6 +75,11 @@ var captureGoals = []goal{
 	{"floor_iops_4k_qd32_vs_none", "", 0},
 	{"floor_throughput_64k_qd8_vs_none", "", 0},
 	{"latency_4k_qd1_vs_none", "", 0},
+	{"bitmap_overhead_4k_qd1_vs_none", "", 0},
+	{"power_latency_4k_qd1_vs_floor", "", 0},
+	{"power_p99_4k_qd1_vs_floor", "", 0},
+	{"power_iops_4k_qd32_vs_floor", "", 0},
+	{"power_throughput_64k_qd8_vs_floor", "", 0},
 }
 
 // tapLoad is one load of fio's.
@@ -86,8 +91,17 @@ type tapLoad struct {
 
 var captureShapes = []tapLoad{{"4k_qd1", "4k", 1}, {"4k_qd32", "4k", 32}, {"64k_qd8", "64k", 8}}
 
-// sides in the order in which they take turns.
-var sides = []string{"none", "floor", "ours"}
+// sides, in the order in which they take turns: without a mirror, mirrored to a server
+// that throws everything away, tapped into a journal whose answers survive the death of
+// the process (ours) or of the machine (power).
+var sides = []string{"none", "floor", "ours", "power"}
+
+// bitmapSide follows its disk by bitmap cycles. It takes turns with none alone, behind
+// the others, for a cycle costs a little though nothing is written.
+const bitmapSide = "bitmap"
+
+// bitmapEvery is the time between its points.
+const bitmapEvery = time.Second
 
 // lap is what fio measured in one round.
 type lap struct{ mean, p99, perSecond, bytesPerSecond float64 } // ns, ns, 1/s, B/s
@@ -95,9 +109,11 @@ type lap struct{ mean, p99, perSecond, bytesPerSecond float64 } // ns, ns, 1/s, 
 // Capture measures what the tap adds to a guest's writes. fio writes at random
 // through qemu-storage-daemon, QEMU's real block layer, to a disk without a
 // mirror (none), to one that is mirrored to an NBD server that throws everything
-// away (floor: what any tap by mirror costs), and to one that is tapped by ours
-// into a journal whose answer survives the death of the process. The three take
-// turns in every round; a figure is the median of the rounds' ratios.
+// away (floor: what any tap by mirror costs), and to ones that are tapped by ours
+// into a journal whose answer survives the death of the process, or of the machine.
+// They take turns in every round; a figure is the median of the rounds' ratios. Then
+// it writes by turns to a disk that is followed by bitmap cycles and to one that is
+// not followed at all.
 func Capture(ctx context.Context, o CaptureOptions) (CaptureResult, error) {
 	o = o.withDefaults()
 	began := time.Now()
@@ -138,23 +154,38 @@ func (r *captureRig) measure(ctx context.Context, o CaptureOptions) (laps, error
 	for _, s := range captureShapes {
 		out[s.name] = map[string][]lap{}
 	}
-	n, of := 0, (o.Rounds+1)*len(captureShapes)
-	for i := range o.Rounds + 1 { // the first warms up and is dropped
-		for _, s := range captureShapes {
-			n++
-			o.Progress(s.name, n, of)
-			for _, side := range sides {
-				l, err := fio(ctx, r.sockets[side], s, o, i)
-				if err == nil && side == "ours" {
-					err = r.stillSynced()
-				}
-				if err != nil {
-					return nil, fmt.Errorf("measure %s of %s: %w", s.name, side, err)
-				}
-				if i > 0 {
-					out[s.name][side] = append(out[s.name][side], l)
-				}
+	n, of := 0, (o.Rounds+1)*(len(captureShapes)+1)
+	turn := func(i int, s tapLoad, name string, sides ...string) error { // the first warms up and is dropped
+		n++
+		o.Progress(name, n, of)
+		for _, side := range sides {
+			l, err := fio(ctx, r.sockets[side], s, o, i)
+			if err == nil {
+				err = r.stillThere(side)
 			}
+			if err != nil {
+				return fmt.Errorf("measure %s of %s: %w", s.name, side, err)
+			}
+			if i > 0 {
+				out[name][side] = append(out[name][side], l)
+			}
+		}
+		return nil
+	}
+	for i := range o.Rounds + 1 {
+		for _, s := range captureShapes {
+			if err := turn(i, s, s.name, sides...); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := r.tap(ctx, bitmapSide, o.DiskBytes); err != nil {
+		return nil, fmt.Errorf("follow a disk by bitmap: %w", err)
+	}
+	out[bitmapSide] = map[string][]lap{}
+	for i := range o.Rounds + 1 {
+		if err := turn(i, captureShapes[0], bitmapSide, "none", bitmapSide); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil
@@ -190,6 +221,11 @@ func (r *CaptureResult) figures(l laps) {
 	put("floor_iops_4k_qd32_vs_none", "4k_qd32", "floor", "none", rate)
 	put("floor_throughput_64k_qd8_vs_none", "64k_qd8", "floor", "none", moved)
 	put("latency_4k_qd1_vs_none", "4k_qd1", "ours", "none", mean)
+	put("bitmap_overhead_4k_qd1_vs_none", bitmapSide, bitmapSide, "none", mean)
+	put("power_latency_4k_qd1_vs_floor", "4k_qd1", "power", "floor", mean)
+	put("power_p99_4k_qd1_vs_floor", "4k_qd1", "power", "floor", func(x lap) float64 { return x.p99 })
+	put("power_iops_4k_qd32_vs_floor", "4k_qd32", "power", "floor", rate)
+	put("power_throughput_64k_qd8_vs_floor", "64k_qd8", "power", "floor", moved)
 }
 
 // rateOfLaps is the medians; P50 is that of the mean latencies.

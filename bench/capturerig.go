@@ -28,24 +28,29 @@ type captureRig struct {
 	dir     string
 	sockets map[string]string // of the NBD exports, by side
 	cmds    []*exec.Cmd
+	taps    map[string]*tapped // by side
+
+	mu     sync.Mutex // guards failed
+	failed error      // of a tracker or a journal
+}
+
+// tapped is a disk that is followed into a journal of its own.
+type tapped struct {
 	j       *journal.Journal
 	tracker *qemu.Tracker
 	stop    context.CancelFunc // of the tracker, then the journal
 	running sync.WaitGroup
-
-	mu     sync.Mutex // guards failed
-	failed error      // of the tracker or the journal
-	synced time.Time
+	synced  time.Time
 }
 
 // newCaptureRig returns a rig to close even when it fails.
 func newCaptureRig(ctx context.Context, o CaptureOptions) (*captureRig, error) {
-	r := &captureRig{sockets: map[string]string{}, stop: func() {}}
+	r := &captureRig{sockets: map[string]string{}, taps: map[string]*tapped{}}
 	var err error
 	if r.dir, err = os.MkdirTemp(o.Dir, "ai-capture"); err != nil {
 		return r, err
 	}
-	for _, side := range sides {
+	for _, side := range append(sides, bitmapSide) {
 		if err := r.storage(ctx, side, o.DiskBytes); err != nil {
 			return r, fmt.Errorf("start the disk of %s: %w", side, err)
 		}
@@ -53,8 +58,10 @@ func newCaptureRig(ctx context.Context, o CaptureOptions) (*captureRig, error) {
 	if err := r.floor(ctx, o.DiskBytes); err != nil {
 		return r, fmt.Errorf("make the floor: %w", err)
 	}
-	if err := r.ours(ctx, o.DiskBytes); err != nil {
-		return r, fmt.Errorf("tap a disk: %w", err)
+	for _, side := range []string{"ours", "power"} {
+		if err := r.tap(ctx, side, o.DiskBytes); err != nil {
+			return r, fmt.Errorf("tap a disk: %w", err)
+		}
 	}
 	return r, nil
 }
@@ -128,19 +135,24 @@ func (r *captureRig) floor(ctx context.Context, size int64) error {
 	return c.Execute(ctx, "blockdev-mirror", map[string]any{"job-id": "m", "device": "d", "target": "t", "sync": "none", "copy-mode": "write-blocking", "on-target-error": "report"}, nil)
 }
 
-// ours taps a disk into a journal.
-func (r *captureRig) ours(ctx context.Context, size int64) error {
+// tap follows the disk of a side into a journal.
+func (r *captureRig) tap(ctx context.Context, side string, size int64) error {
 	id := journal.Identity{Tenant: cbt.NewID(), Group: cbt.NewID(), Stream: cbt.NewID()}
-	j, err := journal.Open(r.path("journal"), journal.Options{Create: &id, Sync: journal.SyncProcess})
+	o := journal.Options{Create: &id, Sync: journal.SyncProcess}
+	if side == "power" {
+		o.Sync = journal.SyncPower
+	}
+	j, err := journal.Open(r.path("journal-"+side), o)
 	if err != nil {
 		return err
 	}
-	r.j = j
+	x := &tapped{j: j}
+	r.taps[side] = x
 	journaling, stopJournal := context.WithCancel(context.Background())
 	tapping, stopTap := context.WithCancel(context.Background())
 	var tap sync.WaitGroup
-	r.running.Go(func() { r.note(j.Run(journaling)) })
-	r.stop = func() {
+	x.running.Go(func() { r.note(j.Run(journaling)) })
+	x.stop = func() {
 		stopTap()
 		tap.Wait()
 		stopJournal()
@@ -157,17 +169,25 @@ func (r *captureRig) ours(ctx context.Context, size int64) error {
 	if err := w.AddVolume(ctx, v); err != nil {
 		return err
 	}
-	r.tracker, err = qemu.New(qemu.Options{QMP: r.path("ours.qmp"), Dir: r.dir, ReadServer: r.sockets["ours"], Sink: w, Memory: j,
-		Incarnation: cbt.Incarnation(cbt.NewID()), StallBudget: rigBudget, Disks: []qemu.Disk{{Volume: v, Node: "d"}}})
-	if err != nil {
+	dir := r.path("tap-" + side)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	tap.Go(func() { r.note(r.tracker.Run(tapping)) })
-	if err := until(ctx, "the first sync", func() bool { return r.tracker.Status()[0].State == cbt.StateSynced }); err != nil {
+	q := qemu.Options{QMP: r.path(side + ".qmp"), Dir: dir, ReadServer: r.sockets[side], Sink: w, Memory: j,
+		Incarnation: cbt.Incarnation(cbt.NewID()), StallBudget: rigBudget, Disks: []qemu.Disk{{Volume: v, Node: "d"}}}
+	if side == bitmapSide {
+		q.Every = bitmapEvery
+	}
+	if x.tracker, err = qemu.New(q); err != nil {
 		return err
 	}
-	r.synced = r.tracker.Status()[0].Since
-	return nil
+	tap.Go(func() { r.note(x.tracker.Run(tapping)) })
+	err = until(ctx, "the first point", func() bool {
+		st := x.tracker.Status()[0]
+		return q.Every == 0 && st.State == cbt.StateSynced || st.Cycles.Points > 0
+	})
+	x.synced = x.tracker.Status()[0].Since
+	return err
 }
 
 func (r *captureRig) note(err error) {
@@ -176,12 +196,17 @@ func (r *captureRig) note(err error) {
 	r.failed = errors.Join(r.failed, err)
 }
 
-// stillSynced fails if the tap let go since the beginning: what was measured then
-// is not the tap.
-func (r *captureRig) stillSynced() error {
+// stillThere fails if a side's tap let go since the beginning, or its cycles broke: what
+// was measured then is not the tap.
+func (r *captureRig) stillThere(side string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.tracker.Status()[0]; s.State != cbt.StateSynced || !s.Since.Equal(r.synced) {
+	x := r.taps[side]
+	if x == nil {
+		return r.failed
+	}
+	s := x.tracker.Status()[0]
+	if s.Cause != "" || side != bitmapSide && (s.State != cbt.StateSynced || !s.Since.Equal(x.synced)) {
 		return fmt.Errorf("the tap let go: %s: %s", s.Cause, s.Detail)
 	}
 	return r.failed
@@ -189,11 +214,11 @@ func (r *captureRig) stillSynced() error {
 
 // close ends everything and removes the directory.
 func (r *captureRig) close() error {
-	r.stop()
-	r.running.Wait()
 	var err error
-	if r.j != nil {
-		err = r.j.Close()
+	for _, x := range r.taps {
+		x.stop()
+		x.running.Wait()
+		err = errors.Join(err, x.j.Close())
 	}
 	for _, cmd := range r.cmds {
 		_ = cmd.Process.Kill() // it may have ended by itself

@@ -12,7 +12,7 @@ import (
 
 func (w *world) benchCaptureVerb() *cli.Command {
 	return verb("capture", "measure what the tap adds to a guest's writes", "",
-		"fio writes at random through qemu-storage-daemon to a disk without a mirror (none), to one whose mirror throws everything away (floor), and to one that is tapped into a journal (ours); the three take turns. What the mirror itself costs, floor beside none, is QEMU's and is printed too. Answers survive the death of the process (sync: process). Needs fio, nbdkit and qemu-storage-daemon; takes about two minutes.",
+		"fio writes at random through qemu-storage-daemon to a disk without a mirror (none), to one whose mirror throws everything away (floor), and to ones that are tapped into a journal, whose answers survive the death of the process (ours; the targets are for it) or of the machine (power); they take turns. Then to one that is followed by bitmap cycles every second, in turn with none. What the mirror itself costs, floor beside none, is QEMU's and is printed too. Needs fio, nbdkit and qemu-storage-daemon; takes about three minutes.",
 		[]string{"afterimage bench capture", "afterimage bench capture --rounds 3 --seconds 1 -o json"},
 		[]cli.Flag{
 			&cli.StringFlag{Name: "dir", Usage: "`DIRECTORY` for disks and journal; default the temporary one"},
