@@ -54,7 +54,7 @@ func TestFailoverMeasures(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	var steps []string
-	r, err := Failover(ctx, FailoverOptions{Dir: dir, Records: 500, Machines: 2, Rounds: 1, DiskBytes: 64 << 20, NoAgent: true,
+	r, err := Failover(ctx, FailoverOptions{Dir: dir, Records: 500, Machines: 2, Rounds: 1, DiskBytes: 64 << 20, NoAgent: true, Differ: 4 << 20,
 		Daemon: func(ctx context.Context, path string) *exec.Cmd {
 			c := exec.CommandContext(ctx, os.Args[0])
 			c.Env = append(os.Environ(), daemonConfig+"="+path)
@@ -77,7 +77,7 @@ func TestFailoverMeasures(t *testing.T) {
 			t.Errorf("%s: %v", name, flat[name])
 		}
 	}
-	if !slices.Equal(r.Names(), []string{"rto_to_power_on_seconds", "rto_to_power_on_of_ten_seconds"}) || len(steps) == 0 {
+	if !slices.Equal(r.Names(), []string{"rto_to_power_on_seconds", "rto_to_power_on_of_ten_seconds", "reprotect_wire_bytes_per_byte_that_differs"}) || len(steps) == 0 {
 		t.Errorf("figures %v, steps %v", r.Names(), steps)
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 0 {

@@ -52,7 +52,7 @@ func (w *world) benchFailover(c *cli.Context) error {
 	}
 	return p.data(r, func() string {
 		o := r.Setting
-		return figureTable(p, r.Names(), r.Figures, "", "") + fmt.Sprintf("\none machine: %d records, disk of %s; %d at once: %d records each; %s on %d CPUs, Linux %s, %s; the daemon was up after %s; took %s\n",
-			o.Records, size(o.DiskBytes), o.Machines, o.Each, o.Accel, o.CPUs, o.Kernel, o.Go, seconds(o.Reopening), seconds(o.Took))
+		return figureTable(p, r.Names(), r.Figures, "", "") + fmt.Sprintf("\none machine: %d records, disk of %s; %d at once: %d records each; %s on %d CPUs, Linux %s, %s; the daemon was up after %s; %s over the wire for %s that differ; took %s\n",
+			o.Records, size(o.DiskBytes), o.Machines, o.Each, o.Accel, o.CPUs, o.Kernel, o.Go, seconds(o.Reopening), size(o.Wire), size(o.Differ), seconds(o.Took))
 	})
 }
