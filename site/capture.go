@@ -101,7 +101,7 @@ func (l *life) openJournaled(ctx context.Context, r *reign) error {
 
 func (l *life) openTracker(r *reign, disks []qemu.Disk) error {
 	log := l.site.o.Log.With("group", l.cfg.Ref())
-	o := qemu.Options{Name: l.trackerName(), Disks: disks, Sink: r.writer, Memory: l.j,
+	o := qemu.Options{Name: l.trackerName(), Disks: disks, Sink: l.watch(r), Memory: l.j,
 		Every: l.cfg.Cycle(), StallBudget: time.Duration(l.cfg.StallBudget), Heartbeat: l.site.watchdog.heartbeat(), Log: log,
 		Resize: l.resized(r),
 		Events: qemu.Events{

@@ -20,7 +20,7 @@ func (l *life) openImage(ctx context.Context, r *reign, v cbt.Volume, path strin
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fault.Wrap(fault.ImageTrouble, "make the directory of "+path, err)
 	}
-	d, err := embedded.New(ctx, embedded.Options{Volume: v, Image: path, Sink: r.writer, History: history{l.j}, Memory: l.j,
+	d, err := embedded.New(ctx, embedded.Options{Volume: v, Image: path, Sink: l.watch(r), History: history{l.j}, Memory: l.j,
 		Progress: func(step string, done, total int64) { l.levelled(step+" "+v.Name, done, total) }, Log: l.site.o.Log.With("group", l.cfg.Ref())})
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func (l *life) openFromJournal(ctx context.Context, r *reign, v cbt.Volume) (*di
 	if path := m.Images[v.ID.String()]; path != "" {
 		return l.openMoved(ctx, r, v, path)
 	}
-	d := embedded.NewJournaled(v, r.writer)
+	d := embedded.NewJournaled(v, l.watch(r))
 	p, err := r.writer.Record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: v.ID})
 	if err == nil {
 		err = p.Wait(ctx)

@@ -1,7 +1,7 @@
 // Package site is one end of the product: it composes journals, capture,
 // replication and exports into a daemon, and gives it a face (control API,
 // metrics, NBD socket). Child packages: config (the file), control (the API, its
-// client and server), fault (codes of errors).
+// client and server), detect (of encryption from within), fault (codes of errors).
 //
 // It promises: one process per data directory; a group that fails is tried again
 // while the others go on; the role of a site is durable and the configuration
@@ -28,6 +28,7 @@
 //     Their reports are entered into a signed ledger (evidence.go);
 //     A rewind (rewind.go, rewinding.go) is planned and promoted alike, by who reigns,
 //     between two reigns of one life; Changes lists what differs between points;
+//     Beside the writes of a reign a detector looks at samples (suspect.go, package detect);
 //  6. keepUp thins the history on its schedule (maintain.go), with what peers, disks,
 //     marks and failovers need of the past as references (references.go); a failover
 //     ends it, so that its point cannot go between plan and promotion.

@@ -110,6 +110,9 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 	if out.Pins, err = l.pins(); err != nil {
 		return out, explain("list points of "+out.Group, err)
 	}
+	if out.Suspect, err = l.suspicions(); err != nil {
+		return out, explain("list points of "+out.Group, err)
+	}
 	return out, explain("list points of "+out.Group, listHappenings(ctx, l.j, q, &out))
 }
 

@@ -22,7 +22,9 @@ type reign struct {
 	writer  *journal.Writer
 	disks   []*disk
 	tracker *tapping // of the tapped ones; nil where there are none
-	plugs   *plugs   // of a domain's; nil where there is none
+
+	watching *watching // looks at the writes; nil: nobody wants that
+	plugs    *plugs    // of a domain's; nil where there is none
 }
 
 // disk is one captured volume.
@@ -170,6 +172,12 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 	for _, beside := range []func(context.Context){l.scheduleMarks, l.startLeft, l.keepPolicy, l.protect, func(ctx context.Context) { l.startAsked(ctx, r) }} {
 		g.Go(func() error {
 			beside(running)
+			return nil
+		})
+	}
+	if r.watching != nil {
+		g.Go(func() error {
+			r.watching.run(running)
 			return nil
 		})
 	}

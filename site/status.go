@@ -89,6 +89,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	if lost, unknown, err := l.j.SiteLogLoss(); err == nil && unknown {
 		line.Notices = append(line.Notices, siteLogNotice(lost))
 	}
+	line.Notices = append(line.Notices, l.suspicionNotices(s.o.Now())...)
 	line.Notices = append(line.Notices, objectiveNotices(g.cfg, s.measured(), line.Since, s.o.Now())...)
 	line.NextDrill = s.drillDue(g, line.Role, line.Since)
 	line.Notices = append(line.Notices, l.bootNotices()...)

@@ -112,6 +112,8 @@ func (f *fake) Points(_ context.Context, q control.PointsQuery) (control.Points,
 		Gaps:  []control.Gap{{Epoch: 2, Seq: 901, Time: at(-3600), Volume: "root", Cause: "stall", Detail: "a write took 700 ms"}},
 		Marks: []control.Point{{Epoch: 3, Seq: 1000, Time: at(-600), Marks: []control.Mark{{Name: "before-patch", App: true, Pin: true, Note: "by hand"}}}},
 	}
+	ps.Suspect = []control.Suspicion{{Volume: "root", Since: at(-500), Clean: &control.Point{Epoch: 3, Seq: 1050, Time: at(-501)}, Pin: "clean-20261122T115140Z", Turned: 9 << 20, Ratio: 0.81, Usual: 0.02},
+		{Volume: "data", Since: at(-9000), Until: at(-8000), Ratio: 0.4}}
 	if q.At != "" {
 		ps.Resolved = &control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}
 	}

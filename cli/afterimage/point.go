@@ -104,6 +104,17 @@ func (p *printer) pointScreen(ps control.Points, all bool) string {
 		}
 		b.WriteString("\n" + t.String())
 	}
+	if len(ps.Suspect) > 0 {
+		t := p.newTable("SUSPECT", "SINCE", "UNTIL", "NOISE", "USUALLY", "LAST POINT BEFORE")
+		for _, s := range ps.Suspect {
+			clean := "-"
+			if s.Clean != nil {
+				clean = seqName(*s.Clean) + " (" + s.Pin + ")"
+			}
+			t.row(s.Volume, p.when(s.Since), p.when(s.Until), fmt.Sprintf("%.0f%%", 100*s.Ratio), fmt.Sprintf("%.0f%%", 100*s.Usual), clean)
+		}
+		b.WriteString("\n" + t.String())
+	}
 	if len(ps.Pins) > 0 {
 		b.WriteString("\n" + p.pinTable(ps.Pins))
 	}

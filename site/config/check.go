@@ -162,6 +162,9 @@ func (s *shape) group(path string, c *Config, g Group) {
 	if g.Quiesce != nil {
 		s.quiesce(path+".quiesce", g)
 	}
+	if g.Detect != nil {
+		s.detect(path+".detect", g.Detect)
+	}
 	if g.Machine != nil {
 		s.machine(path+".machine", g)
 	}

@@ -88,6 +88,7 @@ type Group struct {
 	Libvirt     *Libvirt     `yaml:"libvirt,omitempty"`
 	Capture     *Capture     `yaml:"capture,omitempty"` // of the machine; default per write
 	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"` // for application-consistent marks
+	Detect      *Detect      `yaml:"detect,omitempty"`  // of writes that seem to encrypt a volume from within
 	Machine     *Machine     `yaml:"machine,omitempty"`
 	Boot        Boot         `yaml:"boot,omitempty"`       // who starts the domain after its host: libvirt (default) or ask
 	Fence       *Fence       `yaml:"fence,omitempty"`      // how a failover to here proves that the old machine is off; none: it does not

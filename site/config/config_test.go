@@ -85,9 +85,24 @@ func TestDefaults(t *testing.T) {
 	}
 	want := &Config{Site: "a", Data: "/etc/x/state", Key: "/etc/x/state/site.key", Control: "/etc/x/state/control.sock", NBD: "/etc/x/state/nbd.sock",
 		Groups: []Group{{Name: "web", Tenant: "default", Role: Replica, Sync: SyncProcess, Compress: CompressAuto, StallBudget: Duration(500 * time.Millisecond), History: DefaultHistory(),
+			Detect:      &Detect{Mode: DetectOn, After: 8 << 20, Ratio: 25},
 			Maintenance: &Maintenance{Every: Duration(time.Minute), Rate: 50 << 20}}}}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)
+	}
+}
+
+func TestDetect(t *testing.T) {
+	parse := func(text string) (*Config, error) {
+		return Parse("/x/a.yml", []byte("site: a\ndata: d\ngroups: [{name: web, detect: "+text+"}]\n"))
+	}
+	if c, err := parse("{mode: off, ratio: 40%}"); err != nil || c.Groups[0].Detect.Mode != DetectOff || c.Groups[0].Detect.Ratio != 40 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for _, text := range []string{"{mode: loud}", "{after: -1}", "{ratio: 101%}"} {
+		if _, err := parse(text); err == nil {
+			t.Errorf("%s is understood", text)
+		}
 	}
 }
 

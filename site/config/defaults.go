@@ -83,6 +83,10 @@ func (c *Config) complete(file string) {
 		if g.Quiesce != nil {
 			g.Quiesce.complete(dir)
 		}
+		if g.Detect == nil {
+			g.Detect = new(Detect)
+		}
+		g.Detect.complete()
 		if g.Fence != nil {
 			g.Fence.complete(dir, g.Name)
 		}

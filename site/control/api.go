@@ -320,6 +320,8 @@ type Points struct {
 	Marks    []Point   `json:"marks"`
 	Pins     []Pin     `json:"pins"`
 	Changes  []Change  `json:"changes"` // of what the points are of
+	// Suspect are stretches in which a volume was written as if it were being encrypted.
+	Suspect []Suspicion `json:"suspect,omitempty"`
 }
 
 // Change is a record of a volume or of a machine's definition: what the points from
