@@ -43,6 +43,27 @@ func (j *Journal) View(ctx context.Context, p Point) (*View, error) {
 	return &View{point: p, as: as, volumes: vs}, nil
 }
 
+// Peek reads volume vol as of p, once, without keeping that point: what is thinned at
+// that very moment may read as something newer. It is for who only wants an impression.
+func (j *Journal) Peek(ctx context.Context, p Position, vol cbt.VolumeID, b []byte, off int64) error {
+	if err := j.waitHeld(ctx, p); err != nil {
+		return err
+	}
+	l, err := j.lineageAt(p)
+	if err != nil {
+		return err
+	}
+	vs, err := j.volumesIn(l)
+	if err != nil {
+		return err
+	}
+	v, ok := vs[vol]
+	if !ok {
+		return fmt.Errorf("peek: volume %s: %w", vol, ErrUnknownVolume)
+	}
+	return j.reader(l).readAt(ctx, v, b, off)
+}
+
 // Point is the moment that v shows.
 func (v *View) Point() Point { return v.point }
 

@@ -142,13 +142,8 @@ func (w *watching) was(ctx context.Context, g glimpse) detect.Class {
 	if g.before.IsZero() {
 		return detect.Unknown
 	}
-	v, err := w.life.j.View(ctx, journal.Point{Position: g.before})
-	if err != nil {
-		return detect.Unknown
-	}
 	p := make([]byte, len(g.data))
-	err = v.ReadAt(ctx, g.volume, p, g.off)
-	if cerr := v.Close(); err != nil || cerr != nil {
+	if err := w.life.j.Peek(ctx, g.before, g.volume, p, g.off); err != nil {
 		return detect.Unknown
 	}
 	return detect.Classify(p)
