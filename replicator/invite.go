@@ -246,7 +246,7 @@ func (r *Replicator) joinAt(ctx context.Context, by carriers, at string, i Invit
 		err = r.explain(i.Site, fmt.Errorf("dial %s: %w", at, err))
 		var no *RefusedError
 		if errors.As(err, &no) && no.Code == CodeUnpinned {
-			return &RefusedError{Peer: i.Site, Code: CodeInvite, Text: "the site invites nobody: the token was used, replaced or forgotten by a restart"}
+			return &RefusedError{Peer: i.Site, Code: CodeInvite, Text: "the site invites nobody: the token was used, replaced or taken back"}
 		}
 		return err
 	}

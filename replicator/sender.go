@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,6 +35,7 @@ type opening struct {
 	number  uint64
 	group   *outgroup
 	epoch   journal.EpochID // the source's at the start
+	lineage journal.Lineage // likewise
 	replies chan message    // Accept and Refuse
 	cancel  context.CancelCauseFunc
 	takes   atomic.Pointer[takes] // what of packed frames the replica takes; nil: nothing
@@ -219,6 +221,8 @@ func (s *sender) acked(o *opening, a *ack) error {
 	}
 	if a.durable.Seq == 0 {
 		a.durable = journal.Cursor{} // before the first record
+	} else if !o.knows(a.durable.Position) {
+		return fmt.Errorf("handle acknowledgement: of record %s, which is none of what was sent: %w", a.durable.Position, ErrProtocol)
 	}
 	// A heartbeat that is yet to be sent cannot have been heard.
 	heard := min(a.heard, s.r.clock.nanos(s.r.o.Now()))
@@ -226,6 +230,15 @@ func (s *sender) acked(o *opening, a *ack) error {
 		s.r.o.Events.Durable(s.peer.Name, Outbound, o.group.Tenant, o.group.Name, a.durable)
 	}
 	return nil
+}
+
+// knows reports that p is a record of the history that the opening sends. What a peer says
+// that it holds decides what is kept for it, and what it gets next.
+func (o *opening) knows(p journal.Position) bool {
+	if p.Epoch == o.epoch { // it grows
+		return !slices.ContainsFunc(o.lineage, func(i journal.Interval) bool { return i.Epoch == p.Epoch && p.Seq+1 < i.First })
+	}
+	return o.lineage.Holds(p)
 }
 
 func (s *sender) measured(o offset) {

@@ -16,7 +16,7 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	defer cancel(nil)
 	ours := site{head: g.Source.Head().Epoch} // before the branches, so that it is among them
 	ours.branches = g.Source.Branches()
-	o := &opening{group: g, epoch: ours.head, replies: make(chan message, 4), cancel: cancel}
+	o := &opening{group: g, epoch: ours.head, lineage: ours.lineage(), replies: make(chan message, 4), cancel: cancel}
 	s.register(o)
 	defer s.unregister(o)
 
@@ -42,6 +42,9 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	from := resumeAt(v.relation.Common, yes.durable)
 	if s.r.faults.cursorUnbound {
 		from = yes.durable
+	} else if from, err = o.bound(from); err != nil {
+		s.send(o.number, id, &refuse{code: CodeProtocol, text: clipText(err.Error(), maxTextBytes)})
+		return false, err
 	}
 	g.progress.begin(from)
 	o.mu.Lock()
@@ -74,6 +77,18 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 		s.send(o.number, id, &refuse{code: code, text: clipText(err.Error(), maxTextBytes)})
 	}
 	return true, err
+}
+
+// bound is where a replica says that it goes on, if that is a record of what is sent here:
+// by whatever it says it gets what it may have and nothing else.
+func (o *opening) bound(from journal.Cursor) (journal.Cursor, error) {
+	if from.Seq == 0 {
+		return journal.Cursor{}, nil
+	}
+	if !o.knows(from.Position) {
+		return from, fmt.Errorf("open group: the replica goes on from record %s, which is none of this history: %w", from.Position, ErrProtocol)
+	}
+	return from, nil
 }
 
 // watchedFrames sends frames until that ends or the peer refuses them.
