@@ -29,6 +29,11 @@
 //     A rewind (rewind.go, rewinding.go) is planned and promoted alike, by who reigns,
 //     between two reigns of one life; Changes lists what differs between points;
 //     Beside the writes of a reign a detector looks at samples (suspect.go, package detect);
+//     A handover (handover.go) is drained and ceded by the giver's next life (drain.go),
+//     taken once by the taker (takeover.go); what sites ask each other is in consult.go.
+//     Roles change by acts that are durable first (acts.go); what a failover came to is
+//     decided in decide.go; of two histories one is left (yield.go, reprotect.go), and
+//     the trunk is forked anew where a follower needs that (follow.go, renew.go);
 //  6. keepUp thins the history on its schedule (maintain.go), with what peers, disks,
 //     marks and failovers need of the past as references (references.go); a failover
 //     ends it, so that its point cannot go between plan and promotion.
@@ -38,8 +43,8 @@
 // Goroutines of the process. Run: one for each group (group.run), one each for
 // the replicator, the NBD server, the control server, the metrics server, the
 // end of runs, drills and views, the watchdog's keeper (watchdog.run). An open group: journal.Run
-// (committer, syncer, finisher), play, noteHeads, keepUp, and in a reign one that rules (ruleUntil), one per embedded disk
-// (checkpoints), one that starts a machine which a rewind left off (startLeft), one that starts a domain with its host (startAsked), one for scheduled marks (scheduleMarks), one for the tracker (its own doc lists its) with one that ends it
+// (committer, syncer, finisher), play, at a replica one that settles decisions (settle), noteHeads, keepUp, and in a reign one that rules (ruleUntil), one per embedded disk
+// (checkpoints), one that starts a machine which a rewind left off (startLeft), one that starts a domain with its host (startAsked), one each for scheduled marks, commit policies and peers that are to follow (scheduleMarks, keepPolicy, protect), one for the tracker (its own doc lists its) with one that ends it
 // for a pause (tapping.tap), and one that thaws what an earlier life left frozen
 // (thawLeft). The replicator:
 // sampler, acceptor, one dialler per peer, and per connection those of its link.
