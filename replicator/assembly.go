@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	tellBytes  = 128 << 10 // that are read, or came, before the source hears of it
-	tellPieces = 16
+	tellBytes  = 512 << 10 // that are read, or came, before the source hears of it
+	tellPieces = 8
 )
 
 // assembly puts the pieces of one opening in order again. It holds at most window

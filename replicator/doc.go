@@ -32,7 +32,8 @@
 //	 4. Frames flow, from the durable cursor on: as one run of bytes, in pieces over the
 //	    lanes of the session, each with a connection of its own (lanes.go), as many as
 //	    help (laneplan.go), shared by weight, and put in order again (assembly.go). What
-//	    a lane loses goes over another.
+//	    is under way is bounded by what the path holds (pipe.go). What a lane loses, or is
+//	    late with, goes over another (late.go).
 //	    A cut at any point costs what was under way; the next Open finds the cursor.
 //	    Where frames do not reach back to it, or the replica is further behind than
 //	    Group.Coalesce allows, the opening carries a delta, and the next one frames (delta.go).

@@ -68,21 +68,28 @@ type pathView struct {
 	rtt, least time.Duration // of now, and the least that a connection saw
 	window     float64       // bytes that may be under way together
 	lost       bool          // something was since the last tick
+	light      bool          // what was sent is no reason for a queue in it
 }
 
 const (
 	// roomy is how many times what is under way has to fit into the windows. A piece that
 	// finds its lane's window full waits for a round trip, and all that follow with it.
-	roomy = 2.5
+	roomy = 4
 	// ample is when half of the lanes would do.
-	ample = 12
+	ample = 20
+	// looksTold are looks where the path tells that it is not full.
+	looksTold = 2
+	holdTold  = 500 * time.Millisecond
+	// cheap are so few lanes that, while there is no queue, more are not judged: what one
+	// brings falls with its first loss, and would be held against two.
+	cheap = 16
 	// filling is the share of what a full path brought that counts as full as well.
 	filling = 0.95
 	// ceilingLasts: a path changes.
 	ceilingLasts = time.Minute
-	// floorTicks is in how many ticks, about, a round trip that stays longer counts as the
-	// path's own.
-	floorTicks = 600
+	// floorTicks is in how many ticks, about, a round trip that stays longer though little
+	// is sent counts as the path's own.
+	floorTicks = 100
 )
 
 func newLanePlan(limit int) lanePlan {
@@ -113,7 +120,7 @@ func (p *lanePlan) tick(now time.Time, goodput float64, busy bool, v pathView) i
 	case p.settling:
 		p.settling = false
 	case p.trial == more:
-		p.judgeMore(now, goodput, tight, full)
+		p.judgeMore(now, goodput, tight, full, v.window > 0)
 	case p.trial == fewer:
 		p.judgeFewer(now, goodput, busy)
 	case p.lanes > 1 && now.Sub(p.neededAt) >= idleAfter:
@@ -134,7 +141,7 @@ func (p *lanePlan) full(now time.Time, goodput float64, v pathView) bool {
 		p.floor = min(v.least, v.rtt)
 	case v.rtt < p.floor:
 		p.floor = v.rtt
-	default:
+	case v.light:
 		p.floor += (v.rtt - p.floor) / floorTicks
 	}
 	if v.rtt < p.floor+max(p.floor/4, time.Millisecond) {
@@ -178,21 +185,31 @@ func (p *lanePlan) over(now time.Time) {
 	p.hold = min(2*p.hold, holdLimit)
 }
 
-func (p *lanePlan) judgeMore(now time.Time, goodput float64, tight, full bool) {
+func (p *lanePlan) judgeMore(now time.Time, goodput float64, tight, full, known bool) {
 	p.looked++
+	most := looks
+	if known && !full {
+		most = looksTold
+	}
 	switch {
 	case !tight: // there is room now, whatever is sent
 		p.trial, p.hold, p.down = noTrial, holdFirst, false
 		return
 	case goodput >= p.best*helps, full && goodput >= p.best*fills:
 		p.best, p.bestAt, p.missed, p.hold = goodput, p.lanes, 0, holdFirst
-	case p.looked < looks:
+	case known && !full && p.lanes < cheap:
+		p.best, p.bestAt = goodput, p.lanes
+	case p.looked < most:
 		return
 	default:
 		p.missed++
 	}
 	if !full && p.missed < misses && p.lanes < p.limit {
 		p.change(2 * p.lanes)
+		return
+	}
+	if known { // too many do no harm, and as loss comes and goes they are wanted again
+		p.trial, p.next = noTrial, now.Add(holdTold)
 		return
 	}
 	p.lanes = p.bestAt

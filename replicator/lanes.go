@@ -217,9 +217,11 @@ func (l *lanes) tick() time.Duration {
 	if first || span <= 0 {
 		return pause
 	}
+	limited := l.pipe.limited
 	l.rtt = v.rtt
 	l.pipe.tick(float64(gained)/span.Seconds(), v.rtt, l.plan.floor)
 	busy := gained > 0 && idle < time.Duration(float64(span)*busyShare*float64(max(l.wanted, 1)))
+	v.light = !busy && !limited || l.pipe.least
 	if wanted := l.plan.tick(now, float64(gained)/span.Seconds(), busy, v); wanted != l.wanted {
 		l.wanted = wanted
 		l.chose(wanted)

@@ -18,7 +18,8 @@ type framePacker struct {
 	out   []byte
 	trial []byte
 
-	vain, skip int // chunks that gained nothing in a row; chunks that are not tried
+	first      bool // the chunk under way begins the frame
+	vain, skip int  // chunks that gained nothing in a row; chunks that are not tried
 
 	hashes []blockHash // of the chunk under way
 	held   []bool
@@ -42,7 +43,7 @@ func (k *framePacker) begin(forms uint32) {
 // chunk is what crosses the wire for p, at most 64 KiB that lie at at in the frame, a
 // multiple of 4096. It is valid until the next call.
 func (k *framePacker) chunk(p []byte, at int64) []byte {
-	k.out = k.out[:0]
+	k.out, k.first = k.out[:0], at == 0
 	hashes, held := k.look(p, at)
 	from := 0 // what lies before it is in out
 	for i := 0; i < len(held); {
@@ -94,16 +95,20 @@ func (k *framePacker) data(p []byte) {
 	if len(p) == 0 {
 		return
 	}
-	if k.forms&takesLZ4 != 0 && k.tries() {
+	if k.forms&takesLZ4 != 0 && (k.first || k.tries()) {
 		n, err := k.lz.CompressBlock(p, k.trial[:len(p)-max(len(p)/lz4Gain, 1)])
 		if err == nil && n > 0 {
-			k.vain = 0
+			if !k.first { // it tells nothing of the payloads
+				k.vain = 0
+			}
 			k.out = part{partLZ4, len(p), n}.appendTo(k.out)
 			k.out = append(k.out, k.trial[:n]...)
 			return
 		}
-		k.vain++
-		k.skip = min(1<<min(k.vain, 16), maxSkip) - 1
+		if !k.first {
+			k.vain++
+			k.skip = min(1<<min(k.vain, 16), maxSkip) - 1
+		}
 	}
 	k.out = part{partPlain, len(p), len(p)}.appendTo(k.out)
 	k.out = append(k.out, p...)

@@ -79,9 +79,13 @@ func (k *packing) sendPacked(ctx context.Context, data io.Writer, f journal.Fram
 	k.packer.begin(forms)
 	// Also where the connection ends: the replica may have got all of it by then.
 	defer k.packer.end(f.Last.Seq)
-	chunk := make([]byte, min(f.Bytes, maxPartBytes))
-	for at := int64(0); at < f.Bytes; at += int64(len(chunk)) {
-		chunk = chunk[:min(int64(len(chunk)), f.Bytes-at)]
+	whole := make([]byte, min(f.Bytes, maxPartBytes))
+	for at, n := int64(0), int64(0); at < f.Bytes; at += n {
+		n = min(int64(len(whole)), f.Bytes-at)
+		if at == 0 { // header and records shrink, whatever the payloads behind them are
+			n = min(n, blockBytes)
+		}
+		chunk := whole[:n]
 		if _, err := io.ReadFull(f.Reader, chunk); err != nil {
 			return &readError{err}
 		}

@@ -11,6 +11,7 @@ type pipe struct {
 	bytes   int64 // that may be under way; 0: the path tells nothing, and nothing is bounded
 	limited bool  // something waited for it since the last tick
 	filled  bool  // the path was full once
+	least   bool  // bytes cannot be less
 }
 
 const (
@@ -39,14 +40,16 @@ func (p *pipe) tick(goodput float64, rtt, floor time.Duration) {
 	case queued > max(floor/2, 5*time.Millisecond):
 		p.bytes -= p.bytes / 8
 		p.filled = true
-	case queued > max(floor/4, 2*time.Millisecond):
+	case queued > max(floor/3, 2*time.Millisecond):
 		p.filled = true
 	case limited && p.filled:
 		p.bytes += p.bytes / 8
 	case limited:
 		p.bytes += p.bytes / 2
 	}
-	p.bytes = min(max(p.bytes, pipeLeast+int64(goodput*pipeDelay.Seconds())), pipeLimit)
+	least := pipeLeast + int64(goodput*pipeDelay.Seconds())
+	p.least = p.bytes <= least
+	p.bytes = min(max(p.bytes, least), pipeLimit)
 }
 
 // takes reports that there is room beside what is under way.

@@ -55,7 +55,7 @@ type toldPath struct {
 func (p toldPath) with(lanes int) (goodput float64, busy bool, v pathView) {
 	window := p.window * float64(lanes)
 	held := p.rate * p.floor.Seconds()
-	v = pathView{rtt: p.floor, least: p.floor, window: window, lost: true}
+	v = pathView{rtt: p.floor, least: p.floor, window: window, lost: true, light: p.demand < p.rate}
 	goodput = min(window/p.floor.Seconds(), p.rate, p.demand)
 	if busy = goodput < p.demand; busy && window > held {
 		v.rtt = min(time.Duration(window/p.rate*float64(time.Second)), 2*p.floor)
@@ -94,5 +94,21 @@ func TestLanePlanFollowsWhatThePathTells(t *testing.T) {
 				t.Errorf("%d connections while nothing is sent, want 1", lanes)
 			}
 		})
+	}
+}
+
+// A path that has become longer is not taken for a full one for ever.
+func TestLanePlanSeesThatAPathBecameLonger(t *testing.T) {
+	p, now := newLanePlan(128), time.Unix(1000, 0)
+	view := pathView{rtt: 20 * time.Millisecond, least: 20 * time.Millisecond, window: 1e6, light: true}
+	p.tick(now, 1e6, false, view)
+	if view.rtt = 200 * time.Millisecond; !p.full(now, 1e6, view) {
+		t.Fatal("ten times the round trip is no queue")
+	}
+	for range 1000 {
+		p.full(now, 1e6, view)
+	}
+	if p.full(now, 1e6, view) {
+		t.Errorf("a path of %v counts as full, its own round trip as %v", view.rtt, p.floor)
 	}
 }
