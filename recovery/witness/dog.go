@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
@@ -123,6 +124,8 @@ func Dog(in, out *os.File, pid int) error {
 		return fmt.Errorf("watch process %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
+	// An answer to a caller that has died meanwhile must not be the watchdog's end.
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT)
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE) // where it is not allowed, it may be swapped out
 	d := dog{in: in, out: out, machine: fd}
 	for {

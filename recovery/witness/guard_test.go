@@ -99,3 +99,47 @@ func TestDog(t *testing.T) {
 		t.Errorf("disarmed, and armed again: %v", err)
 	}
 }
+
+// A holder that dies between its last word and the answer leaves a watchdog that acts on
+// that word.
+func TestDogOutlivesItsCaller(t *testing.T) {
+	m := self("machine")
+	hold, err := m.StdinPipe()
+	if err == nil {
+		err = m.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hold.Close(); m.Process.Kill(); m.Wait() })
+	dog := self("dog", strconv.Itoa(m.Process.Pid))
+	in, err := dog.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := dog.StdoutPipe()
+	if err == nil {
+		err = dog.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dog.Process.Kill(); dog.Wait() })
+	out.Close() // nobody reads its answers any more
+	// One word is answered into nothing before the one that counts is read.
+	if _, err := in.Write([]byte("arm 9000000000000000000\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("arm 1\n")); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	late := time.After(time.Minute)
+	for !standing(t, m.Process.Pid) {
+		select {
+		case <-late:
+			t.Fatal("not paused within a minute")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
