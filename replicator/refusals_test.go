@@ -3,8 +3,11 @@ package replicator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -361,5 +364,37 @@ func (r *refuser) expired() {
 	}
 	if r.asked.Load() != 0 || len(inv.came()) != 0 {
 		r.Errorf("asked %d times, joined %v", r.asked.Load(), inv.came())
+	}
+}
+
+// full is a replica without room.
+type full struct{ Replica }
+
+func (full) AppendFrame(context.Context, io.Reader, int64, journal.Chain) (journal.Cursor, bool, error) {
+	return journal.Cursor{}, false, fmt.Errorf("append frame: quota or disk: %w", syscall.ENOSPC)
+}
+
+// Why a replica takes no more is told at the source in its words, over each transport,
+// however much is on its way.
+func TestFullReplicaIsToldAtTheSource(t *testing.T) {
+	for _, way := range []Carrier{CarryQUIC, CarryTLS} {
+		t.Run(string(way), func(t *testing.T) {
+			p := newPair(t)
+			p.replica.o.Listen = port.Address(t)
+			p.source.o.Peers[0].Carrier, p.source.o.RetryFirst, p.source.o.RetryLimit = way, 20*time.Millisecond, time.Second
+			receive := p.replica.o.Receive
+			p.replica.o.Receive = func(peer string, id journal.Identity, te, gr string) (Replica, error) {
+				r, err := receive(peer, id, te, gr)
+				return full{r}, err
+			}
+			p.source.o.Peers[0].Address = p.replica.up(faults{})
+			p.load(40, 4, 100<<10)
+			p.source.up(faults{})
+			eventually(t, "the source knows why", func() bool {
+				l := p.source.lag()
+				var no *RefusedError
+				return l.State == StateRefused && errors.As(l.Err, &no) && no.Code == CodeAppend && strings.Contains(no.Text, syscall.ENOSPC.Error())
+			})
+		})
 	}
 }
