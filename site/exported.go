@@ -64,7 +64,8 @@ var _ nbd.Device = (*exported)(nil)
 func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.Device) error) error {
 	for {
 		changed := x.site.reignSignal()
-		if l, d := x.site.findExport(x.name); d != nil && d.volume.Size == x.size {
+		l, d := x.site.findExport(x.name)
+		if d != nil && d.volume.Size == x.size {
 			if l.rewinds.Load() != x.rewinds {
 				return errRewound
 			}
@@ -77,7 +78,7 @@ func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.D
 				}
 			}
 		}
-		if !x.site.coming(x.name) {
+		if d == nil && !x.site.coming(x.name) { // one that is there and takes no request now will again
 			return fmt.Errorf("%w: %q: the group is not primary here any more", nbd.ErrUnknownExport, x.name)
 		}
 		select {
