@@ -318,6 +318,9 @@ func (l *life) primaryOf(ctx context.Context) (string, error) {
 // that it will not.
 func (l *life) pleadAndWait(ctx context.Context, q control.HandoverRequest, progress func(control.Progress)) (control.HandedOver, error) {
 	what := "hand over " + l.cfg.Ref()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(l.ctx, func() { cancel(errDetached) })() // the journal is not held open for it
 	p, err := l.plead(ctx, q, true)
 	if err != nil {
 		return control.HandedOver{}, err

@@ -13,7 +13,7 @@ import (
 
 func (w *world) failoverPlannedCommand() *cli.Command {
 	return verb("planned", "hand a group over to another site without any loss", "NAME",
-		"Run it at the primary's site or at the one that takes over; both must be up. No write is taken any more, the peer receives all, both sites name the record at which their histories end, the old primary gives its role up, durably, and then the new one begins. The old site follows the new one at once. A machine of the group that runs from this site's disks is shut down first; one that is captured from outside has to be off. Interrupted anywhere, it is finished or taken back: there are never two primaries.",
+		"Run it at the primary's site or at the one that takes over; both must be up. No write is taken any more, the peer receives all, both sites name the record at which their histories end, the old primary gives its role up, durably, and then the new one begins. The old site follows the new one at once. The group's machine has to be off: it is never stopped by this. Interrupted anywhere, it is finished or taken back: there are never two primaries.",
 		[]string{"afterimage failover planned web --dry-run", "afterimage failover planned web --to b --yes"},
 		[]cli.Flag{
 			&cli.StringFlag{Name: "to", Usage: "`SITE` that takes over; needed where the group has several peers"},
