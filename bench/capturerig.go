@@ -17,7 +17,7 @@ import (
 )
 
 // rigPatience bounds the start of a program and the first sync.
-const rigPatience = 60 * time.Second
+const rigPatience = 5 * time.Minute
 
 // rigBudget is the tap's stall budget: beyond any hiccup of a busy machine, for a
 // tap that let go measures nothing.
