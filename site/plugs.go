@@ -163,7 +163,7 @@ func (p *plugs) look(ctx context.Context, w *libvirt.Watch) error {
 func (p *plugs) settle(ctx context.Context, in libvirt.Inspection) error {
 	there := make(map[string]libvirt.InspectedDisk)
 	for _, k := range in.Disks {
-		if k.Writable && k.Size > 0 {
+		if k.Writable {
 			there[k.Target] = k
 		}
 	}
@@ -181,8 +181,8 @@ func (p *plugs) settle(ctx context.Context, in libvirt.Inspection) error {
 	var loose []libvirt.InspectedDisk
 	joining := make(map[string]cbt.Volume)
 	for _, k := range in.Disks {
-		if _, ok := captured[k.Target]; ok || there[k.Target].Target == "" {
-			continue
+		if _, ok := captured[k.Target]; ok || !k.Writable || k.Size == 0 {
+			continue // one whose size is not told now is asked again
 		}
 		if v, ok := p.volumeOf(k); ok {
 			joining[k.Target] = v

@@ -86,7 +86,10 @@ func (c *Copies) Size(ctx context.Context, disk string) (int64, error) {
 		_, capacity, _, err = l.DomainGetBlockInfo(d.dom, disk, 0)
 		return err
 	})
-	return int64(capacity), err
+	if err != nil {
+		return 0, err // the call may still write
+	}
+	return int64(capacity), nil
 }
 
 // destination is where a copy goes (libvirt, docs/formatdomain.rst).

@@ -162,7 +162,10 @@ func (d *Domain) xml(ctx context.Context, flags rpc.DomainXMLFlags) (string, err
 		text, err = l.DomainGetXMLDesc(d.dom, flags)
 		return err
 	})
-	return text, err
+	if err != nil {
+		return "", err // the call may still write
+	}
+	return text, nil
 }
 
 // Execute runs a QMP command in d's QEMU by monitor passthrough, as a

@@ -50,19 +50,18 @@ func Inspect(ctx context.Context, uri, name string) (Inspection, error) {
 }
 
 func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, error) {
-	var in Inspection
-	err := c.Call(ctx, "ask for versions", func(l *rpc.Libvirt) error {
-		lib, err := l.ConnectGetLibVersion()
-		if err != nil {
-			return err
+	// What a call writes to is read only after its nil error: one that was given up goes on.
+	var lib, qemu uint64
+	err := c.Call(ctx, "ask for versions", func(l *rpc.Libvirt) (err error) {
+		if lib, err = l.ConnectGetLibVersion(); err == nil {
+			qemu, err = l.ConnectGetVersion()
 		}
-		qemu, err := l.ConnectGetVersion()
-		in.LibvirtVersion, in.QEMUVersion = Version(lib), Version(qemu)
 		return err
 	})
 	if err != nil {
-		return nil, in, err
+		return nil, Inspection{}, err
 	}
+	in := Inspection{LibvirtVersion: Version(lib), QEMUVersion: Version(qemu)}
 	d, err := c.Domain(ctx, name)
 	if err != nil {
 		return nil, in, err
@@ -78,17 +77,17 @@ func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, e
 		return nil, in, fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
 	}
 	for i, k := range in.Disks {
-		size := func(l *rpc.Libvirt) error {
-			_, capacity, _, err := l.DomainGetBlockInfo(d.dom, k.Target, 0)
-			if err == nil {
-				in.Disks[i].Size = int64(capacity)
-			}
+		var capacity uint64
+		err := c.Call(ctx, "size of "+k.Target, func(l *rpc.Libvirt) (err error) {
+			_, capacity, _, err = l.DomainGetBlockInfo(d.dom, k.Target, 0)
 			return err
-		}
-		// A drive without a medium has no size.
-		if err := c.Call(ctx, "size of "+k.Target, size); err != nil && c.Err() != nil {
+		})
+		switch {
+		case err == nil:
+			in.Disks[i].Size = int64(capacity)
+		case c.Err() != nil || ctx.Err() != nil:
 			return nil, in, err
-		}
+		} // else a drive without a medium, which has no size
 	}
 	return d, in, nil
 }
