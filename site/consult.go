@@ -72,6 +72,8 @@ func (s *Site) consulted(ctx context.Context, peer string, id journal.Identity, 
 		out, err = answered(text, func(q yielding) (yielded, error) { return l.yieldTo(ctx, peer, q) })
 	case topicRenew:
 		out, err = answered(text, func(q renewing) (renewal, error) { return l.renewFor(ctx, peer, q) })
+	case topicVouch:
+		out, err = answered(text, s.vouchFor)
 	default:
 		return nil, fmt.Errorf("%w: this site knows nothing of %q", replicator.ErrDeclined, topic)
 	}

@@ -85,6 +85,9 @@ func (s *Site) enterReport(r report, e evidence.Entry) (string, error) {
 	}
 	e.Page, e.Report = evidence.HashOf(page), evidence.HashOf(data)
 	_, err = l.Append(e, s.o.Now())
+	if err == nil {
+		s.ledgerGrew()
+	}
 	return files[0], err
 }
 

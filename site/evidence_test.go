@@ -23,6 +23,7 @@ func TestADrillsReportIsProvenByItsFile(t *testing.T) {
 	a.awaitState("web", control.StateSynced)
 	a.write("web/root", 1, 0, 4096)
 	awaitLevel(a, b, "web")
+	a.stop() // while it is away nobody vouches
 	w.program(`exec qemu-system-x86_64 "$@"`)
 	for range 2 {
 		if _, err := b.TestFailover(ctx, control.DrillRequest{Group: "web", At: "latest"}, func(control.Progress) {}); err != nil {
@@ -44,6 +45,11 @@ func TestADrillsReportIsProvenByItsFile(t *testing.T) {
 	if _, err := VerifyReport(file, ""); !fault.Is(err, fault.EvidenceUnanchored) {
 		t.Errorf("before anybody vouched: %v", err)
 	}
+	a = w.run(ca)
+	await(t, "the peer has vouched without being asked by anybody", func() bool {
+		reports, err := b.Reports(ctx)
+		return err == nil && reports[1].Anchored
+	})
 	head, err := b.LedgerHead(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -103,5 +109,45 @@ func TestADrillsReportIsProvenByItsFile(t *testing.T) {
 	}
 	if !told {
 		t.Error("the status says nothing of it")
+	}
+}
+
+// A site whose ledger was begun anew is refused by who has vouched for the one before,
+// as shorter or as another one, and its status says so until somebody looks.
+func TestAPeerVouchesForNoLedgerThatWasShortened(t *testing.T) {
+	scale.Tools(t, "qemu-system-x86_64")
+	w, ctx := newWorld(t), context.Background()
+	ca, cb := w.pair("", machineOfWeb)
+	a, b := w.runPair(ca, cb)
+	a.awaitState("web", control.StateSynced)
+	a.write("web/root", 1, 0, 4096)
+	awaitLevel(a, b, "web")
+	w.program(`exec qemu-system-x86_64 "$@"`)
+	drill := func() {
+		t.Helper()
+		if _, err := b.TestFailover(ctx, control.DrillRequest{Group: "web", At: "latest"}, func(control.Progress) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drill()
+	drill()
+	await(t, "the peer has vouched", func() bool { return b.ledger.Anchored() == 2 })
+	b.stop()
+	if err := os.RemoveAll(filepath.Join(cb.Data, "ledger")); err != nil {
+		t.Fatal(err)
+	}
+	b = w.run(cb)
+	b.awaitState("web", control.StateReceiving)
+	drill()
+	await(t, "the peer's refusal is told", func() bool {
+		for _, n := range b.groupLine("web").Notices {
+			if n.Level == control.Alarm && n.Code == string(fault.EvidenceShortened) && strings.Contains(n.Text, "a does not vouch for it") {
+				return true
+			}
+		}
+		return false
+	})
+	if b.ledger.Anchored() != 0 {
+		t.Error("it is anchored all the same")
 	}
 }

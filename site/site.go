@@ -82,6 +82,7 @@ type Site struct {
 	meters    *meters
 	watchdog  *watchdog // nil: no group wants one
 	ledger    *evidence.Ledger
+	entered   chan struct{} // the ledger has grown
 	ledgerErr error      // why there is none
 	drilling  sync.Mutex // one scheduled drill at a time
 	leftover  []string   // of drills of earlier lives that could not be taken away
@@ -92,6 +93,8 @@ type Site struct {
 	views  map[string]*view
 	drills map[string]*drill     // by group
 	tried  map[string]time.Time  // scheduled drills of this life, by group
+	// unvouched is why a peer does not vouch for the ledger.
+	unvouched string
 	runs   map[string]*activeRun // that are being carried out
 	next   int                   // number of the next view
 	reign  chan struct{}         // closed when a reign begins
@@ -115,7 +118,7 @@ func Open(c *config.Config, o Options) (*Site, error) {
 }
 
 func newSite(c *config.Config, o Options) *Site {
-	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, drills: map[string]*drill{}, tried: map[string]time.Time{}, runs: map[string]*activeRun{}, next: 1, reign: make(chan struct{})}
+	s := &Site{cfg: c, o: o, peers: newPeerBook(c), views: map[string]*view{}, drills: map[string]*drill{}, tried: map[string]time.Time{}, entered: make(chan struct{}, 1), runs: map[string]*activeRun{}, next: 1, reign: make(chan struct{})}
 	for _, g := range c.Groups {
 		s.groups = append(s.groups, newGroup(s, g))
 	}
@@ -217,6 +220,10 @@ func (s *Site) face(ctx context.Context, l listeners) error {
 	})
 	g.Go(func() error {
 		s.scheduleDrills(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		s.anchorLedger(ctx)
 		return nil
 	})
 	if l.metrics != nil {

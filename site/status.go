@@ -97,6 +97,12 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		f := fault.Of(explain("open the ledger of reports", s.ledgerErr))
 		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(f.Code), Text: f.Why, Hint: f.Advice()})
 	}
+	s.mu.Lock()
+	unvouched := s.unvouched
+	s.mu.Unlock()
+	if unvouched != "" {
+		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(fault.EvidenceShortened), Text: "the ledger of reports: " + unvouched, Hint: "It was rewritten, or restored from an older copy; keep both sites' ledgers"})
+	}
 	for _, text := range s.leftover {
 		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(fault.DrillLeft), Text: "left-over " + text, Hint: "End the process, remove the directory; the daemon tries again when it starts"})
 	}
