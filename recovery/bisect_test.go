@@ -38,7 +38,7 @@ func TestBisectFindsTheFirstBadRecord(t *testing.T) {
 			}
 		}
 		b := Bisection{Good: at(spans, seqs[g]), Bad: at(spans, seqs[bad])}
-		limit := bits.Len(uint(bad-g-1))
+		limit := bits.Len(uint(bad - g - 1))
 		h := finish(t, &b, spans, func(s journal.Seq) Verdict {
 			switch {
 			case skips[s]:

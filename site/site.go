@@ -83,21 +83,21 @@ type Site struct {
 	watchdog  *watchdog // nil: no group wants one
 	ledger    *evidence.Ledger
 	entered   chan struct{} // the ledger has grown
-	ledgerErr error      // why there is none
-	drilling  sync.Mutex // one scheduled drill at a time
-	leftover  []string   // of drills of earlier lives that could not be taken away
+	ledgerErr error         // why there is none
+	drilling  sync.Mutex    // one scheduled drill at a time
+	leftover  []string      // of drills of earlier lives that could not be taken away
 
 	mu     sync.Mutex // guards all below
 	since  time.Time  // of Run
 	addr   net.Addr   // of the replicator
 	views  map[string]*view
-	drills map[string]*drill     // by group
-	tried  map[string]time.Time  // scheduled drills of this life, by group
+	drills map[string]*drill    // by group
+	tried  map[string]time.Time // scheduled drills of this life, by group
 	// unvouched is why a peer does not vouch for the ledger.
 	unvouched string
-	runs   map[string]*activeRun // that are being carried out
-	next   int                   // number of the next view
-	reign  chan struct{}         // closed when a reign begins
+	runs      map[string]*activeRun // that are being carried out
+	next      int                   // number of the next view
+	reign     chan struct{}         // closed when a reign begins
 }
 
 var _ control.API = (*Site)(nil)
