@@ -53,7 +53,10 @@ func TestHeldUpCommitStallsNobodyBeyondTheBudget(t *testing.T) {
 		w.write("a", bytes.Repeat([]byte{2}, 4096), 8192)
 	}()
 	<-sink.came
-	<-written // or the test ends for the guest's patience
+	<-written                  // or the test ends for the guest's patience
+	for i := range int64(20) { // while the tap drains, and the job ends
+		w.write("a", bytes.Repeat([]byte{5}, 4096), (40+i)*4096)
+	}
 	v := w.volumes[0].ID
 	if err := w.recorder.Until(cbttest.Context(t, patience), func() bool { return !w.recorder.Synced(v) }); err != nil {
 		t.Fatalf("no gap: %v", err)

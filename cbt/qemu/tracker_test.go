@@ -105,7 +105,7 @@ func (w *world) checkImages() {
 
 func (w *world) write(disk string, p []byte, off int64) {
 	w.t.Helper()
-	if err := w.machine.Guest(w.t, disk).WriteAt(cbttest.Context(w.t, patience), p, off, false); err != nil {
+	if err := w.machine.Write(w.t, disk, p, off); err != nil {
 		w.t.Fatal(err)
 	}
 }
