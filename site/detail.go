@@ -20,6 +20,9 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 	}
 	d := control.GroupDetail{Group: s.groupStatus(ctx, g), ID: g.id.Group.String(), Dir: g.dir, Sync: string(g.cfg.Sync), Stall: time.Duration(g.cfg.StallBudget).Seconds(),
 		Configured: string(g.cfg.Role), Volumes: []control.Volume{}, Lineage: []control.Interval{}, Branches: []control.Branch{}}
+	for i, l := range d.Lags {
+		d.Lags[i].Recent = s.rpo.tell(rpoKey{d.Tenant, d.Name, l.Peer, l.Direction}, s.o.Now())
+	}
 	s.machineOf(g, &d)
 	d.Conflict = g.conflict().why
 	d.Retention = retentionTold(g.cfg)

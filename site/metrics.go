@@ -25,6 +25,8 @@ type meters struct {
 	registry *prometheus.Registry
 	errors   *prometheus.CounterVec   // by code
 	acks     *prometheus.HistogramVec // of disks that this site serves
+	rpo      *prometheus.HistogramVec // measured every rpoEvery
+	unknown  *prometheus.CounterVec
 	resync   *prometheus.CounterVec
 	unpinned prometheus.Counter
 }
@@ -35,6 +37,9 @@ func newMeters(s *Site) *meters {
 		errors:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "afterimage_errors_total", Help: "Errors by code, see afterimage explain."}, []string{"code"}),
 		acks: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "afterimage_write_ack_duration_seconds", Help: "From a write's arrival to its answer, of disks that this site serves.",
 			Buckets: prometheus.ExponentialBuckets(16e-6, 2, 18)}, []string{"group", "disk"}),
+		rpo: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "afterimage_rpo_measured_seconds", Help: "The RPO as measured every second, while it was known.",
+			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 28)}, []string{"tenant", "group", "peer", "direction"}),
+		unknown:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "afterimage_rpo_unknown_total", Help: "Measurements in which the RPO was not known."}, []string{"tenant", "group", "peer", "direction"}),
 		resync:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "afterimage_resync_read_bytes_total", Help: "Bytes read again from live disks to close gaps."}, []string{"tenant", "group"}),
 		unpinned: prometheus.NewCounter(prometheus.CounterOpts{Name: "afterimage_unpinned_callers_total", Help: "Callers refused because their key is no peer's."}),
 	}
@@ -47,7 +52,7 @@ func newMeters(s *Site) *meters {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "afterimage_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version(), "site": s.cfg.Site}})
 	info.Set(1)
-	m.registry.MustRegister(m.errors, m.acks, m.resync, m.unpinned, info, &states{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.errors, m.acks, m.rpo, m.unknown, m.resync, m.unpinned, info, &states{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -62,6 +67,19 @@ func (m *meters) failed(c fault.Code) { m.errors.WithLabelValues(string(c)).Inc(
 
 func (m *meters) resynced(g config.Group, n int64) {
 	m.resync.WithLabelValues(groupLabels(g)...).Add(float64(n))
+}
+
+// behind counts one measurement of each lag.
+func (m *meters) behind(groups []control.Group) {
+	for _, g := range groups {
+		for _, l := range g.Lags {
+			if l.RPOSeconds == nil {
+				m.unknown.WithLabelValues(g.Tenant, g.Name, l.Peer, l.Direction).Inc()
+			} else {
+				m.rpo.WithLabelValues(g.Tenant, g.Name, l.Peer, l.Direction).Observe(*l.RPOSeconds)
+			}
+		}
+	}
 }
 
 // answered counts one answered write of an export.

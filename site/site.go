@@ -84,8 +84,9 @@ type Site struct {
 	ledger    *evidence.Ledger
 	entered   chan struct{} // the ledger has grown
 	ledgerErr error         // why there is none
-	drilling  sync.Mutex    // one scheduled drill at a time
-	leftover  []string      // of drills of earlier lives that could not be taken away
+	rpo       rpoHistory
+	drilling  sync.Mutex // one scheduled drill at a time
+	leftover  []string   // of drills of earlier lives that could not be taken away
 
 	mu     sync.Mutex // guards all below
 	since  time.Time  // of Run
@@ -217,6 +218,10 @@ func (s *Site) face(ctx context.Context, l listeners) error {
 	}
 	g.Go(func() error {
 		return explain("serve the control socket", control.NewServer(s, s.o.Log.With("part", "control")).Serve(ctx, l.control))
+	})
+	g.Go(func() error {
+		s.measureRPO(ctx)
+		return nil
 	})
 	g.Go(func() error {
 		s.scheduleDrills(ctx)

@@ -139,6 +139,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 		line.Lags[i].RPOSeconds = sinceLastPoint(x.RPOSeconds, growing, line.LastPoint, s.o.Now())
 	}
 	line.RPOSeconds = worstRPO(line.Lags[:own])
+	line.Notices = append(line.Notices, rpoNotices(g.cfg, line)...)
 	l.tellPause(&line)
 	l.tellPlugs(&line)
 	switch {

@@ -41,7 +41,8 @@ var web = control.Group{
 		{Level: control.Warning, Text: "83% of the quota of 100GiB is used; at 100% history is thinned, then a gap opens", Hint: "Raise quota:, shorten history:, or let pins go"},
 		{Level: control.Alarm, Code: "AI-E0409", Text: "peer c is cut off: it has nothing after record 3, and history before record 9 was thinned here", Hint: "Nothing is lost here. explain AI-E0409 says what to do"},
 	},
-	Lags: []control.Lag{{Peer: "b", Direction: "out", State: "streaming", RPOSeconds: ptr(0.35), BehindWrites: 12, BehindBytes: 49152, Durable: 1188, Moved: 5 << 30}},
+	Lags: []control.Lag{{Peer: "b", Direction: "out", State: "streaming", RPOSeconds: ptr(0.35), BehindWrites: 12, BehindBytes: 49152, Durable: 1188, Moved: 5 << 30,
+		Recent: &control.Measured{Since: at(-3600), Samples: 3600, Unknown: 12, P50: 0.021, P99: 0.38, Max: 4.2}}},
 }
 
 func (f *fake) Status(context.Context) (control.Status, error) {

@@ -95,6 +95,11 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 			t.row(l.Peer, l.Direction, l.State, r, behind(l.BehindWrites, l.BehindBytes, true), durable, movedText(l), orDash(l.Error))
 		}
 		b.WriteString("\n" + t.String())
+		for _, l := range g.Lags {
+			if m := l.Recent; m != nil {
+				fmt.Fprintf(&b, "RPO %s %s since %s: %s\n", l.Direction, l.Peer, p.when(m.Since), measured(*m))
+			}
+		}
 	}
 	if len(g.Holds) > 0 {
 		t := p.newTable("HOLD", "STATE", "CURSOR", "LEVEL", "UNTIL", "BEHIND", "BOUND")
@@ -246,4 +251,16 @@ func (p *printer) upkeepText(g control.GroupDetail) string {
 // duration is a span that somebody set: as short as it can be said.
 func duration(s float64) string {
 	return config.Duration(s * float64(time.Second)).String()
+}
+
+// measured is what the RPO was over some time.
+func measured(m control.Measured) string {
+	if m.Unknown == m.Samples {
+		return "unknown"
+	}
+	s := fmt.Sprintf("p50 %s, p99 %s, max %s", seconds(m.P50), seconds(m.P99), seconds(m.Max))
+	if m.Unknown > 0 {
+		s += fmt.Sprintf("; unknown in %d of %d measurements", m.Unknown, m.Samples)
+	}
+	return s
 }

@@ -178,6 +178,19 @@ type Lag struct {
 	Moved        uint64   `json:"bytes_moved"`   // over the wire
 	MovedFor     uint64   `json:"journal_bytes"` // what they stood for, as it lies in the journals
 	Error        string   `json:"error,omitempty"`
+
+	Recent *Measured `json:"recent_rpo,omitempty"` // of group show
+}
+
+// Measured is an RPO as it was measured over some time, in seconds. Samples in which it
+// was unknown are in none of the figures but Unknown.
+type Measured struct {
+	Since   time.Time `json:"since"`
+	Samples int       `json:"samples"`
+	Unknown int       `json:"unknown"`
+	P50     float64   `json:"p50_seconds"`
+	P99     float64   `json:"p99_seconds"`
+	Max     float64   `json:"max_seconds"`
 }
 
 // Peer is another site as this one sees it.
