@@ -101,7 +101,5 @@ func TestADrillThatIsDueIsDone(t *testing.T) {
 	}
 	await(t, "it has ended", func() bool { return b.drillOf(b.groups[0]) == nil })
 	b.nothingLeft()
-	if !strings.Contains(b.log.String(), "operator=schedule") {
-		t.Error("it does not say who asked")
-	}
+	await(t, "it says who asked", func() bool { return strings.Contains(b.log.String(), "operator=schedule") })
 }
