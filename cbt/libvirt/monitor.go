@@ -59,7 +59,7 @@ func newMonitor(ctx context.Context, c *Conn, name string) (*Monitor, error) {
 		return err
 	})
 	if err != nil {
-		m.cancel()
+		m.Close()
 		return nil, err
 	}
 	go m.distribute(events)
@@ -70,7 +70,7 @@ func newMonitor(ctx context.Context, c *Conn, name string) (*Monitor, error) {
 		err = fmt.Errorf("%s is %s: %w", name, s, ErrNotRunning)
 	}
 	if err != nil {
-		m.cancel()
+		m.Close()
 		return nil, err
 	}
 	return m, nil
@@ -143,7 +143,9 @@ func (m *Monitor) Done() <-chan struct{} { return m.conn.Done() }
 // Err is nil while the connection lives.
 func (m *Monitor) Err() error { return m.conn.Err() }
 
-// Close ends the monitor's connection; queues end too.
+// Close ends the monitor's connection; queues end too. The connection goes first, with
+// its subscriptions: libvirtd 9.0 frees a connection's callbacks without its lock when it
+// is closed, and crashes when it is still taking one of them back by request.
 func (m *Monitor) Close() error {
 	err := m.conn.Close()
 	m.cancel()

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	rpc "github.com/digitalocean/go-libvirt"
+
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/cbttest"
 	"github.com/novacron/afterimage/cbt/nbd"
@@ -213,4 +215,29 @@ func readAll(t *testing.T, c *nbd.Client) []byte {
 		}
 	}
 	return p
+}
+
+// A monitor of a domain that does not run is given up at once, time and again while one
+// waits for it: libvirtd must outlive that.
+func TestGivingUpAMonitorLeavesLibvirtdAlive(t *testing.T) {
+	t.Parallel()
+	d := libvirtd.Start(t)
+	ctx := cbttest.Context(t, patience)
+	c, err := Connect(ctx, d.URI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	xml := d.Domain("off", d.Image(t, "off", 1<<20))
+	if err := c.Call(ctx, "define", func(l *rpc.Libvirt) error { _, err := l.DomainDefineXML(xml); return err }); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		if _, err := DialMonitor(ctx, d.URI, "off"); !errors.Is(err, ErrNotRunning) {
+			t.Fatalf("dial %d: %v", i, err)
+		}
+	}
+	if err := c.Err(); err != nil {
+		t.Errorf("libvirtd is gone: %v", err)
+	}
 }
