@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"runtime"
@@ -100,8 +99,13 @@ var sides = []string{"none", "floor", "ours", "power"}
 // the others, for a cycle costs a little though nothing is written.
 const bitmapSide = "bitmap"
 
-// bitmapEvery is the time between its points.
-const bitmapEvery = time.Second
+// bitmapEvery is the time between its points. A round of it lasts for several: the reads
+// that close a cycle take turns with the guest, and a round with one cycle more than
+// another tells of that and of nothing else.
+const (
+	bitmapEvery = time.Second
+	bitmapSpans = 2 // rounds of the others that one of it lasts for
+)
 
 // lap is what fio measured in one round.
 type lap struct{ mean, p99, perSecond, bytesPerSecond float64 } // ns, ns, 1/s, B/s
@@ -111,7 +115,8 @@ type lap struct{ mean, p99, perSecond, bytesPerSecond float64 } // ns, ns, 1/s, 
 // mirror (none), to one that is mirrored to an NBD server that throws everything
 // away (floor: what any tap by mirror costs), and to ones that are tapped by ours
 // into a journal whose answer survives the death of the process, or of the machine.
-// They take turns in every round; a figure is the median of the rounds' ratios. Then
+// They take turns in every round, in another order each time, and each begins with
+// nothing left to write back; a figure is the median of the rounds' ratios. Then
 // it writes by turns to a disk that is followed by bitmap cycles and to one that is
 // not followed at all.
 func Capture(ctx context.Context, o CaptureOptions) (CaptureResult, error) {
@@ -155,11 +160,15 @@ func (r *captureRig) measure(ctx context.Context, o CaptureOptions) (laps, error
 		out[s.name] = map[string][]lap{}
 	}
 	n, of := 0, (o.Rounds+1)*(len(captureShapes)+1)
-	turn := func(i int, s tapLoad, name string, sides ...string) error { // the first warms up and is dropped
+	turn := func(i int, s tapLoad, name string, span time.Duration, sides ...string) error { // the first warms up and is dropped
 		n++
 		o.Progress(name, n, of)
-		for _, side := range sides {
-			l, err := fio(ctx, r.sockets[side], s, o, i)
+		for k := range sides {
+			side := sides[(i+k)%len(sides)]
+			if err := r.settle(); err != nil {
+				return err
+			}
+			l, err := fio(ctx, r.sockets[side], s, o.DiskBytes, span, i)
 			if err == nil {
 				err = r.stillThere(side)
 			}
@@ -174,7 +183,7 @@ func (r *captureRig) measure(ctx context.Context, o CaptureOptions) (laps, error
 	}
 	for i := range o.Rounds + 1 {
 		for _, s := range captureShapes {
-			if err := turn(i, s, s.name, sides...); err != nil {
+			if err := turn(i, s, s.name, o.Span, sides...); err != nil {
 				return nil, err
 			}
 		}
@@ -184,7 +193,7 @@ func (r *captureRig) measure(ctx context.Context, o CaptureOptions) (laps, error
 	}
 	out[bitmapSide] = map[string][]lap{}
 	for i := range o.Rounds + 1 {
-		if err := turn(i, captureShapes[0], bitmapSide, "none", bitmapSide); err != nil {
+		if err := turn(i, captureShapes[0], bitmapSide, bitmapSpans*o.Span, "none", bitmapSide); err != nil {
 			return nil, err
 		}
 	}
@@ -244,35 +253,15 @@ func rateOfLaps(ls []lap) *Rate {
 }
 
 // Names lists the figures, in order.
-func (r CaptureResult) Names() []string {
-	var out []string
-	for _, g := range captureGoals {
-		if _, ok := r.Figures[g.name]; ok {
-			out = append(out, g.name)
-		}
-	}
-	return out
-}
+func (r CaptureResult) Names() []string { return namesOf(captureGoals, r.Figures) }
 
-// MarshalJSON prints one object: every figure's value under its name, then
-// "missed", "details" by name and "setting".
-func (r CaptureResult) MarshalJSON() ([]byte, error) {
-	flat := map[string]any{"details": r.Figures, "setting": r.Setting}
-	missed := []string{}
-	for _, n := range slices.Sorted(maps.Keys(r.Figures)) {
-		flat[n] = r.Figures[n].Value
-		if r.Figures[n].Missed() {
-			missed = append(missed, n)
-		}
-	}
-	flat["missed"] = missed
-	return json.Marshal(flat)
-}
+// MarshalJSON is flatJSON.
+func (r CaptureResult) MarshalJSON() ([]byte, error) { return flatJSON(r.Figures, r.Setting) }
 
 // fio runs one round against the export at a socket.
-func fio(ctx context.Context, socket string, s tapLoad, o CaptureOptions, seed int) (lap, error) {
+func fio(ctx context.Context, socket string, s tapLoad, size int64, span time.Duration, seed int) (lap, error) {
 	cmd := exec.CommandContext(ctx, "fio", "--name=w", "--ioengine=nbd", "--uri=nbd+unix:///d?socket="+socket, "--rw=randwrite", "--bs="+s.block,
-		fmt.Sprintf("--iodepth=%d", s.depth), fmt.Sprintf("--size=%d", o.DiskBytes), "--time_based", fmt.Sprintf("--runtime=%dms", o.Span.Milliseconds()),
+		fmt.Sprintf("--iodepth=%d", s.depth), fmt.Sprintf("--size=%d", size), "--time_based", fmt.Sprintf("--runtime=%dms", span.Milliseconds()),
 		fmt.Sprintf("--randseed=%d", seed+1), "--output-format=json")
 	var said bytes.Buffer
 	cmd.Stderr = &said

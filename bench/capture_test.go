@@ -12,6 +12,7 @@ import (
 // A short run gives every figure, in one flat object, and leaves nothing behind.
 // The figures themselves are for a quiet machine.
 func TestCaptureGivesEveryFigure(t *testing.T) {
+	scale.Lasting(t, "it measures")
 	scale.Tools(t, "fio", "nbdkit", "qemu-storage-daemon")
 	// Sockets want a short path.
 	dir, err := os.MkdirTemp("", "ai")

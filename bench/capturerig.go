@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/cbt/qmp"
@@ -188,6 +190,21 @@ func (r *captureRig) tap(ctx context.Context, side string, size int64) error {
 	})
 	x.synced = x.tracker.Status()[0].Since
 	return err
+}
+
+// settle has the disk take what earlier rounds left to it of the images: no side pays for
+// another's.
+func (r *captureRig) settle() error {
+	for side := range r.sockets {
+		f, err := os.OpenFile(r.path(side+".img"), os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unix.Fdatasync(int(f.Fd())), f.Close()); err != nil {
+			return fmt.Errorf("sync the disk of %s: %w", side, err)
+		}
+	}
+	return nil
 }
 
 func (r *captureRig) note(err error) {

@@ -2,10 +2,8 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +26,8 @@ type FailoverOptions struct {
 	Rounds    int    // boots of each kind for the time to the agent; default 3
 	NoAgent   bool   // power-on alone is measured
 	Differ    int64  // bytes that a reprotect has to move; default 100 MB, in whole sectors
+	// Only are the parts that are measured; none: all of FailoverParts.
+	Only []string
 	// Daemon is this program's daemon with the configuration at a path.
 	Daemon   func(ctx context.Context, config string) *exec.Cmd
 	Progress func(step string, n, of int)
@@ -59,6 +59,20 @@ func (o FailoverOptions) withDefaults() FailoverOptions {
 		o.Progress = func(string, int, int) {}
 	}
 	return o
+}
+
+// Parts of a run: one machine after the other, many at once, the reprotect.
+const (
+	partOne       = "one"
+	partMany      = "many"
+	partReprotect = "reprotect"
+)
+
+// FailoverParts are the parts of Failover, in order.
+var FailoverParts = []string{partOne, partMany, partReprotect}
+
+func (o FailoverOptions) has(part string) bool {
+	return len(o.Only) == 0 || slices.Contains(o.Only, part)
 }
 
 // FailoverResult is what `bench failover -o json` prints.
@@ -108,33 +122,44 @@ func Failover(ctx context.Context, o FailoverOptions) (FailoverResult, error) {
 	}
 	res := FailoverResult{Figures: map[string]Figure{}, Setting: FailoverSetting{Records: o.Records, Machines: o.Machines, Each: o.Each, DiskBytes: o.DiskBytes, Differ: o.Differ,
 		CPUs: runtime.NumCPU(), Kernel: unix.ByteSliceToString(u.Release[:]), Go: runtime.Version()}}
-	rig, err := newFailoverRig(ctx, o)
-	if err == nil {
-		res.Setting.Accel = string(rig.accel)
-		err = res.measure(ctx, rig)
+	var err error
+	if o.has(partOne) || o.has(partMany) {
+		err = res.failovers(ctx, o)
 	}
-	if rig != nil {
-		err = errors.Join(err, rig.close())
+	if err == nil && o.has(partReprotect) {
+		err = res.reprotect(ctx, o)
 	}
 	res.Setting.Took = time.Since(began).Seconds()
 	return res, err
 }
 
+func (r *FailoverResult) failovers(ctx context.Context, o FailoverOptions) error {
+	rig, err := newFailoverRig(ctx, o)
+	if err == nil {
+		r.Setting.Accel = string(rig.accel)
+		err = r.measure(ctx, rig)
+	}
+	if rig != nil {
+		err = errors.Join(err, rig.close())
+	}
+	return err
+}
+
 func (r *FailoverResult) measure(ctx context.Context, rig *failoverRig) error {
-	o := rig.o
+	one, others := rig.groups()
 	var on, ours, plain, ratios []float64
-	for i := range o.Rounds {
-		o.Progress("fail over one machine", i+1, o.Rounds)
+	for i, name := range one {
+		rig.o.Progress("fail over one machine", i+1, len(one))
 		if err := rig.restart(ctx); err != nil {
 			return err
 		}
 		r.Setting.Reopening = max(r.Setting.Reopening, rig.reopening)
-		power, agent, err := rig.failover(ctx, fmt.Sprintf("one%d", i))
+		power, agent, err := rig.failover(ctx, name)
 		if err != nil {
 			return err
 		}
 		on = append(on, power)
-		if o.NoAgent {
+		if rig.o.NoAgent {
 			continue
 		}
 		beside, err := rig.plainBoot(ctx)
@@ -143,64 +168,42 @@ func (r *FailoverResult) measure(ctx context.Context, rig *failoverRig) error {
 		}
 		ours, plain, ratios = append(ours, agent), append(plain, beside), append(ratios, agent/beside)
 	}
-	o.Progress(fmt.Sprintf("fail over %d machines", o.Machines), 1, 1)
+	r.put(map[string][]float64{"rto_to_power_on_seconds": on, "rto_to_agent_seconds": ours, "plain_boot_to_agent_seconds": plain, "rto_to_agent_vs_plain_boot": ratios})
+	if len(others) == 0 {
+		return rig.stop()
+	}
+	rig.o.Progress(fmt.Sprintf("fail over %d machines", len(others)), 1, 1)
 	if err := rig.restart(ctx); err != nil {
 		return err
 	}
 	all, err := rig.together(ctx)
-	if err = errors.Join(err, rig.stop()); err != nil {
-		return err
+	if err = errors.Join(err, rig.stop()); err == nil {
+		r.put(map[string][]float64{"rto_to_power_on_of_ten_seconds": {all}})
 	}
-	o.Progress("protect the old primary again", 1, 1)
-	if r.Setting.Wire, err = Reprotect(ctx, o.Dir, o.DiskBytes, o.Differ); err != nil {
-		return err
-	}
-	for name, v := range map[string][]float64{"rto_to_power_on_seconds": on, "rto_to_power_on_of_ten_seconds": {all},
-		"rto_to_agent_seconds": ours, "plain_boot_to_agent_seconds": plain, "rto_to_agent_vs_plain_boot": ratios,
-		"reprotect_wire_bytes_per_byte_that_differs": {float64(r.Setting.Wire) / float64(o.Differ)}} {
-		if len(v) > 0 {
-			r.Figures[name] = failoverFigure(name, v)
-		}
-	}
-	return nil
+	return err
 }
 
-func failoverFigure(name string, v []float64) Figure {
-	f := Figure{Value: median(v), Low: slices.Min(v), High: slices.Max(v), Rounds: len(v)}
-	for _, g := range failoverGoals {
-		if g.name == name && g.want != "" {
-			met, target := f.Value <= g.target, g.target
-			f.Target, f.Want, f.Met = &target, g.want, &met
+func (r *FailoverResult) reprotect(ctx context.Context, o FailoverOptions) (err error) {
+	o.Progress("protect the old primary again", 1, 1)
+	if r.Setting.Wire, err = Reprotect(ctx, o.Dir, o.DiskBytes, o.Differ); err == nil {
+		r.put(map[string][]float64{"reprotect_wire_bytes_per_byte_that_differs": {float64(r.Setting.Wire) / float64(o.Differ)}})
+	}
+	return err
+}
+
+func (r *FailoverResult) put(rounds map[string][]float64) {
+	for name, v := range rounds {
+		if len(v) > 0 {
+			r.Figures[name] = judged(failoverGoals, name, v)
 		}
 	}
-	return f
 }
 
 // Names lists the figures, in order.
-func (r FailoverResult) Names() []string {
-	var out []string
-	for _, g := range failoverGoals {
-		if _, ok := r.Figures[g.name]; ok {
-			out = append(out, g.name)
-		}
-	}
-	return out
-}
+func (r FailoverResult) Names() []string { return namesOf(failoverGoals, r.Figures) }
 
-// MarshalJSON prints one object: every figure's value under its name, then
-// "missed", "details" by name and "setting".
-func (r FailoverResult) MarshalJSON() ([]byte, error) {
-	flat := map[string]any{"details": r.Figures, "setting": r.Setting}
-	missed := []string{}
-	for _, n := range slices.Sorted(maps.Keys(r.Figures)) {
-		flat[n] = r.Figures[n].Value
-		if r.Figures[n].Missed() {
-			missed = append(missed, n)
-		}
-	}
-	flat["missed"] = missed
-	return json.Marshal(flat)
-}
+// MarshalJSON is flatJSON.
+func (r FailoverResult) MarshalJSON() ([]byte, error) { return flatJSON(r.Figures, r.Setting) }
 
 // guestArgs are QEMU's arguments for the guest, but for its disk; agent is a socket for
 // its agent's channel, serial a file for its console.

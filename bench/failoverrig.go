@@ -44,9 +44,15 @@ type failoverRig struct {
 // groups are those of one machine, then the others.
 func (r *failoverRig) groups() (one, others []string) {
 	for i := range r.o.Rounds {
+		if !r.o.has(partOne) {
+			break
+		}
 		one = append(one, fmt.Sprintf("one%d", i))
 	}
 	for i := range r.o.Machines {
+		if !r.o.has(partMany) {
+			break
+		}
 		others = append(others, fmt.Sprintf("ten%d", i))
 	}
 	return one, others

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -102,6 +103,32 @@ func judged(goals []goal, name string, rounds []float64) Figure {
 
 // Missed reports that f has a target and is on the wrong side of it.
 func (f Figure) Missed() bool { return f.Met != nil && !*f.Met }
+
+// namesOf lists the figures that there are, in the order of their goals.
+func namesOf(goals []goal, figures map[string]Figure) []string {
+	var out []string
+	for _, g := range goals {
+		if _, ok := figures[g.name]; ok {
+			out = append(out, g.name)
+		}
+	}
+	return out
+}
+
+// flatJSON is one object: every figure's value under its name, then "missed", "details"
+// by name and "setting".
+func flatJSON(figures map[string]Figure, setting any) ([]byte, error) {
+	flat := map[string]any{"details": figures, "setting": setting}
+	missed := []string{}
+	for _, n := range slices.Sorted(maps.Keys(figures)) {
+		flat[n] = figures[n].Value
+		if figures[n].Missed() {
+			missed = append(missed, n)
+		}
+	}
+	flat["missed"] = missed
+	return json.Marshal(flat)
+}
 
 // Names lists the figures that r holds, in the order of goals; sealed ones follow
 // their like.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // childDir is the variable that makes this test binary the process that is killed.
@@ -53,6 +55,7 @@ func tiny(t *testing.T) JournalOptions {
 // A run prints every figure that it promises, each made of bytes that both sides
 // moved, and leaves nothing behind.
 func TestJournalPrintsEveryFigure(t *testing.T) {
+	scale.Lasting(t, "it measures")
 	o := tiny(t)
 	res, err := Journal(t.Context(), o)
 	if err != nil {
@@ -98,6 +101,7 @@ func TestJournalPrintsEveryFigure(t *testing.T) {
 // The figures follow the work: with larger writes more bytes a record reach the
 // disk, and less beside them.
 func TestJournalFiguresFollowTheLoad(t *testing.T) {
+	scale.Lasting(t, "it measures")
 	o := tiny(t)
 	o.Only = "write_amplification_"
 	res, err := Journal(t.Context(), o)

@@ -3,10 +3,13 @@ package bench
 import (
 	"os"
 	"testing"
+
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // The old primary gets what differs, and little more: not the disk, not what it has.
 func TestReprotectMovesWhatDiffers(t *testing.T) {
+	scale.Lasting(t, "it measures")
 	dir, err := os.MkdirTemp("", "ai")
 	if err != nil {
 		t.Fatal(err)

@@ -40,8 +40,10 @@ type VolumeStatus struct {
 	ModeSince time.Time
 	ModeWhy   string // why it is in this mode, where there is more to say than its name
 
-	Resync Resync // the newest one, also while it runs
+	Resync Resync // the newest one, also while it runs; of ModeCycles, what its beginning cost
 	Cycles Cycles // ModeCycles
+
+	Answers *Answers // to writes that the guest waited for; nil where none does
 }
 
 // Cycles count what became of a machine's bitmap cycles.

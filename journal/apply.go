@@ -99,6 +99,9 @@ func (l pebbleLog) Fatalf(format string, args ...any) {
 // on the way to each reply.
 const lingerFor = 200 * time.Microsecond
 
+// maxUnfinished frames may wait for chain and index. They are put into the index in one batch.
+const maxUnfinished = 256
+
 // fewFrames are fewer than come together while many write.
 const fewFrames = 2
 
@@ -124,14 +127,14 @@ func (j *Journal) finishLoop(drained <-chan struct{}) error {
 			}
 			continue
 		}
-		j.rest(finishRest, j.urgent.finish, drained)
-		for len(ws) < 32 && len(j.finish) > 0 {
+		j.rest(j.o.finishRest, j.urgent.finish, drained)
+		for len(ws) < maxUnfinished && len(j.finish) > 0 {
 			ws = append(ws, <-j.finish)
 		}
 		for _, w := range ws {
 			j.chain(w)
 		}
-		if err := j.apply(ws); err != nil {
+		if err := j.applyAll(ws); err != nil {
 			err = j.fail(fmt.Errorf("index frames: %w", err))
 			go j.discard(drained) // writers must not wait for an index that is gone
 			return err
@@ -156,8 +159,11 @@ func (j *Journal) discard(drained <-chan struct{}) {
 	}
 }
 
-// chain gives w its chain value and publishes it.
+// chain gives w its chain value and publishes it. That of a received frame was known.
 func (j *Journal) chain(w *written) {
+	if w.after.Segment != 0 {
+		return
+	}
 	j.mu.Lock()
 	before := j.chained[len(j.chained)-1].Chain
 	j.mu.Unlock()
@@ -177,10 +183,11 @@ func (j *Journal) chain(w *written) {
 
 func (j *Journal) pushEnd(w *written) {
 	bytes := j.chained[len(j.chained)-1].Bytes
-	j.chained = append(j.chained, frameEnd{
+	w.after = frameEnd{
 		Cursor: Cursor{Position{w.h.Epoch, w.h.Last}, w.chain}, Time: w.end, Segment: w.segment, Offset: w.offset + w.h.Bytes,
 		StartSegment: w.segment, Start: w.offset, Bytes: bytes + w.h.Bytes, Epochs: int(w.ordinal),
-	})
+	}
+	j.chained = append(j.chained, w.after)
 	j.recent.push(Cursor{Position{w.h.Epoch, w.h.Last}, w.chain})
 }
 
@@ -191,6 +198,26 @@ func nextChain(before Chain, image []byte) Chain {
 	var c Chain
 	h.Sum(c[:0])
 	return c
+}
+
+// maxBatchMeta bounds the records of one batch, by their bytes in frames: Pebble does
+// not survive a batch of 4 GiB, and an entry is far larger than what it says.
+const maxBatchMeta = 2 << 20
+
+// applyAll is apply in as few batches as are safe.
+func (j *Journal) applyAll(ws []*written) error {
+	for len(ws) > 0 {
+		n, meta := 1, ws[0].h.MetaBytes
+		for n < len(ws) && meta+ws[n].h.MetaBytes <= maxBatchMeta {
+			meta += ws[n].h.MetaBytes
+			n++
+		}
+		if err := j.apply(ws[:n]); err != nil {
+			return err
+		}
+		ws = ws[n:]
+	}
+	return nil
 }
 
 // apply puts frames into the index in one batch, and lets reads see them.
@@ -205,8 +232,8 @@ func (j *Journal) apply(ws []*written) (err error) {
 	w := ws[len(ws)-1]
 	rolled := j.through.Segment != 0 && j.through.Segment != w.segment
 	j.mu.Lock()
-	j.through.Durable = j.chained[0]
-	j.through.frameEnd = j.chained[len(j.chained)-1]
+	j.through.frameEnd = w.after
+	j.through.Durable = j.durableUpTo(w.after)
 	j.mu.Unlock()
 	j.through.Site = j.site.count()
 	raw, err := json.Marshal(j.through)
@@ -229,11 +256,25 @@ func (j *Journal) apply(ws []*written) (err error) {
 		}
 	}
 	j.mu.Lock()
+	for _, w := range ws {
+		if w.received {
+			j.unindexed -= int64(w.h.MetaBytes)
+		}
+	}
 	j.indexed = w.h.Last
 	j.branches[len(j.branches)-1].Last = j.through.Cursor
 	j.broadcastLocked()
 	j.mu.Unlock()
 	return nil
+}
+
+// durableUpTo is the newest durable frame end that is not behind at, which the index
+// goes up to: received frames may be durable before they are indexed. mu is held.
+func (j *Journal) durableUpTo(at frameEnd) frameEnd {
+	if durable := j.chained[0]; durable.Bytes <= at.Bytes {
+		return durable
+	}
+	return at
 }
 
 func (j *Journal) applyFrame(b *pebble.Batch, w *written) error {

@@ -117,6 +117,9 @@ func (j *Journal) resolve(ctx context.Context, a At) (Point, error) {
 	case atBack:
 		return j.atTime(ctx, l, j.o.Now().Add(-a.back))
 	case atTime:
+		if err := j.afterAll(ctx, l, a.when); err != nil {
+			return Point{}, err
+		}
 		return j.atTime(ctx, l, a.when)
 	case atSeq:
 		return j.atSeq(ctx, l, a)
@@ -147,6 +150,30 @@ func (j *Journal) newestUpTo(ctx context.Context, l Lineage, s Seq) (Point, erro
 	return j.describe(ctx, span, span.Last)
 }
 
+// foreignSlack is by how much a time may lie after the newest that is known and still mean now:
+// clocks of two machines differ.
+const foreignSlack = time.Minute
+
+// afterAll refuses a time that lies in the future: the newest point would be shown as
+// something that it is not.
+func (j *Journal) afterAll(ctx context.Context, l Lineage, t time.Time) error {
+	t = t.Add(-foreignSlack)
+	if !t.After(j.o.Now()) {
+		return nil
+	}
+	e := &NoPointError{Why: "it lies in the future"}
+	p, err := j.newestUpTo(ctx, l, lastOf(l).Seq)
+	switch {
+	case err == nil && !t.After(p.Time): // written by a clock that is ahead of ours
+		return nil
+	case err == nil:
+		e.Before = &p
+	case !errors.Is(err, ErrNoPoint):
+		return err
+	}
+	return e
+}
+
 // atTime is the point that shows the group as of t; a time inside a gap has none.
 // In folded history it is the newest point that is kept and not later than t.
 func (j *Journal) atTime(ctx context.Context, l Lineage, t time.Time) (Point, error) {
@@ -156,7 +183,7 @@ func (j *Journal) atTime(ctx context.Context, l Lineage, t time.Time) (Point, er
 		if i.First = p.behind(j.ordinalOf(i.Epoch), i.First); i.First > i.Last {
 			continue
 		}
-		s, ok, err := j.seqAt(i, t)
+		s, ok, err := j.seqAt(ctx, i, t)
 		if err != nil {
 			return Point{}, err
 		}

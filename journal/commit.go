@@ -55,6 +55,9 @@ type written struct {
 	held    int64  // bytes of image that count against maxPending
 	chain   Chain
 	end     time.Time // of the last record
+	after   frameEnd  // where it ends, once its chain value is published
+	// received is of a frame that counts in Journal.unindexed.
+	received bool
 }
 
 // enqueueLocked gives r its seq and time and puts it in the open commit. Gaps that
@@ -303,7 +306,7 @@ func (j *Journal) writeCommit(c *commit) error {
 		return err
 	}
 	if j.o.Sync == SyncProcess {
-		j.finish <- w
+		j.handOn(w)
 		j.wakeSyncer()
 		return nil
 	}
@@ -380,24 +383,25 @@ func (j *Journal) arriveLocked(w *written) {
 }
 
 // advance makes w, which goOn was called for, the newest frame, to be synced. fileMu
-// is held. c is nil for a received frame.
+// is held.
 func (j *Journal) advance(w *written, c *commit) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.arriveLocked(w)
 	j.unsynced.file = j.out.file
-	if c != nil {
-		j.pending -= c.bytes
-		switch {
-		case j.o.faults.replyEarly:
-		case j.err != nil: // what the page cache holds after a failed fsync is not known
-			c.err = j.err
-			close(c.done)
-		case j.o.Sync == SyncPower:
-			j.awaiting = append(j.awaiting, c)
-		default:
-			close(c.done)
-		}
+	if j.unsynced.bytes += w.h.Bytes; j.unsynced.bytes >= restBytes {
+		endRest(j.urgent.sync)
+	}
+	j.pending -= c.bytes
+	switch {
+	case j.o.faults.replyEarly:
+	case j.err != nil: // what the page cache holds after a failed fsync is not known
+		c.err = j.err
+		close(c.done)
+	case j.o.Sync == SyncPower:
+		j.awaiting = append(j.awaiting, c)
+	default:
+		close(c.done)
 	}
 	j.broadcastLocked()
 }

@@ -22,7 +22,8 @@ import (
 type Compression uint8
 
 // Modes. CompressAuto packs while nothing waits to be written or to become durable,
-// on at most one core less than there are and a quarter of the time, and leaves off
+// on at most one core less than there are and a quarter of the time (in SyncProcess,
+// where no disk is waited for, a thirty-second), and leaves off
 // for a while when it gains nothing: a lone writer's bytes shrink in the shadow of the
 // disk, a crowd's do not wait for LZ4. CompressOff keeps zeros as they come, too.
 const (
@@ -42,6 +43,7 @@ const (
 	packTries      = 4             // that gained nothing, one after the other, end in
 	packPause      = 256           // payloads that are not tried
 	packRest       = 3             // times as long as a try took, nothing is tried
+	promptRest     = 31            // and that where a guest waits for the try, not for the disk
 )
 
 var errNoGain = errors.New("packing gains nothing")
@@ -49,17 +51,21 @@ var errNoGain = errors.New("packing gains nothing")
 // packer packs payloads of one journal. It is safe for concurrent use.
 type packer struct {
 	mode  Compression
-	room  atomic.Int32 // how many may pack at once still
-	vain  atomic.Int32 // tries since the last gain
-	pause atomic.Int32 // payloads to pass over
+	rest  time.Duration // times as long as a try took, nothing is tried
+	room  atomic.Int32  // how many may pack at once still
+	vain  atomic.Int32  // tries since the last gain
+	pause atomic.Int32  // payloads to pass over
 	began time.Time
 	rests atomic.Int64 // until so long after began nothing is tried
 	pool  sync.Pool    // of *lz4.Compressor
 }
 
-func newPacker(mode Compression) *packer {
-	p := &packer{mode: mode, began: time.Now(), pool: sync.Pool{New: func() any { return new(lz4.Compressor) }}}
+func newPacker(mode Compression, answers SyncMode) *packer {
+	p := &packer{mode: mode, rest: packRest, began: time.Now(), pool: sync.Pool{New: func() any { return new(lz4.Compressor) }}}
 	p.room.Store(int32(runtime.GOMAXPROCS(0) - 1))
+	if answers == SyncProcess {
+		p.rest = promptRest
+	}
 	return p
 }
 
@@ -93,7 +99,7 @@ func (p *packer) end(at time.Duration, gained bool) {
 	}
 	p.room.Add(1)
 	now := time.Since(p.began)
-	p.rests.Store(int64(now + packRest*(now-at)))
+	p.rests.Store(int64(now + p.rest*(now-at)))
 	if gained {
 		p.vain.Store(0)
 	} else if p.vain.Add(1) >= packTries {

@@ -443,7 +443,7 @@ func (h *herbarium) invalidAreBad(t testing.TB, j *Journal) error {
 func TestCorruptionSweep(t *testing.T) {
 	t.Parallel()
 	rng := newSeed(t)
-	cases := scale.Long(5000)
+	cases := scale.Few(5000)
 	var h *herbarium
 	opened, done := 0, 0
 	for i := range cases {
@@ -475,5 +475,5 @@ func TestCorruptionSweep(t *testing.T) {
 	}
 	must(t, h.peer.Close())
 	t.Logf("%d of %d opened", opened, done)
-	scale.Counted(t, "journal-corruptions", done, 5000)
+	scale.CountedFew(t, "journal-corruptions", done, 5000)
 }

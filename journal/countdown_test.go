@@ -184,7 +184,7 @@ func TestCountdown(t *testing.T) {
 			}
 		})
 	}
-	stride := 500 / scale.Scale(500)
+	stride := 500 / min(scale.Scale(500), scale.Few(500)) // AFTERIMAGE_LONG goes over all again
 	rounds := scale.Long(1000) / scale.Scale(1000)
 	for _, b := range slices.Repeat(befallings, rounds) {
 		for _, sticky := range []bool{false, true} {
@@ -208,7 +208,7 @@ func TestCountdown(t *testing.T) {
 		total += n
 	}
 	t.Log(injected)
-	scale.Counted(t, "journal-countdown-faults", total, 5000)
+	scale.CountedFew(t, "journal-countdown-faults", total, 5000)
 }
 
 // countDown runs a script under one fault, bounded in time, and tells whether it befell.

@@ -73,7 +73,7 @@ func (j *Journal) openDelta(ctx context.Context, after Position, newest bool) (*
 	}
 	d := &Delta{j: j, after: after}
 	for range 16 { // a fold may take away what was found
-		if d.to.Position, err = j.deltaEnd(l, newest); err != nil {
+		if d.to.Position, err = j.deltaEnd(ctx, l, after, newest); err != nil {
 			return nil, err
 		}
 		if d.to.Seq <= after.Seq {
@@ -95,7 +95,7 @@ func (j *Journal) openDelta(ctx context.Context, after Position, newest bool) (*
 
 // describe finds out about the record that d leads to, which is in use.
 func (d *Delta) describe(ctx context.Context) (err error) {
-	if d.to.Chain, err = d.j.chainOf(d.to.Position); err != nil {
+	if d.to.Chain, err = d.j.chainOf(ctx, d.to.Position); err != nil {
 		return err
 	}
 	if d.to.Time, err = d.j.timeAt(ctx, d.to.Position); err != nil {
@@ -111,8 +111,8 @@ func (d *Delta) describe(ctx context.Context) (err error) {
 }
 
 // deltaEnd is the end of a durable frame of l, behind folded history where it can be:
-// the newest, or the first.
-func (j *Journal) deltaEnd(l Lineage, newest bool) (Position, error) {
+// the newest, or the first that leads on from after, which may lie within a frame.
+func (j *Journal) deltaEnd(ctx context.Context, l Lineage, after Position, newest bool) (Position, error) {
 	j.mu.Lock()
 	durable := j.durableLocked().Position
 	j.mu.Unlock()
@@ -121,6 +121,15 @@ func (j *Journal) deltaEnd(l Lineage, newest bool) (Position, error) {
 		return durable, nil
 	}
 	at := spot{segment: p.state.floor(), offset: pageBytes}
+	if !after.IsZero() {
+		held, err := j.frameOf(ctx, after)
+		if err == nil && held.segment >= at.segment {
+			at = spot{segment: held.segment, offset: held.offset}
+		} // else it is folded
+		if err := ctx.Err(); err != nil {
+			return Position{}, err
+		}
+	}
 	for {
 		h, _, err := j.segs.frameAt(at.segment, at.offset)
 		if errors.Is(err, errNoFrame) {
@@ -136,7 +145,9 @@ func (j *Journal) deltaEnd(l Lineage, newest bool) (Position, error) {
 			if last.Seq > durable.Seq {
 				return durable, nil
 			}
-			return last, nil
+			if last.Seq > after.Seq {
+				return last, nil
+			}
 		}
 		at.offset += h.Bytes
 	}

@@ -26,7 +26,7 @@
 //     here: the page cache of the segment file is the log that outlives the process.
 //     Whoever recorded with RecordNow does this himself then (commitHere);
 //  3. in SyncProcess syncLoop makes it durable while the next ones are written
-//     (durable.go), a few milliseconds later unless somebody waits for it (rest.go). In SyncPower the frame flies: the kernel writes and syncs it while
+//     (durable.go), after a rest unless somebody waits for it (rest.go). In SyncPower the frame flies: the kernel writes and syncs it while
 //     the next are formed, and landLoop answers the writers, in order (flight.go); a
 //     lone one is synced and answered by commitLoop itself;
 //  4. finishLoop computes the chain and indexes the frame, behind the replies.

@@ -29,7 +29,7 @@ func (j *Journal) syncLoop(drained <-chan struct{}) error {
 		last := false
 		select {
 		case <-j.sync:
-			last = j.rest(syncRest, j.urgent.sync, drained)
+			last = j.rest(j.restOfSync(), j.urgent.sync, drained)
 		case <-drained:
 			last = true
 		}
@@ -64,7 +64,7 @@ type flushed struct {
 func (j *Journal) flush() (flushed, error) {
 	j.mu.Lock()
 	u, f := j.unsynced, flushed{j.written, len(j.branches)}
-	j.unsynced.retired = nil
+	j.unsynced.retired, j.unsynced.bytes = nil, 0
 	j.mu.Unlock()
 	if u.file == nil && len(u.retired) == 0 {
 		return flushed{}, nil

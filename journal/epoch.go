@@ -80,7 +80,7 @@ func (j *Journal) prepareEpoch(ctx context.Context, w *Writer, site string, pare
 		return none, fmt.Errorf("site name of %d bytes: %w", len(site), ErrOutOfRange)
 	}
 	if !parent.IsZero() {
-		chain, err := j.chainOf(parent)
+		chain, err := j.chainOf(ctx, parent)
 		if err != nil {
 			return none, err
 		}

@@ -265,7 +265,7 @@ func flippedByteIsNamed(t *testing.T, f faults) error {
 		last = put(t, w, a, int64(i+1)*4096, bytes.Repeat([]byte{3}, 4096))
 	}
 	ep := w.epoch.ID
-	at, err := j.frameOf(Position{ep, bad})
+	at, err := j.frameOf(soon(t), Position{ep, bad})
 	if err != nil {
 		return err
 	}

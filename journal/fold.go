@@ -94,7 +94,7 @@ func (t *maintainer) fold(ctx context.Context, to uint64, refs []Reference) erro
 	}
 	pick(nil)
 	upTo := j.orderOf(s.end.Position)
-	if err := t.checkJoint(s); err != nil {
+	if err := t.checkJoint(ctx, s); err != nil {
 		return err
 	}
 	kept, err := t.choose(ctx, p, upTo, *cands, *points, refs)
@@ -170,7 +170,7 @@ func (t *maintainer) pickers(refs []Reference) (*[]Candidate, *[]runPoint, func(
 
 // checkJoint compares the chain value after the last folded frame with what the
 // index says precedes the first that stays.
-func (t *maintainer) checkJoint(s *foldScan) error {
+func (t *maintainer) checkJoint(ctx context.Context, s *foldScan) error {
 	j := t.j
 	if there, err := exists(j.o.FS, j.segs.path(s.end.Segment)); err != nil || !there {
 		return err // nothing is written behind them (landing.go)
@@ -182,7 +182,7 @@ func (t *maintainer) checkJoint(s *foldScan) error {
 	if err != nil || h.Epoch != s.end.Epoch {
 		return err
 	}
-	sm, ok, err := j.sampleBefore(j.ordinalOf(h.Epoch), h.First)
+	sm, ok, err := j.sampleBefore(ctx, j.ordinalOf(h.Epoch), h.First)
 	if err != nil || !ok || sm.segment != s.end.Segment || sm.offset != pageBytes || sm.before == s.end.Chain {
 		return err
 	}
@@ -298,7 +298,7 @@ func (t *maintainer) doomRest(ctx context.Context, after, to order, kept []runPo
 			if err != nil {
 				return kept, err
 			}
-			chain, err := j.chainOf(p)
+			chain, err := j.chainOf(ctx, p)
 			if err != nil {
 				return kept, err
 			}

@@ -97,7 +97,7 @@ func packedInRuns(t testing.TB, j *Journal) (packed, all int) {
 // What is packed in a run is what LZ4 makes at least a quarter smaller, and nothing
 // that is sealed, packed, a piece, or larger than 64 KiB.
 func TestPackForRun(t *testing.T) {
-	j := &Journal{packer: newPacker(CompressAuto)}
+	j := &Journal{packer: newPacker(CompressAuto, SyncPower)}
 	rng := newSeed(t)
 	text, random := noise(rng, 64<<10), make([]byte, 64<<10)
 	for i := range random {

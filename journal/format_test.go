@@ -196,7 +196,7 @@ func openWithFeature(t *testing.T, at, bit int, rebuild bool, open, use error) e
 		return err
 	}
 	frames := ship(t, j.Journal, Position{})
-	last, err := j.frameOf(Position{w.epoch.ID, s})
+	last, err := j.frameOf(soon(t), Position{w.epoch.ID, s})
 	if err != nil {
 		return err
 	}

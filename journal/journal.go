@@ -57,50 +57,51 @@ type Journal struct {
 	decoded   atomic.Int64 // records of the catalogue read: what look-ups cost
 	scrubbing sync.Mutex   // held by the one scrub or repair
 
-	mu       sync.Mutex // guards all below
-	retained            // what folding left, and who uses it (manifest.go)
-	changed  chan struct{}
-	err      error // terminal: set once
-	running  bool
-	closing  bool
-	ends     bool // ending is closed
-	readOnly bool
-	branches []Branch // index + 1 is the epoch's ordinal in the index
-	lineage  Lineage  // of the newest epoch; its last interval ends at written
-	volumes  map[cbt.VolumeID]volumeBody
-	ordinals uint32                  // highest volume ordinal given
-	names    map[uint32]cbt.VolumeID // by ordinal, in any branch: for errors at open
-	reread   int64                   // bytes of frames that the opening read again
-	writer   *Writer
-	rewrites rewrites
-	sealer   *sealer // what the newest epoch of this process seals with; nil: it does not
-	next     Seq     // seq of the next record
-	lastTime time.Time
-	queue    []*commit             // not yet written; the last one is open
-	pending  int64                 // payload bytes of what is not yet written, and room for each record
-	held     int64                 // frame bytes written, kept for the chain
-	refusals int                   // how often ErrFull emptied the queue
-	live     map[cbt.VolumeID]bool // volumes whose newest record of the two is synced, not gap
-	freed    bool                  // Close has begun to free
-	readers  int                   // iterators of the index that are open
-	owed     map[cbt.VolumeID]cbt.Cause
-	written  Seq        // newest record in a segment file
-	bytes    int64      // frame bytes written in this life and before
-	synced   Seq        // newest record that survives power loss
-	awaiting []*commit  // written, to be answered once durable
-	aloft    int        // flights
-	landed   sync.Cond  // one fewer
-	chained  []frameEnd // frames whose chain value is known, from the durable one on
-	indexed  Seq        // newest record that reads see
-	levels   map[uint32]uint16
-	recent   recent  // chain values of the newest frame ends
-	through  through // owned by finishLoop while Run runs, as are entries and rolled
-	entries  entryMaker
-	rolled   int       // segments ended since the index was flushed
-	headTime time.Time // of written
-	torn     bool      // the opening cut off half a frame
-	damages  []Damage  // that scrubs found and nothing mended
-	resync   Cursor    // the next chain value that is known behind damage; while opening
+	mu        sync.Mutex // guards all below
+	retained             // what folding left, and who uses it (manifest.go)
+	changed   chan struct{}
+	err       error // terminal: set once
+	running   bool
+	closing   bool
+	ends      bool // ending is closed
+	readOnly  bool
+	branches  []Branch // index + 1 is the epoch's ordinal in the index
+	lineage   Lineage  // of the newest epoch; its last interval ends at written
+	volumes   map[cbt.VolumeID]volumeBody
+	ordinals  uint32                  // highest volume ordinal given
+	names     map[uint32]cbt.VolumeID // by ordinal, in any branch: for errors at open
+	reread    int64                   // bytes of frames that the opening read again
+	writer    *Writer
+	rewrites  rewrites
+	sealer    *sealer // what the newest epoch of this process seals with; nil: it does not
+	next      Seq     // seq of the next record
+	lastTime  time.Time
+	queue     []*commit             // not yet written; the last one is open
+	pending   int64                 // payload bytes of what is not yet written, and room for each record
+	held      int64                 // frame bytes written, kept for the chain
+	refusals  int                   // how often ErrFull emptied the queue
+	live      map[cbt.VolumeID]bool // volumes whose newest record of the two is synced, not gap
+	freed     bool                  // Close has begun to free
+	readers   int                   // iterators of the index that are open
+	owed      map[cbt.VolumeID]cbt.Cause
+	written   Seq        // newest record in a segment file
+	bytes     int64      // frame bytes written in this life and before
+	synced    Seq        // newest record that survives power loss
+	awaiting  []*commit  // written, to be answered once durable
+	aloft     int        // flights
+	landed    sync.Cond  // one fewer
+	chained   []frameEnd // frames whose chain value is known, from the durable one on
+	indexed   Seq        // newest record that reads see
+	unindexed int64      // bytes of header and records of received frames that the index lacks
+	levels    map[uint32]uint16
+	recent    recent  // chain values of the newest frame ends
+	through   through // owned by finishLoop while Run runs, as are entries and rolled
+	entries   entryMaker
+	rolled    int       // segments ended since the index was flushed
+	headTime  time.Time // of written
+	torn      bool      // the opening cut off half a frame
+	damages   []Damage  // that scrubs found and nothing mended
+	resync    Cursor    // the next chain value that is known behind damage; while opening
 
 	committing sync.Mutex // held from taking a commit to its end; before fileMu
 
@@ -109,6 +110,7 @@ type Journal struct {
 	restating               // what is durable, to be said anew (restate.go)
 	sync      chan struct{} // wakes the syncer
 	urgent    hurried       // ends its rest, and finishLoop's
+	followed  followed      // makes its rest short
 	work      chan struct{} // wakes the committer
 	restate   chan struct{} // wakes finishLoop for it
 	finish    chan *written // frames to chain and index, in order
@@ -135,7 +137,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		segs:   newSegments(o.FS, o.FS.PathJoin(dir, "segments"), segmentName),
 		runs:   newSegments(o.FS, o.FS.PathJoin(dir, "runs"), runName),
 		keys:   newDataKeys(),
-		packer: newPacker(o.Compress),
+		packer: newPacker(o.Compress, o.Sync),
 		chunks: chunkCache{limit: o.chunkBytes},
 		deep:   deepReader{depth: deepReads}, bulk: deepReader{depth: bulkReads},
 		retained: newRetained(),
@@ -149,7 +151,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		restate:  make(chan struct{}, 1),
 		urgent:   hurried{make(chan struct{}, 1), make(chan struct{}, 1)},
 		syncing:  newPatientLock(),
-		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, 64), flights: make(chan *flight, maxFlights),
+		sync:     make(chan struct{}, 1), work: make(chan struct{}, 1), finish: make(chan *written, maxUnfinished), flights: make(chan *flight, maxFlights),
 	}
 	j.landed.L = &j.mu
 	if err := j.open(); err != nil {

@@ -74,7 +74,7 @@ func (l *Landing) open(ctx context.Context, after Position, refs []Reference) (e
 		return fmt.Errorf("%w: the journal ends at %s", ErrNotContiguous, head)
 	}
 	if !after.IsZero() {
-		if l.chain, err = j.chainOf(after); err != nil {
+		if l.chain, err = j.chainOf(ctx, after); err != nil {
 			return err
 		}
 	}

@@ -17,8 +17,19 @@ type spot struct {
 	recs    []record
 }
 
-// sampleBefore is the newest sample of an epoch at or before seq s.
-func (j *Journal) sampleBefore(ordinal uint32, s Seq) (_ sample, _ bool, err error) {
+// sampleBefore is the newest sample of an epoch at or before seq s. Received frames may
+// be durable before the index has them: that is waited for.
+func (j *Journal) sampleBefore(ctx context.Context, ordinal uint32, s Seq) (_ sample, _ bool, err error) {
+	err = j.waitFor(ctx, func() bool {
+		there := !j.running || int(ordinal) != len(j.branches) || j.indexed >= min(s, j.written)
+		if !there {
+			j.hurry()
+		}
+		return there
+	})
+	if err != nil {
+		return sample{}, false, err
+	}
 	it, err := j.iterate(sampleKey(ordinal, 0), sampleKey(ordinal+1, 0))
 	if err != nil {
 		return sample{}, false, err
@@ -33,11 +44,11 @@ func (j *Journal) sampleBefore(ordinal uint32, s Seq) (_ sample, _ bool, err err
 
 // frameOf finds the frame that holds p, walking from the nearest sample over
 // headers only.
-func (j *Journal) frameOf(p Position) (spot, error) {
+func (j *Journal) frameOf(ctx context.Context, p Position) (spot, error) {
 	if _, folded, _ := j.keptPoint(p); folded {
 		return spot{}, fmt.Errorf("find record: %w", j.reclaimedAt(p))
 	}
-	sm, ok, err := j.sampleBefore(j.ordinalOf(p.Epoch), p.Seq)
+	sm, ok, err := j.sampleBefore(ctx, j.ordinalOf(p.Epoch), p.Seq)
 	if err != nil {
 		return spot{}, err
 	}
@@ -82,7 +93,7 @@ func (j *Journal) overTrailer(at spot) (spot, error) {
 
 // chainOf computes the chain value of the frame that holds p, from the nearest
 // sample.
-func (j *Journal) chainOf(p Position) (Chain, error) {
+func (j *Journal) chainOf(ctx context.Context, p Position) (Chain, error) {
 	for _, b := range j.Branches() {
 		if b.Last.Position == p {
 			return b.Last.Chain, nil
@@ -93,7 +104,7 @@ func (j *Journal) chainOf(p Position) (Chain, error) {
 	} else if folded {
 		return Chain{}, fmt.Errorf("compute chain: %w", j.reclaimedAt(p))
 	}
-	sm, ok, err := j.sampleBefore(j.ordinalOf(p.Epoch), p.Seq)
+	sm, ok, err := j.sampleBefore(ctx, j.ordinalOf(p.Epoch), p.Seq)
 	if err != nil || !ok {
 		return Chain{}, errors.Join(fmt.Errorf("find record %s: %w", p, ErrUnknownParent), err)
 	}
@@ -136,7 +147,7 @@ func (j *Journal) timeAt(ctx context.Context, p Position) (time.Time, error) {
 	if e := j.history().state.End; e.Position == p {
 		return e.Time, nil
 	}
-	s, err := j.frameOf(p)
+	s, err := j.frameOf(ctx, p)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -162,12 +173,12 @@ func (j *Journal) waitHeld(ctx context.Context, p Position) error {
 }
 
 // seqAt is the last record of interval i not later than t.
-func (j *Journal) seqAt(i Interval, t time.Time) (Seq, bool, error) {
+func (j *Journal) seqAt(ctx context.Context, i Interval, t time.Time) (Seq, bool, error) {
 	ordinal := j.ordinalOf(i.Epoch)
 	var failed error
 	// Samples' times do not decrease with seq: find the first seq whose sample is later.
 	n := sort.Search(int(i.Last-i.First)+1, func(k int) bool {
-		sm, ok, err := j.sampleBefore(ordinal, i.First+Seq(k))
+		sm, ok, err := j.sampleBefore(ctx, ordinal, i.First+Seq(k))
 		failed = errors.Join(failed, err)
 		return ok && sm.time.After(t)
 	})
@@ -180,7 +191,7 @@ func (j *Journal) seqAt(i Interval, t time.Time) (Seq, bool, error) {
 	// The answer lies in the stretch after the last sample that is not later.
 	s, found := i.First, false
 	from := i.First + Seq(n) - 1
-	sm, ok, err := j.sampleBefore(ordinal, from)
+	sm, ok, err := j.sampleBefore(ctx, ordinal, from)
 	if err != nil || !ok {
 		return 0, false, errors.Join(err, ErrNotContiguous)
 	}

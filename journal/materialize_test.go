@@ -149,7 +149,7 @@ func TestMaterializeNamesDamage(t *testing.T) {
 	good := put(t, w, v, 0, noise(newSeed(t), 64<<10))
 	bad := put(t, w, v, 2*windowBytes+pageBytes, noise(newSeed(t), 128<<10))
 	at := Position{w.Epoch().ID, bad}
-	s, err := j.frameOf(at)
+	s, err := j.frameOf(soon(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,8 @@ type Options struct {
 	faults     faults
 	keyCells   int64         // cells that a data key seals; default maxKeyCells
 	gatherFor  time.Duration // that the committer waits for records to come together; default gatherFor; negative: none
+	lonelyRest time.Duration // of syncLoop where nobody follows; default lonelyRest
+	finishRest time.Duration // of finishLoop; default finishRest
 	chunkBytes int64         // of the cache of resolved chunks; default chunkCacheBytes
 	indexBytes int64         // of Pebble's cache; default indexCacheBytes
 }
@@ -93,6 +95,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.gatherFor == 0 {
 		o.gatherFor = gatherFor
+	}
+	if o.lonelyRest == 0 {
+		o.lonelyRest = lonelyRest
+	}
+	if o.finishRest == 0 {
+		o.finishRest = finishRest
 	}
 	if o.chunkBytes == 0 {
 		o.chunkBytes = chunkCacheBytes

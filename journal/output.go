@@ -26,6 +26,7 @@ type output struct {
 // is made durable while the one after it is being written.
 type unsynced struct {
 	file    vfs.File   // of the frame written last
+	bytes   int64      // written since a sync began
 	retired []vfs.File // of segments that are sealed, to be closed
 
 	made, madeDurable uint64 // newest segment made, and the newest whose name is durable
@@ -109,7 +110,7 @@ func (j *Journal) seal() error {
 	}
 	j.mu.Lock()
 	j.unsynced.retired = append(j.unsynced.retired, j.out.file)
-	j.unsynced.file = nil
+	j.unsynced.file, j.unsynced.bytes = nil, 0
 	j.mu.Unlock()
 	j.out.file, j.out.number, j.out.at, j.out.fresh = nil, j.out.number+1, pageBytes, true
 	return nil

@@ -299,7 +299,7 @@ func (j *Journal) Parts() []Part {
 }
 
 // ChainOf is the chain value of the frame that holds p: the same at every site.
-func (j *Journal) ChainOf(p Position) (Chain, error) { return j.chainOf(p) }
+func (j *Journal) ChainOf(ctx context.Context, p Position) (Chain, error) { return j.chainOf(ctx, p) }
 
 // Machines is the newest definition of each machine at p, by name.
 func (j *Journal) Machines(p Point) (map[string][]byte, error) {

@@ -137,6 +137,8 @@ func TestResolve(t *testing.T) {
 	expect(at(2*time.Second), back)
 	expect(at(3*time.Second), last)
 	expect("latest", last)
+	expect(at(30*time.Second), last) // another machine's clock may be ahead
+	none(at(time.Hour), last)
 	expect("-0s", last)
 	expect("-1s", back)
 	expect("latest-app", m.Seq)

@@ -16,8 +16,8 @@ import (
 // Errors: ErrLowerEpoch, ErrNotContiguous, ErrUnknownParent, ErrWrongJournal,
 // ErrIncompatible, ErrReadOnly, ErrFull, ErrFenced once a Writer is in charge,
 // *DamageError, what r returns. After any of them the journal is as before: the
-// header, without which there is no frame, is written last. One caller at a time;
-// r may block without holding up anybody else.
+// header, without which there is no frame, is written last, or with all the rest. One
+// caller at a time; r may block without holding up anybody else.
 func (j *Journal) AppendFrame(ctx context.Context, r io.Reader, size int64, claimed Chain) (c Cursor, dup bool, err error) {
 	c, dup, err = j.appendFrame(ctx, r, size, claimed)
 	if err != nil {
@@ -44,14 +44,22 @@ func (j *Journal) appendFrame(ctx context.Context, r io.Reader, size int64, clai
 	if err != nil {
 		return Cursor{}, false, err
 	}
-	if err := j.waitSynced(ctx, h.Bytes); err != nil {
+	if err := j.waitSynced(ctx, h); err != nil {
 		return Cursor{}, false, err
 	}
 	if err := j.land(a); err != nil {
 		return Cursor{}, false, err
 	}
+	if h.Bytes <= wholeFrameBytes {
+		a.whole = takePages(h.Bytes)
+		defer a.whole.free()
+	}
 	chain, bad, err := frameScan(h, recs, meta, a.before, r, j.o.faults.headerOnlyCRC, func(p []byte, at int64) error {
-		if at == 0 {
+		switch {
+		case a.whole != nil:
+			copy(a.whole.b[at:], p)
+			return nil
+		case at == 0:
 			return nil // the header goes last
 		}
 		return j.fill(a, p, at)
@@ -139,6 +147,9 @@ func (j *Journal) holds(h frameHeader) (bool, error) {
 	return false, nil
 }
 
+// wholeFrameBytes: frames up to here are written once they are whole, in one go.
+const wholeFrameBytes = 256 << 10
+
 // arrival is a frame on its way into a segment.
 type arrival struct {
 	h       frameHeader
@@ -148,6 +159,7 @@ type arrival struct {
 	fork    forkPoint
 	segment uint64 // where it lands
 	offset  int64
+	whole   *pages // all of it, until it is written; nil: what comes is written
 }
 
 // admit decides whether a frame goes on from what is held.
@@ -181,7 +193,7 @@ func (j *Journal) admit(ctx context.Context, h frameHeader, recs []*record) (*ar
 	if a.fork, err = j.forkAt(ctx, parent.Position); err != nil || parent.IsZero() {
 		return a, err
 	}
-	ours, err := j.chainOf(parent.Position)
+	ours, err := j.chainOf(ctx, parent.Position)
 	if err == nil && ours != parent.Chain { // same names over different bytes
 		err = &DamageError{Hop: "receive", Epoch: h.Epoch, Seq: h.First, What: "the parent's chain value differs from ours"}
 	}
@@ -247,7 +259,8 @@ func (j *Journal) fill(a *arrival, p []byte, at int64) error {
 	return j.outcome(fullOr(err))
 }
 
-// accept writes a verified frame's header and makes it the newest frame.
+// accept writes a verified frame's header, or all of it, and makes it the newest frame.
+// Its chain value is known: what comes next need not wait for finishLoop.
 func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 	j.fileMu.Lock()
 	defer j.fileMu.Unlock()
@@ -259,7 +272,11 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 			return err
 		}
 	}
-	if _, err := j.out.file.WriteAt(meta, a.offset); err != nil {
+	last := meta
+	if a.whole != nil {
+		last = a.whole.b
+	}
+	if _, err := j.out.file.WriteAt(last, a.offset); err != nil {
 		return j.outcome(fullOr(err))
 	}
 	j.mu.Lock()
@@ -267,6 +284,9 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 		_ = j.beginLocked(*a.begins, a.fork) // its record is written
 	}
 	w := &written{ordinal: uint32(len(j.branches)), h: a.h, recs: a.recs, segment: a.segment, offset: a.offset, chain: chain, end: a.recs[len(a.recs)-1].time}
+	w.h.Chain = a.before
+	w.received = true
+	j.unindexed += int64(w.h.MetaBytes)
 	j.next = a.h.Last + 1
 	for _, r := range a.recs {
 		j.learnKey(r) // the next frame may be sealed with it
@@ -279,11 +299,14 @@ func (j *Journal) accept(a *arrival, meta []byte, chain Chain) error {
 		}
 	}
 	j.lastTime = later(j.lastTime, w.end)
-	j.mu.Unlock()
 	j.goOn(w)
-	j.advance(w, nil)
-	j.finish <- w
+	j.arriveLocked(w)
+	j.unsynced.file = j.out.file
+	j.pushEnd(w)
+	j.broadcastLocked()
+	j.mu.Unlock()
+	j.handOn(w)
 	j.wakeSyncer()
-	j.hurry()
+	j.hurrySync()
 	return nil
 }

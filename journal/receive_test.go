@@ -436,7 +436,7 @@ func TestReceivedFramesProveNothing(t *testing.T) {
 	fs := vfs.NewMem()
 	dst := start(t, "r", Options{FS: fs, Create: id})
 	deliver(t, dst.Journal, frames)
-	at, err := dst.frameOf(frames[len(frames)-3].last)
+	at, err := dst.frameOf(soon(t), frames[len(frames)-3].last)
 	if err != nil {
 		t.Fatal(err)
 	}

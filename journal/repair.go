@@ -56,7 +56,7 @@ func (j *Journal) frameFor(ctx context.Context, p Position) (Frame, error) {
 	if err := j.WaitDurable(ctx, p); err != nil {
 		return Frame{}, err
 	}
-	at, err := j.frameOf(p)
+	at, err := j.frameOf(ctx, p)
 	if err != nil {
 		return Frame{}, err
 	}
@@ -179,7 +179,7 @@ func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch, cell
 		return 0, 0, err
 	}
 	m := &mending{j: j, n: n, fetch: fetch, cells: cells, at: pageBytes}
-	if err := m.begin(); err != nil {
+	if err := m.begin(ctx); err != nil {
 		return 0, 0, err
 	}
 	first := m.next
@@ -193,7 +193,7 @@ func (j *Journal) repairSegment(ctx context.Context, n uint64, fetch Fetch, cell
 				return err
 			}
 		}
-		if err := m.checkEnd(); err != nil {
+		if err := m.checkEnd(ctx); err != nil {
 			return err
 		}
 		return m.pages(w, first, length)
@@ -236,7 +236,7 @@ func (j *Journal) sealed(n uint64) error {
 }
 
 // begin finds the segment's first record and the chain value before it.
-func (m *mending) begin() error {
+func (m *mending) begin(ctx context.Context) error {
 	first, ok, err := m.j.segmentFirst(m.n)
 	if err != nil {
 		return err
@@ -245,13 +245,13 @@ func (m *mending) begin() error {
 		return fmt.Errorf("nothing says what %s held", segmentName(m.n))
 	}
 	m.next = first
-	return m.sample()
+	return m.sample(ctx)
 }
 
 // sample takes the chain value before the next frame from the index, or holds it to
 // the one that is known.
-func (m *mending) sample() error {
-	sm, ok, err := m.j.sampleBefore(m.j.ordinalOf(m.next.Epoch), m.next.Seq)
+func (m *mending) sample(ctx context.Context) error {
+	sm, ok, err := m.j.sampleBefore(ctx, m.j.ordinalOf(m.next.Epoch), m.next.Seq)
 	if err != nil || !ok {
 		return err
 	}
@@ -344,7 +344,7 @@ func (m *mending) frame(ctx context.Context, w io.WriterAt) error {
 		}
 		m.before, m.known = find(j.Branches(), m.next.Epoch).Parent.Chain, true
 	}
-	return m.sample()
+	return m.sample(ctx)
 }
 
 // after is the record that was written behind p here; zero when there is none.
@@ -376,7 +376,7 @@ func (m *mending) endsBranch() error {
 }
 
 // checkEnd holds the chain value at the end to what is known behind it.
-func (m *mending) checkEnd() error {
+func (m *mending) checkEnd(ctx context.Context) error {
 	if !m.known {
 		return errors.New("no chain value is known here that the frames could be held to")
 	}
@@ -386,7 +386,7 @@ func (m *mending) checkEnd() error {
 	if m.next.IsZero() || m.next.Epoch != m.last.Epoch {
 		return nil // the branch's end says it
 	}
-	sm, ok, err := m.j.sampleBefore(m.j.ordinalOf(m.next.Epoch), m.next.Seq)
+	sm, ok, err := m.j.sampleBefore(ctx, m.j.ordinalOf(m.next.Epoch), m.next.Seq)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,16 @@ func (j *Journal) restated() error {
 		j.mu.Unlock()
 		return nil
 	}
+	epochs, written := len(j.branches), j.written
+	j.mu.Unlock()
+	// The index may lag behind what is durable; it tells of what it holds alone.
+	if err := j.waitIndexed(context.Background(), epochs, written); err != nil {
+		if errors.Is(err, ErrClosed) {
+			return nil
+		}
+		return err
+	}
+	j.mu.Lock()
 	j.restating.asked++
 	n := j.restating.asked
 	j.mu.Unlock()
@@ -39,11 +49,11 @@ func (j *Journal) restated() error {
 	return err
 }
 
-// sayDurable is finishLoop's part: all frames that were chained are in the index. Where an
-// epoch has begun that has no frame yet the place stays as it is.
+// sayDurable is finishLoop's part, between two batches of frames. Where an epoch has begun
+// that has no frame yet the place stays as it is.
 func (j *Journal) sayDurable() error {
 	j.mu.Lock()
-	n, durable := j.restating.asked, j.chained[0]
+	n, durable := j.restating.asked, j.durableUpTo(j.through.frameEnd)
 	j.mu.Unlock()
 	if j.through.Seq > 0 && !durable.forks() && durable != j.through.Durable {
 		j.through.Durable = durable

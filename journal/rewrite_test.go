@@ -20,7 +20,7 @@ func kindAt(t testing.TB, j *Journal, p Position) Kind {
 	if err := j.waitHeld(soon(t), p); err != nil {
 		t.Fatal(err)
 	}
-	s, err := j.frameOf(p)
+	s, err := j.frameOf(soon(t), p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func sealedFrame(t testing.TB) []byte {
 	}
 	j := &Journal{
 		identity: Identity{fixedID(0x11), fixedID(0x22), fixedID(0x33)}, inc: cbt.Incarnation(fixedID(0x44)),
-		branches: []Branch{{Epoch: e}}, chained: []frameEnd{{}}, packer: newPacker(CompressAlways),
+		branches: []Branch{{Epoch: e}}, chained: []frameEnd{{}}, packer: newPacker(CompressAlways, SyncPower),
 	}
 	c := &commit{ordinal: 1, first: 1, sealer: &sealer{dataKey: k}, recs: []*record{
 		{kind: KindEpoch, body: encodeBody(e)},

@@ -110,7 +110,7 @@ type cellAt struct{ frame, meta, table, data int64 }
 
 func cellPlace(t testing.TB, j *Journal, p Position) cellAt {
 	t.Helper()
-	s, err := j.frameOf(p)
+	s, err := j.frameOf(soon(t), p)
 	if err != nil {
 		t.Fatal(err)
 	}

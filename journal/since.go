@@ -111,7 +111,7 @@ func (j *Journal) since(ctx context.Context, p Position) (Since, error) {
 
 // eachRecord calls f for the records of an interval, in order, payloads aside.
 func (j *Journal) eachRecord(ctx context.Context, i Interval, f func(*record)) error {
-	at, err := j.frameOf(Position{i.Epoch, i.First})
+	at, err := j.frameOf(ctx, Position{i.Epoch, i.First})
 	if err != nil {
 		return err
 	}

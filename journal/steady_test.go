@@ -23,11 +23,11 @@ func TestLookUpDuringFold(t *testing.T) {
 		if tries > 1 {
 			return f.j.pointAt(soon(t), at)
 		}
-		if _, err := f.j.frameOf(at); err != nil {
+		if _, err := f.j.frameOf(soon(t), at); err != nil {
 			t.Fatalf("before the fold: %v", err)
 		}
 		f.maintain()
-		_, err := f.j.frameOf(at)
+		_, err := f.j.frameOf(soon(t), at)
 		if !errors.Is(err, ErrReclaimed) {
 			t.Fatalf("the fold took nothing: %v", err)
 		}

@@ -30,6 +30,7 @@ type Stream struct {
 	at    spot
 	after Position // last record of the lineage that the reader holds
 	found bool
+	ahead ahead
 }
 
 // Stream begins after a record of the current lineage (zero: from the beginning).
@@ -50,11 +51,11 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 			return Frame{}, fmt.Errorf("stream: %w", err)
 		}
 		if !s.found {
-			if err := s.begin(); err != nil {
+			if err := s.begin(ctx); err != nil {
 				return Frame{}, fmt.Errorf("stream: %w", err)
 			}
 		}
-		h, meta, err := s.j.segs.frameAt(s.at.segment, s.at.offset)
+		h, meta, whole, err := s.frame()
 		if errors.Is(err, errNoFrame) {
 			if s.at, err = s.j.overTrailer(s.at); err == nil {
 				continue
@@ -79,13 +80,14 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 		s.after = Position{h.Epoch, last}
 		return Frame{
 			First: Position{h.Epoch, h.First}, Last: Position{h.Epoch, h.Last}, FirstTime: recs[0].time, LastTime: recs[len(recs)-1].time,
-			Bytes: h.Bytes, Records: h.Count, Sealed: h.Features.Incompat&flagSealed != 0, Reader: io.LimitReader(&sectionOf{s.j.segs, at.segment, at.offset}, h.Bytes),
+			Bytes: h.Bytes, Records: h.Count, Sealed: h.Features.Incompat&flagSealed != 0, Reader: s.reader(at, h, whole),
 		}, nil
 	}
 }
 
 // waitMore returns once there is a durable record of the lineage after s.after.
 func (s *Stream) waitMore(ctx context.Context) error {
+	defer s.j.follow()()
 	left := false
 	err := s.j.waitFor(ctx, func() bool {
 		if len(s.j.branches) == 0 {
@@ -102,9 +104,16 @@ func (s *Stream) waitMore(ctx context.Context) error {
 	return err
 }
 
+// More reports that Next will not wait: the next frame is durable.
+func (s *Stream) More() bool {
+	s.j.mu.Lock()
+	defer s.j.mu.Unlock()
+	return len(s.j.branches) > 0 && (s.after.IsZero() || s.j.lineage.Holds(s.after)) && s.j.durableLocked().Seq > s.after.Seq
+}
+
 // begin finds the first frame to look at.
-func (s *Stream) begin() error {
-	at, err := s.j.goOnAfter(s.after)
+func (s *Stream) begin(ctx context.Context) error {
+	at, err := s.j.goOnAfter(ctx, s.after)
 	if err != nil {
 		return err
 	}
@@ -114,7 +123,7 @@ func (s *Stream) begin() error {
 
 // goOnAfter is where the frames begin that follow on a record of the current lineage
 // (zero: all of them). A *ReclaimedError says that not all are there any more.
-func (j *Journal) goOnAfter(after Position) (spot, error) {
+func (j *Journal) goOnAfter(ctx context.Context, after Position) (spot, error) {
 	p, next := j.history(), Position{}
 	for _, i := range j.Lineage() {
 		if i.Last > after.Seq {
@@ -129,7 +138,7 @@ func (j *Journal) goOnAfter(after Position) (spot, error) {
 	case after.IsZero() || folded:
 		return spot{segment: p.state.floor(), offset: pageBytes}, nil
 	}
-	return j.frameOf(after)
+	return j.frameOf(ctx, after)
 }
 
 // wanted reports that a frame goes on from s.after in the current lineage, and the
@@ -168,7 +177,7 @@ func (j *Journal) Replay(ctx context.Context, after Position, each func(Seq, cbt
 	for _, v := range vs {
 		byOrdinal[v.Ordinal] = v
 	}
-	at, err := j.goOnAfter(after)
+	at, err := j.goOnAfter(ctx, after)
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}

@@ -208,12 +208,20 @@ func (j *Journal) provenLater(segment uint64, off int64, s Seq) bool {
 // durable; a larger frame waits until it is alone.
 func (o Options) maxUnsynced() int64 { return min(16<<20, o.SegmentBytes/4) }
 
-// waitSynced returns once a received frame of size bytes keeps to maxUnsynced.
-func (j *Journal) waitSynced(ctx context.Context, size int64) error {
+// maxUnindexed is how many bytes of received frames' headers and records may wait for
+// the index: what they are decoded to is many times that.
+const maxUnindexed = 8 << 20
+
+// waitSynced returns once a received frame keeps to maxUnsynced and maxUnindexed.
+func (j *Journal) waitSynced(ctx context.Context, h frameHeader) error {
 	return j.waitFor(ctx, func() bool {
+		if j.unindexed > 0 && j.unindexed+int64(h.MetaBytes) > maxUnindexed && !j.closing {
+			endRest(j.urgent.finish)
+			return false
+		}
 		n := len(j.chained)
 		unsynced := j.chained[n-1].Bytes - j.chained[0].Bytes
-		return j.closing || (j.chained[n-1].Seq >= j.written && (n == 1 || unsynced+size <= j.o.maxUnsynced()))
+		return j.closing || (j.chained[n-1].Seq >= j.written && (n == 1 || unsynced+h.Bytes <= j.o.maxUnsynced()))
 	})
 }
 

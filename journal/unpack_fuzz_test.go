@@ -8,7 +8,7 @@ import (
 // FuzzUnpack: packed bytes that are not what was packed give an error or as many bytes as
 // were asked for, and never write beyond; what is packed comes back.
 func FuzzUnpack(f *testing.F) {
-	p := newPacker(CompressAlways)
+	p := newPacker(CompressAlways, SyncPower)
 	for _, data := range [][]byte{bytes.Repeat([]byte("abcdefgh"), 2048), make([]byte, 8192), append(make([]byte, 12<<10), "the end"...)} {
 		packed, err := p.pack(data, len(data))
 		if err != nil || packed == nil {

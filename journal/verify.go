@@ -192,7 +192,7 @@ func (v *verifier) segment(ctx context.Context, n uint64) error {
 		}
 		h, meta, err := v.j.segs.frameAt(n, v.at)
 		if err == nil && h.Identity == v.j.identity && v.later(h) {
-			if err := v.frame(n, h, meta); err != nil {
+			if err := v.frame(ctx, n, h, meta); err != nil {
 				return err
 			}
 			if err := v.read(ctx, h.Bytes); err != nil {
@@ -241,8 +241,8 @@ func (v *verifier) hole(n uint64) (bool, error) {
 	d := v.damage(n, v.at, "no frame that goes on, or one whose header or records differ from their checksum")
 	from := v.at
 	v.known = false
-	more, err := v.skip(n)
-	end := v.at
+	more, reach, err := v.skip(n)
+	end := max(v.at, reach)
 	if !more {
 		end = wholeFile
 	}
@@ -274,35 +274,42 @@ func (v *verifier) over(d *DamageError, next Position) {
 	v.last = Position{next.Epoch, next.Seq - 1}
 }
 
-// skip goes to the next page that holds a frame or a trailer; false at the end.
-func (v *verifier) skip(n uint64) (bool, error) {
+// skip goes to the next page that holds a frame or a trailer; false at the end. Frames
+// that begin on the way and are not whole go up to reach: what stands in their midst
+// is in their place.
+func (v *verifier) skip(n uint64) (more bool, reach int64, _ error) {
 	b := make([]byte, pageBytes)
 	for {
 		v.at += pageBytes
 		if n == v.end.Segment && v.at >= v.end.Offset {
-			return true, nil
+			return true, reach, nil
 		}
 		if err := v.j.segs.readAt(n, b, v.at); err != nil {
-			return false, missing(err)
+			return false, reach, missing(err)
 		}
 		switch string(b[:4]) {
 		case frameMagic:
-			if v.whole(n) {
-				return true, nil
+			h, meta, err := v.j.segs.frameAt(n, v.at)
+			if err != nil || h.Identity != v.j.identity {
+				continue
 			}
+			if v.whole(n, h, meta) {
+				return true, reach, nil
+			}
+			reach = max(reach, v.at+h.Bytes)
 		case trailerMagic:
 			if _, err := v.j.pageOf(n, v.at, trailerMagic); err == nil {
-				return true, nil
+				return true, reach, nil
 			}
 		}
 	}
 }
 
-// whole reports that a frame stands here that goes on and verifies to its last byte:
-// behind damage a header alone may have been moved.
-func (v *verifier) whole(n uint64) bool {
-	h, meta, err := v.j.segs.frameAt(n, v.at)
-	if err != nil || h.Identity != v.j.identity || !v.later(h) {
+// whole reports that the frame here goes on behind damage and verifies to its last
+// byte: a header alone may have been moved. So may a frame; one with the next record
+// was, for the damage has cost one at least.
+func (v *verifier) whole(n uint64, h frameHeader, meta []byte) bool {
+	if !v.later(h) || h.Epoch == v.last.Epoch && h.First == v.last.Seq+1 {
 		return false
 	}
 	rs, err := decodeRecords(h, meta)
@@ -328,7 +335,7 @@ func (v *verifier) later(h frameHeader) bool {
 }
 
 // frame checks a frame whose header and records are right.
-func (v *verifier) frame(n uint64, h frameHeader, meta []byte) error {
+func (v *verifier) frame(ctx context.Context, n uint64, h frameHeader, meta []byte) error {
 	rs, err := decodeRecords(h, meta)
 	if err != nil {
 		v.damage(n, v.at, err.Error())
@@ -336,7 +343,7 @@ func (v *verifier) frame(n uint64, h frameHeader, meta []byte) error {
 		return missing(err)
 	}
 	recs := pointers(rs)
-	if err := v.follow(n, h, recs[0]); err != nil {
+	if err := v.follow(ctx, n, h, recs[0]); err != nil {
 		return err
 	}
 	if v.known && v.recent.contradicts(h) {
@@ -456,8 +463,8 @@ func (j *Journal) unfolded() (bool, error) {
 
 // follow checks that a frame goes on from the last one and sets the chain value
 // before it.
-func (v *verifier) follow(n uint64, h frameHeader, first *record) error {
-	if sm, ok, err := v.j.sampleBefore(v.j.ordinalOf(h.Epoch), h.First); err != nil {
+func (v *verifier) follow(ctx context.Context, n uint64, h frameHeader, first *record) error {
+	if sm, ok, err := v.j.sampleBefore(ctx, v.j.ordinalOf(h.Epoch), h.First); err != nil {
 		return err
 	} else if ok && sm.segment == n && sm.offset == v.at && !sm.before.unknown(h.First) {
 		if v.known && h.Epoch == v.last.Epoch && sm.before != v.chain {

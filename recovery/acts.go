@@ -20,6 +20,8 @@ import (
 //	   │                                                     │
 //	renew ⇄ renewed (primary, uncommitted)       rollback, yield ──▶ left ──follow──▶ replica
 //
+// A primary or uncommitted reign that stands down is a replica at once, of nobody yet.
+//
 // Only primary and uncommitted capture, and not while they drain or are renewed. A
 // site that ceded does not capture again unless who was to take over has said, durably,
 // that it never will. A branch that is left stays in the journal, readable.
@@ -54,6 +56,8 @@ type Handover struct {
 	Number   uint64         `json:"epoch_number,omitempty"`
 	Operator string         `json:"operator,omitempty"`
 	Since    time.Time      `json:"since"`
+	// NoMachine: the peer starts none.
+	NoMachine bool `json:"no_machine,omitempty"`
 }
 
 // Left says that the history here ends in a branch that was given up: it goes on at
@@ -98,6 +102,8 @@ const (
 	ActFollow   Act = "follow"   // what goes on has arrived
 	ActRenew    Act = "renew"    // the trunk is forked anew
 	ActRenewed  Act = "renewed"  // it has been
+
+	ActStandDown Act = "stand-down" // the role is given up, to nobody
 )
 
 // Stage is where a reign stands in the picture above.
@@ -143,6 +149,8 @@ var from = map[Act][]Stage{
 	ActFollow:   {StageLeft},
 	ActRenew:    {StagePrimary, StageUncommitted},
 	ActRenewed:  {StageRenewing},
+
+	ActStandDown: {StagePrimary, StageUncommitted},
 }
 
 // Can is nil if act is possible now; else an error that wraps ErrNotNow.
@@ -236,6 +244,14 @@ func (r Reign) Given(now time.Time) (Reign, error) {
 		return r, err
 	}
 	return Reign{Role: Replica, Since: now, Operator: r.Operator, Took: r.Took}, nil
+}
+
+// StandDown gives the role up to nobody: whoever begins an epoch elsewhere is followed.
+func (r Reign) StandDown(now time.Time, operator string) (Reign, error) {
+	if err := r.Can(ActStandDown); err != nil {
+		return r, err
+	}
+	return Reign{Role: Replica, Since: now, Stood: now, Operator: operator, Took: r.Took}, nil
 }
 
 // Follow is r once head's epoch is none that was left: what goes on has arrived.

@@ -54,23 +54,26 @@ func do(r Reign, a Act, now time.Time) (Reign, error) {
 	case ActRenewed:
 		return r.Renewed(journal.Epoch{Number: 4, ID: journal.EpochID{4}})
 	}
+	if a == ActStandDown {
+		return r.StandDown(now, "op")
+	}
 	panic(a)
 }
 
-var allActs = []Act{ActPromote, ActCommit, ActRollback, ActDrain, ActCede, ActWithdraw, ActGiven, ActYield, ActFollow, ActRenew, ActRenewed}
+var allActs = []Act{ActPromote, ActCommit, ActRollback, ActDrain, ActCede, ActWithdraw, ActGiven, ActYield, ActFollow, ActRenew, ActRenewed, ActStandDown}
 
 // Every act in every stage, against the picture: where it leads, or that it is refused
 // and changes nothing.
 func TestEveryActInEveryStage(t *testing.T) {
 	const no = Stage("")
 	want := map[Stage][]Stage{ // in the order of allActs
-		StagePrimary:     {no, no, no, StageDraining, no, no, no, StageLeft, no, StageRenewing, no},
-		StageUncommitted: {StageUncommitted, StagePrimary, StageLeft, no, no, no, no, StageLeft, no, StageRenewing, no},
-		StageReplica:     {StageUncommitted, no, no, no, no, no, no, StageLeft, no, no, no},
-		StageDraining:    {no, no, no, no, StageCeded, StagePrimary, no, no, no, no, no},
-		StageCeded:       {StageUncommitted, no, no, no, no, StagePrimary, StageReplica, StageLeft, no, no, no},
-		StageLeft:        {StageUncommitted, no, no, no, no, no, no, no, StageReplica, no, no},
-		StageRenewing:    {no, no, no, no, no, no, no, StageLeft, no, no, StageUncommitted},
+		StagePrimary:     {no, no, no, StageDraining, no, no, no, StageLeft, no, StageRenewing, no, StageReplica},
+		StageUncommitted: {StageUncommitted, StagePrimary, StageLeft, no, no, no, no, StageLeft, no, StageRenewing, no, StageReplica},
+		StageReplica:     {StageUncommitted, no, no, no, no, no, no, StageLeft, no, no, no, no},
+		StageDraining:    {no, no, no, no, StageCeded, StagePrimary, no, no, no, no, no, no},
+		StageCeded:       {StageUncommitted, no, no, no, no, StagePrimary, StageReplica, StageLeft, no, no, no, no},
+		StageLeft:        {StageUncommitted, no, no, no, no, no, no, no, StageReplica, no, no, no},
+		StageRenewing:    {no, no, no, no, no, no, no, StageLeft, no, no, StageUncommitted, no},
 	}
 	now := time.Unix(1000, 0).UTC()
 	for stage, r := range stages(now) {

@@ -27,6 +27,9 @@ const consoleBytes = 4 << 10
 // Look takes a picture of the machine's screen and the end of what it said on its
 // serial console. What cannot be had is said so: a report is written all the same.
 func (m Machine) Look(ctx context.Context) Console {
+	if len(m.Besides) > 0 {
+		return m.lookAll(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	var c Console

@@ -25,10 +25,16 @@
 // (report.go, plot.go) is the evidence, as JSON and as one HTML file.
 //
 // A rewind (rewind.go) is the same promotion at the primary's own site: NewRewind plans
-// it, Promote forks, and the disks are opened again, which brings them to the fork.
+// it, Promote forks, and the disks are opened again, which brings them to the fork. Where
+// they are a tapped machine's own, it is off by then, and a Drive (drive.go) of each is
+// brought to the fork before anything is captured; so it is with those of a machine whose
+// group was handed back.
 //
 // A drill is the same machine, Isolated (isolate.go), over scratch disks; what is done
 // inside a guest is in inside.go. Several machines in order are package runbook's.
+//
+// A group of several machines is one Machine with others besides it (besides.go): all of
+// them start or none, and whoever asks for it asks for all.
 //
 // Beside it: ViewDevice and Scratch (viewdevice.go, scratch.go) are a view as a disk,
 // read-only and writable; Restore (restore.go, qcow2.go) writes a view to a file.

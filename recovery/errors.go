@@ -43,6 +43,10 @@ var (
 	ErrNotRegular = errors.New("the target is no regular file")
 	// ErrNoTool: a program of another package is not installed.
 	ErrNoTool = errors.New("a program is not installed")
+	// ErrDrive: a disk of a machine cannot be written to from here.
+	ErrDrive = errors.New("the machine's disk cannot be written to")
+	// ErrWriteLost: a machine's disk does not hold what was written to it.
+	ErrWriteLost = errors.New("the disk does not hold what was written to it")
 	// ErrDiffers: what was written is not what the view shows.
 	ErrDiffers = errors.New("the restored file differs from the point")
 )

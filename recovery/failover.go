@@ -21,6 +21,12 @@ type Failover struct {
 	// Fence proves that the old primary's machine is off; needed where Plan.Fencing
 	// names channels.
 	Fence func(ctx context.Context) fence.Proof
+	// Right is asked before the promotion, and before the machine starts, where the old
+	// primary is off by a lease: an error says that it is not any more. Nil: nobody is asked.
+	Right func() error
+	// Tail fetches Plan.Tail and gives the plan as it is then: its point may be a later
+	// one. Needed where the plan has a tail.
+	Tail func(ctx context.Context) (Plan, string, error)
 	// Announce returns once the epoch is durable at every reachable peer. Nil: there
 	// is none.
 	Announce func(ctx context.Context, e journal.Epoch) error
@@ -87,10 +93,14 @@ func (f Failover) Run(ctx context.Context) (Outcome, error) {
 			return out, err
 		}
 	}
-	out.Unfenced = order.Fence != FenceProven
+	out.Unfenced = !order.Fence.Off()
 	for _, s := range f.steps(&order, &out) {
 		began := f.Now()
-		detail, err := s.do(ctx)
+		var detail string
+		err := f.still(s.name, order.Fence)
+		if err == nil {
+			detail, err = s.do(ctx)
+		}
 		t := StepTime{Name: s.name, Began: began, Seconds: f.Now().Sub(began).Seconds(), Detail: detail}
 		if err != nil {
 			t.Error, out.Failed = err.Error(), s.name
@@ -107,10 +117,24 @@ func (f Failover) Run(ctx context.Context) (Outcome, error) {
 	return out, nil
 }
 
+// still is nil if what a lease says of the old primary holds yet for a step.
+func (f Failover) still(step StepName, by Fence) error {
+	if f.Right == nil || by != FenceLeased || step != StepPromote && step != StepStart {
+		return nil
+	}
+	return f.Right()
+}
+
 func (f Failover) admissible() error {
 	talks := func(arg string) bool { return strings.Contains(arg, "{serial}") }
-	if f.Machine.Host == nil && f.Health.Prefix != "" && !slices.ContainsFunc(f.Machine.Args, talks) {
-		return fmt.Errorf("%w: machine %q: its health is read from its serial console, and no argument has {serial}", ErrMachine, f.Machine.Name)
+	h := f.Health
+	for i, m := range f.Machine.Each() {
+		if i > 0 {
+			h = f.Machine.Besides[i-1].Health
+		}
+		if m.Host == nil && h.Prefix != "" && !slices.ContainsFunc(m.Args, talks) {
+			return fmt.Errorf("%w: machine %q: its health is read from its serial console, and no argument has {serial}", ErrMachine, m.Name)
+		}
 	}
 	return f.Machine.validate()
 }
@@ -122,8 +146,11 @@ type action struct {
 
 func (f Failover) steps(order *Order, out *Outcome) []action {
 	var as []action
-	if len(f.Plan.Fencing) > 0 && order.Fence != FenceProven {
+	if len(f.Plan.Fencing) > 0 && !order.Fence.Off() {
 		as = append(as, action{StepFence, func(ctx context.Context) (string, error) { return f.fence(ctx, order, out) }})
+	}
+	if f.Plan.Tail != nil && f.Tail != nil {
+		as = append(as, action{StepTail, func(ctx context.Context) (string, error) { return f.tail(ctx, order, out) }})
 	}
 	as = append(as, action{StepPromote, func(ctx context.Context) (string, error) {
 		p, err := Promote(ctx, f.History, *order, f.Now())
@@ -149,9 +176,9 @@ func (f Failover) steps(order *Order, out *Outcome) []action {
 		if out.Machine, err = f.Machine.Ensure(ctx, out.URIs); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("process %d", out.Machine.PID), nil
+		return out.Machine.Told(), nil
 	}})
-	if f.Health.Wanted() {
+	if f.Machine.Waits(f.Health) {
 		as = append(as, action{StepHealth, func(ctx context.Context) (string, error) { return out.Machine.Healthy(ctx, f.Health) }})
 	}
 	return as
@@ -177,6 +204,22 @@ func (f Failover) fence(ctx context.Context, order *Order, out *Outcome) (string
 		return said, &UnprovenError{Group: f.Plan.Group, Proof: proof}
 	}
 	return said, nil
+}
+
+// tail fetches what a peer holds beyond this site. The plan keeps the name under which
+// it was confirmed.
+func (f Failover) tail(ctx context.Context, order *Order, out *Outcome) (string, error) {
+	p, detail, err := f.Tail(ctx)
+	if err != nil {
+		return detail, err
+	}
+	if slices.ContainsFunc(p.Refused, func(o Objection) bool { return o.Code == ObjectionPrimary }) && !f.Force { // since the plan was made
+		return detail, &RefusedError{Group: p.Group, Reasons: p.Refused}
+	}
+	p.Digest, p.Policy = f.Plan.Digest, f.Plan.Policy
+	out.Plan = p
+	order.Point, order.EpochAtLeast = p.Point.Position, max(order.EpochAtLeast, p.NewEpochNumber)
+	return detail, nil
 }
 
 // Stands reports whether the new epoch exists, whatever failed after it.

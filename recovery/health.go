@@ -30,6 +30,9 @@ const maxLineBytes = 64 << 10
 // up the error wraps ErrUnhealthy and shows what the console said last. The
 // definition's Args must have written it: -serial file:{serial}.
 func (r *Running) Healthy(ctx context.Context, h Health) (string, error) {
+	if len(r.Besides) > 0 {
+		return r.healthyAll(ctx, h)
+	}
 	if h.Timeout == 0 {
 		h.Timeout = 5 * time.Minute
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +45,9 @@ type Host interface {
 
 // hosted is the identity of a machine that Host runs.
 func (m Machine) hosted() (string, error) {
+	if m.UUID != "" {
+		return m.UUID, nil
+	}
 	id, err := m.identity()
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrNotRunning
@@ -69,8 +73,27 @@ func (m Machine) attachHosted(ctx context.Context) (*Running, error) {
 
 // startHosted has Host start the machine.
 func (m Machine) startHosted(ctx context.Context, uris map[string]string) (*Running, error) {
-	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+	uuid, err := m.identified(ctx)
+	if err == nil {
+		err = m.Host.Start(ctx, uuid, uris)
+	}
+	if err != nil {
 		return nil, err
+	}
+	pid, pidfd, err := processOf(uuid)
+	if err != nil {
+		return nil, err
+	}
+	return m.running(uuid, pid, pidfd, false), nil
+}
+
+// identified is the machine's identity, which is durable from here on.
+func (m Machine) identified(ctx context.Context) (string, error) {
+	if m.UUID != "" {
+		return m.UUID, nil
+	}
+	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+		return "", err
 	}
 	id, err := m.identity()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,17 +102,26 @@ func (m Machine) startHosted(ctx context.Context, uris map[string]string) (*Runn
 			err = m.keepIdentity(id)
 		}
 	}
-	if err == nil {
-		err = m.Host.Start(ctx, id.UUID, uris)
-	}
+	return id.UUID, err
+}
+
+// findLimit bounds the question whether a machine runs.
+const findLimit = 5 * time.Second
+
+// hostedProcess is the process of a machine that Host runs. Host is asked first: a site
+// that was moved to may share this computer, and its machine has the same UUID. Where
+// Host cannot be asked the process speaks for itself.
+func (m Machine) hostedProcess() (pid, pidfd int, err error) {
+	uuid, err := m.hosted()
 	if err != nil {
-		return nil, err
+		return 0, -1, err
 	}
-	pid, pidfd, err := processOf(id.UUID)
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(context.Background(), findLimit)
+	defer cancel()
+	if err := m.Host.Find(ctx, uuid); errors.Is(err, ErrNotRunning) {
+		return 0, -1, err
 	}
-	return m.running(id.UUID, pid, pidfd, false), nil
+	return processOf(uuid)
 }
 
 func (m Machine) keepIdentity(id machineFile) error {

@@ -21,6 +21,9 @@ func (m Machine) Agent() qemu.Agent { return qemu.Agent{Socket: m.agent()} }
 
 // agentDo has the guest's agent do a command.
 func (m Machine) agentDo(ctx context.Context, command string, arguments map[string]any, result any) error {
+	if err := m.alone(); err != nil {
+		return err
+	}
 	if m.Host == nil {
 		return m.Agent().Execute(ctx, command, arguments, result)
 	}
@@ -33,6 +36,12 @@ func (m Machine) agentDo(ctx context.Context, command string, arguments map[stri
 
 // AgentAnswers asks the guest agent whether it is there.
 func (m Machine) AgentAnswers(ctx context.Context) error {
+	for _, c := range m.Besides {
+		if err := c.AgentAnswers(ctx); err != nil {
+			return fmt.Errorf("machine %s: %w", c.Name, err)
+		}
+	}
+	m.Besides = nil
 	var nothing any
 	return m.agentDo(ctx, "guest-ping", nil, &nothing)
 }
@@ -139,6 +148,9 @@ func (m Machine) execute(ctx context.Context, argv []string, input string) (stri
 
 // SetLink plugs a network card's cable in or out, by the id of its -netdev or device.
 func (m Machine) SetLink(ctx context.Context, id string, up bool) error {
+	if err := m.alone(); err != nil {
+		return err
+	}
 	if m.Host != nil {
 		to := "down"
 		if up {
@@ -156,6 +168,9 @@ func (m Machine) SetLink(ctx context.Context, id string, up bool) error {
 
 // Connect plugs a card of a machine that a Host runs into a network.
 func (m Machine) Connect(ctx context.Context, id, to string) error {
+	if err := m.alone(); err != nil {
+		return err
+	}
 	if m.Host == nil {
 		return fmt.Errorf("%w: a plain QEMU's cards are plugged up or down, not moved to %q", ErrMachine, to)
 	}
@@ -169,6 +184,9 @@ func (m Machine) Connect(ctx context.Context, id, to string) error {
 // Shutdown asks the guest to power off, again and again until it is gone: a guest
 // that boots does not hear the first time.
 func (m Machine) Shutdown(ctx context.Context) error {
+	if len(m.Besides) > 0 {
+		return m.backward(func(one Machine) error { return one.Shutdown(ctx) })
+	}
 	pidfd, err := m.handle()
 	if errors.Is(err, ErrNotRunning) {
 		return nil
@@ -198,11 +216,7 @@ func (m Machine) handle() (pidfd int, err error) {
 		_, pidfd, err = owner(m.withDefaults().pidFile())
 		return pidfd, err
 	}
-	uuid, err := m.hosted()
-	if err != nil {
-		return -1, err
-	}
-	_, pidfd, err = processOf(uuid)
+	_, pidfd, err = m.hostedProcess()
 	return pidfd, err
 }
 

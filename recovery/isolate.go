@@ -23,6 +23,9 @@ var outside = []string{"drive", "blockdev", "hda", "hdb", "hdc", "hdd", "sd", "p
 // network card on a hub that leads nowhere. A definition whose guest could change
 // something beside the disks in Disks is ErrMachine.
 func (m Machine) Isolated(dir string) (Machine, error) {
+	if len(m.Besides) > 0 {
+		return m.isolateAll(dir)
+	}
 	bad := func(format string, args ...any) (Machine, error) {
 		return Machine{}, fmt.Errorf("%w: machine %q cannot be isolated: %s", ErrMachine, m.Name, fmt.Sprintf(format, args...))
 	}
@@ -93,6 +96,9 @@ func nicOnHub(value string) string {
 // gone; it asks it nothing, so it works on one that answers no more. A machine that
 // does not run is none.
 func (m Machine) End(ctx context.Context) error {
+	if len(m.Besides) > 0 {
+		return m.backward(func(one Machine) error { return one.End(ctx) })
+	}
 	if m.Host != nil {
 		uuid, err := m.hosted()
 		if errors.Is(err, ErrNotRunning) {

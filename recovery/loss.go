@@ -52,13 +52,21 @@ func lossOf(in Inputs) Loss {
 			heard = s.Time
 		}
 		l.UnheardSeconds = span(heard, in.Now)
-		if s.Head.Seq > in.Head.Seq { // dense along a lineage, so the difference counts
-			l.NeverArrived = NeverArrived{span(in.Head.Time, s.Time), uint64(s.Head.Seq - in.Head.Seq), s.Bytes}
+		end, at, bytes := in.Head.Seq, in.Head.Time, s.Bytes
+		if t := in.Tail; in.takesTail() {
+			end, at, bytes = t.Head.Seq, t.Time, max(0, s.Bytes-t.Bytes)
+		}
+		if s.Head.Seq > end { // dense along a lineage, so the difference counts
+			l.NeverArrived = NeverArrived{span(at, s.Time), uint64(s.Head.Seq - end), bytes}
 		}
 	}
 	l.Seconds = l.GivenUp.Seconds
 	if l.NeverArrived.Records > 0 {
-		l.Seconds = max(l.Seconds, span(in.Point.Time, in.Source.Time))
+		from := in.Point.Time
+		if in.takesTail() {
+			from = in.Tail.Time
+		}
+		l.Seconds = max(l.Seconds, span(from, in.Source.Time))
 	}
 	l.Writes = l.GivenUp.Writes + l.NeverArrived.Records
 	l.Bytes = l.GivenUp.Bytes + l.NeverArrived.Bytes

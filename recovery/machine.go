@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -40,8 +41,12 @@ type Machine struct {
 	// Host, where there is one, runs the machine in our place: then Binary and Args
 	// are not used, and a disk's ID is the target that Host knows it by.
 	Host Host `json:"-"`
+	// UUID is that of a machine which Host had before us; else it lies in Dir.
+	UUID string `json:"-"`
 	// Reconnect is how long the disks wait for an NBD server that went away; default a day.
 	Reconnect time.Duration `json:"reconnect,omitempty"`
+	// Besides start with it, or none does (besides.go).
+	Besides []Companion `json:"besides,omitempty"`
 }
 
 // MachineDisk makes a volume the block node ID.
@@ -62,6 +67,7 @@ func (m Machine) withDefaults() Machine {
 
 func (m Machine) qmp() string  { return filepath.Join(m.Dir, "qmp.sock") }
 func (m Machine) qmp2() string { return filepath.Join(m.Dir, "qmp2.sock") }
+func (m Machine) qmp3() string { return filepath.Join(m.Dir, "qmp3.sock") }
 func (m Machine) serial() string {
 	if m.Host != nil {
 		return m.Host.Console()
@@ -83,6 +89,14 @@ var (
 )
 
 func (m Machine) validate() error {
+	if len(m.Besides) > 0 {
+		for _, one := range m.Each() {
+			if err := one.validate(); err != nil {
+				return err
+			}
+		}
+		return m.distinct()
+	}
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: machine %q: %s", ErrMachine, m.Name, fmt.Sprintf(format, args...))
 	}
@@ -110,7 +124,8 @@ func (m Machine) validate() error {
 }
 
 // Argv is the command line, the program first. uris says where each volume is
-// served: nbd+unix:///EXPORT?socket=PATH or nbd://HOST:PORT/EXPORT. It is pure.
+// served: nbd+unix:///EXPORT?socket=PATH or nbd://HOST:PORT/EXPORT, or which local file
+// it is: file:///PATH. It is pure.
 func (m Machine) Argv(uris map[string]string, uuid string) ([]string, error) {
 	m = m.withDefaults()
 	if err := m.validate(); err != nil {
@@ -130,6 +145,7 @@ func (m Machine) Argv(uris map[string]string, uuid string) ([]string, error) {
 			argv = append(argv, "-qmp", "unix:{"+name+"},server=on,wait=off")
 		}
 	}
+	argv = append(argv, "-qmp", "unix:"+m.qmp3()+",server=on,wait=off")
 	nodes := make([]string, 0, len(m.Disks))
 	for _, d := range m.Disks {
 		argv = append(argv, "-blockdev", "{disk:"+d.Volume+"}")
@@ -197,7 +213,23 @@ func (m Machine) nodeOf(volume string) string {
 	return volume
 }
 
-// blockdev is the value of -blockdev for a volume (QEMU QAPI, BlockdevOptionsNbd).
+// FileURI is the URI of a raw file or block device of this host that is a volume, in
+// place of one that tells where it is served.
+func FileURI(path string) string { return (&url.URL{Scheme: "file", Path: path}).String() }
+
+// Node is the block node of a volume in the machine that no Host runs.
+func (m Machine) Node(volume string) string { return m.nodeOf(volume) }
+
+// Monitors are the machine's two QMP sockets: one that is asked now and then, and one
+// that is kept by whoever taps the machine. One that Host runs has none.
+func (m Machine) Monitors() (own, tap string) { return m.qmp(), m.qmp2() }
+
+// WatchdogMonitor is a third QMP socket of the machine, for the watchdog process alone: a
+// socket answers one client at a time, and that one has to be there when the tap's hangs.
+func (m Machine) WatchdogMonitor() string { return m.qmp3() }
+
+// blockdev is the value of -blockdev for a volume (QEMU QAPI, BlockdevOptionsNbd and
+// BlockdevOptionsFile).
 func (m Machine) blockdev(volume, uri string) (string, error) {
 	node := m.nodeOf(volume)
 	if !nodeName.MatchString(node) {
@@ -206,6 +238,19 @@ func (m Machine) blockdev(volume, uri string) (string, error) {
 	u, err := url.Parse(uri)
 	if err != nil {
 		return "", fmt.Errorf("%w: machine %q: volume %s: %w", ErrMachine, m.Name, volume, err)
+	}
+	if u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path) {
+		file := map[string]any{"driver": "file", "filename": u.Path, "discard": "unmap"}
+		raw := map[string]any{"driver": "raw", "node-name": node, "discard": "unmap", "file": file}
+		if u.Query().Has("device") {
+			size, err := strconv.ParseInt(u.Query().Get("size"), 10, 64)
+			if err != nil {
+				return "", fmt.Errorf("%w: machine %q: volume %s: %w", ErrMachine, m.Name, volume, err)
+			}
+			file["driver"], raw["size"] = "host_device", size
+		}
+		b, err := json.Marshal(raw)
+		return string(b), err
 	}
 	server := map[string]any{"type": "inet", "host": u.Hostname(), "port": u.Port()}
 	switch {

@@ -48,15 +48,14 @@ func owner(path string) (pid, pidfd int, err error) {
 	return pid, pidfd, nil
 }
 
-// Process is the process of the machine, without asking it anything; a machine that
+// Process is the process of the machine, without asking its guest; a machine that
 // does not run is ErrNotRunning.
 func (m Machine) Process() (pid int, err error) {
+	if len(m.Besides) > 0 {
+		return m.processOfAny()
+	}
 	if m.Host != nil {
-		uuid, err := m.hosted()
-		if err != nil {
-			return 0, err
-		}
-		pid, pidfd, err := processOf(uuid)
+		pid, pidfd, err := m.hostedProcess()
 		if err != nil {
 			return 0, err
 		}

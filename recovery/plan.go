@@ -20,7 +20,13 @@ type Fence string
 const (
 	FenceUnknown Fence = "unknown"
 	FenceProven  Fence = "proven"
+	// FenceLeased: the old primary's lease of the witness ended, and its watchdog paused
+	// its machines before.
+	FenceLeased Fence = "leased"
 )
+
+// Off reports that the old primary's machine does not run, as far as that can be known.
+func (f Fence) Off() bool { return f == FenceProven || f == FenceLeased }
 
 // PeerHead is where a peer's history ends, as it answered or, when it is not
 // reachable, as far as it was ever heard (zero: never).
@@ -31,6 +37,8 @@ type PeerHead struct {
 	Head      journal.Position `json:"head,omitzero"`
 	Number    uint64           `json:"epoch_number,omitempty"`
 	Time      time.Time        `json:"time,omitzero"`
+	// Relation is how its history stands to the one here, if it answered for this plan.
+	Relation string `json:"relation,omitempty"`
 }
 
 // SourceHead is the newest head of the source that this site was told of.
@@ -60,10 +68,17 @@ type Inputs struct {
 	Peers   []PeerHead
 	Source  *SourceHead // nil: none was ever heard
 	Machine string      // name; empty: none is started
-	Health  bool        // the machine's console is waited for
-	Fence   Fence
-	Fencing []string // channels by which the first step is to prove it; none: no such step
-	Now     time.Time
+	Besides []string    // names of those that start with it
+	// Recorded are the machines that the group has by its history, where they are several.
+	Recorded []string
+	Health   bool // the machine's console is waited for
+	Fence    Fence
+	Fencing  []string // channels by which the first step is to prove it; none: no such step
+	Tail     *Tail    // that is fetched first; nil: nobody holds more
+	Apart    []string // why of several tails none can be taken unasked
+	// WithoutTail: a person said to go on with what is here.
+	WithoutTail bool
+	Now         time.Time
 }
 
 // Plan is what a failover would do and lose.
@@ -81,7 +96,9 @@ type Plan struct {
 	Loss           Loss             `json:"loss"`
 	Peers          []PeerHead       `json:"peers,omitempty"`
 	Source         *SourceHead      `json:"source,omitempty"`
-	Machine        string           `json:"machine,omitempty"`
+	Tail           *Tail            `json:"tail,omitempty"`
+	WithoutTail    bool             `json:"without_tail,omitempty"`
+	Machine        string           `json:"machine,omitempty"` // of several the names, in the order of their start
 	Steps          []Step           `json:"steps"`
 	Warnings       []string         `json:"warnings,omitempty"`
 	Refused        []Objection      `json:"refused,omitempty"` // only force goes on
@@ -98,11 +115,15 @@ type StepName string
 // Steps, in their order.
 const (
 	StepFence    StepName = "fence"
+	StepTail     StepName = "tail"
 	StepPromote  StepName = "promote"
 	StepAnnounce StepName = "announce"
 	StepServe    StepName = "serve"
 	StepStart    StepName = "start"
 	StepHealth   StepName = "health"
+	StepDrain    StepName = "drain" // these of a handover
+	StepCede     StepName = "cede"
+	StepTake     StepName = "take"
 )
 
 // Step is an action and what it means in this plan.
@@ -116,6 +137,7 @@ const (
 	ObjectionUnfenced = "unfenced"
 	ObjectionPrimary  = "primary-answers"
 	ObjectionAhead    = "peer-ahead"
+	ObjectionApart    = "tails-apart"
 )
 
 // Objection is a check that speaks against a plan.
@@ -131,7 +153,11 @@ func NewPlan(in Inputs) Plan {
 	}
 	p := Plan{
 		Tenant: in.Tenant, Group: in.Group, Identity: in.Identity, Site: in.Site, At: in.At, Point: in.Point, Head: in.Head.Position,
-		Fence: in.Fence, Fencing: in.Fencing, Loss: lossOf(in), Peers: slices.Clone(in.Peers), Source: in.Source, Machine: in.Machine, Made: in.Now,
+		Fence: in.Fence, Fencing: in.Fencing, Loss: lossOf(in), Peers: slices.Clone(in.Peers), Source: in.Source, Tail: in.Tail, WithoutTail: in.WithoutTail,
+		Machine: in.Machine, Made: in.Now,
+	}
+	if len(in.Besides) > 0 {
+		p.Machine = called(append([]string{in.Machine}, in.Besides...))
 	}
 	p.NewEpochNumber = max(in.HighestEpoch, in.Head.Number, in.Point.Number)
 	if in.Source != nil {
@@ -155,15 +181,10 @@ func objections(in Inputs) []Objection {
 			out = append(out, Objection{ObjectionPrimary, fmt.Sprintf("%s answers and is primary: a second primary writes a second history", peer.Name)})
 		}
 	}
-	if in.Fence != FenceProven && len(in.Fencing) == 0 {
+	if !in.Fence.Off() && len(in.Fencing) == 0 {
 		out = append(out, Objection{ObjectionUnfenced, "source not proven fenced: it may still run; going on is recorded as UNFENCED"})
 	}
-	for _, peer := range in.Peers {
-		if peer.Reachable && peer.Head.Seq > in.Head.Seq {
-			out = append(out, Objection{ObjectionAhead, fmt.Sprintf("%s holds %d records more than this site", peer.Name, peer.Head.Seq-in.Head.Seq)})
-		}
-	}
-	return out
+	return append(out, tailObjections(in)...)
 }
 
 func warnings(in Inputs, l Loss) []string {
@@ -190,8 +211,11 @@ func warnings(in Inputs, l Loss) []string {
 	if in.Thinned {
 		out = append(out, "history after the point was thinned: at most so many writes, and bytes that differ now; a block that was written again counts once")
 	}
+	out = append(out, tailWarnings(in)...)
 	if in.Machine == "" {
 		out = append(out, "no machine is started: the volumes are served only")
+	} else if len(in.Recorded) > 1+len(in.Besides) {
+		out = append(out, fmt.Sprintf("the group is machines %s, and only %s starts here: name the others in besides: of machine:", called(in.Recorded), called(append([]string{in.Machine}, in.Besides...))))
 	}
 	return out
 }
@@ -200,11 +224,14 @@ func steps(in Inputs, number uint64) []Step {
 	what := fmt.Sprintf("fork epoch %d at %v, durably", number, in.Point)
 	var out []Step
 	switch {
-	case in.Fence == FenceProven:
+	case in.Fence.Off():
 	case len(in.Fencing) > 0:
 		out = append(out, Step{StepFence, "switch the old primary's machine off, and see it off through another channel: " + strings.Join(in.Fencing, "; ")})
 	default:
 		what += "; recorded as UNFENCED"
+	}
+	if in.Tail != nil {
+		out = append(out, tailStep(in))
 	}
 	out = append(out, Step{StepPromote, what})
 	reachable := 0
@@ -218,12 +245,20 @@ func steps(in Inputs, number uint64) []Step {
 	}
 	out = append(out, Step{StepServe, "serve " + count(len(in.Point.Volumes), "volume") + " from the new epoch"})
 	if in.Machine != "" {
-		out = append(out, Step{StepStart, fmt.Sprintf("start machine %s and wait until it runs", in.Machine)})
+		out = append(out, Step{StepStart, StartText(append([]string{in.Machine}, in.Besides...))})
 		if in.Health {
 			out = append(out, Step{StepHealth, "wait for its line on the serial console"})
 		}
 	}
 	return out
+}
+
+// StartText is what a start of machines means.
+func StartText(names []string) string {
+	if len(names) == 1 {
+		return fmt.Sprintf("start machine %s and wait until it runs", names[0])
+	}
+	return fmt.Sprintf("start machines %s, in this order, each until it runs: all of them, or none", called(names))
 }
 
 func (p *Plan) digest() string {
@@ -235,12 +270,22 @@ func (p *Plan) digest() string {
 	if len(p.Fencing) > 0 {
 		named = append(named, p.Fencing)
 	}
+	if p.Tail != nil || p.WithoutTail { // not how long it is: it may grow still
+		named = append(named, p.WithoutTail, p.tailOf())
+	}
 	b, err := json.Marshal(named)
 	if err != nil {
 		panic(err) // our own structs of strings and numbers
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:8])
+}
+
+func (p *Plan) tailOf() string {
+	if p.Tail == nil {
+		return ""
+	}
+	return p.Tail.Peer
 }
 
 // Order is what Promote is told to do once somebody has agreed to p: without force

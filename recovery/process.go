@@ -26,6 +26,8 @@ type Running struct {
 	Serial  string `json:"serial"`
 	Log     string `json:"log,omitempty"`
 	Adopted bool   `json:"adopted"` // it ran already
+	// Besides are the other machines of its group.
+	Besides []*Running `json:"besides,omitempty"`
 
 	pidfd   int
 	machine Machine
@@ -35,6 +37,9 @@ type Running struct {
 // lock that QEMU holds on its pid file keeps a second one from starting, whatever
 // was interrupted when. ctx bounds the call, not the machine's life.
 func (m Machine) Ensure(ctx context.Context, uris map[string]string) (*Running, error) {
+	if len(m.Besides) > 0 {
+		return m.ensureAll(ctx, uris)
+	}
 	m = m.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, m.Ready)
 	defer cancel()
@@ -55,6 +60,9 @@ func (m Machine) Ensure(ctx context.Context, uris map[string]string) (*Running, 
 // Attach finds the machine if it runs (else ErrNotRunning) and waits until its
 // guest does. A process with another name or UUID at its sockets is ErrWrongMachine.
 func (m Machine) Attach(ctx context.Context) (*Running, error) {
+	if len(m.Besides) > 0 {
+		return m.attachAll(ctx)
+	}
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
@@ -85,6 +93,9 @@ func (m Machine) running(uuid string, pid, pidfd int, adopted bool) *Running {
 
 // start runs QEMU in a session of its own and waits until its guest runs.
 func (m Machine) start(ctx context.Context, uris map[string]string) (*Running, error) {
+	if err := sameDevices(uris); err != nil {
+		return nil, err
+	}
 	id, err := m.prepare(uris)
 	if err != nil {
 		return nil, err
@@ -133,7 +144,7 @@ func (m Machine) start(ctx context.Context, uris map[string]string) (*Running, e
 func (m Machine) awaitRunning(ctx context.Context, uuid string, pid, pidfd int) error {
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
-	for {
+	for patience := firstPatience; ; {
 		gone, err := isGone(pidfd)
 		if err != nil {
 			return err
@@ -143,7 +154,12 @@ func (m Machine) awaitRunning(ctx context.Context, uuid string, pid, pidfd int) 
 		}
 		err = m.holds(pid)
 		if err == nil {
-			err = m.ask(ctx, uuid)
+			asking, cancel := context.WithTimeout(ctx, patience)
+			err = m.ask(asking, uuid)
+			if asking.Err() != nil {
+				patience *= 2
+			}
+			cancel()
 		}
 		if err == nil || errors.Is(err, ErrWrongMachine) || errors.Is(err, ErrMachine) {
 			return err
@@ -155,6 +171,13 @@ func (m Machine) awaitRunning(ctx context.Context, uuid string, pid, pidfd int) 
 		}
 	}
 }
+
+// firstPatience is how long a QEMU may take to answer before it is asked over another
+// connection; each time it is given twice as long. A monitor's listening socket is, for a
+// moment of QEMU 7.2's start, watched by two of its threads: a connection made then is
+// taken by one of them, and the other, its main loop, waits in accept for the next one.
+// Until somebody connects anew nothing in that QEMU goes on, its guest included.
+const firstPatience = time.Second
 
 // waitingStates are those in which QEMU will come to run by itself.
 var waitingStates = map[string]bool{"prelaunch": true, "inmigrate": true, "restore-vm": true}
@@ -188,18 +211,37 @@ func (m Machine) ask(ctx context.Context, uuid string) error {
 }
 
 // Wait returns nil once the machine's process is gone.
-func (r *Running) Wait(ctx context.Context) error { return waitGone(ctx, r.pidfd) }
+func (r *Running) Wait(ctx context.Context) error {
+	for _, x := range r.All() {
+		if err := waitGone(ctx, x.pidfd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Kill ends the machine at once, as a power cut would, and waits until it is gone.
 func (r *Running) Kill(ctx context.Context) error {
-	if err := unix.PidfdSendSignal(r.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill machine %s: %w", r.Name, err)
+	var errs []error
+	for _, x := range r.All() {
+		if err := unix.PidfdSendSignal(x.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill machine %s: %w", x.Name, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	return r.Wait(ctx)
 }
 
 // Close frees the handle; the machine goes on.
-func (r *Running) Close() error { return unix.Close(r.pidfd) }
+func (r *Running) Close() error {
+	var errs []error
+	for _, x := range r.All() {
+		errs = append(errs, unix.Close(x.pidfd))
+	}
+	return errors.Join(errs...)
+}
 
 // tail is the end of what was logged from an offset on, for an error.
 func tail(path string, from int64) string {

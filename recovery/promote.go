@@ -33,6 +33,9 @@ type Order struct {
 	// Rewind: this site reigns already and goes back in its own history. Nobody is to be
 	// fenced, and the role stays what it was.
 	Rewind bool `json:"rewind,omitempty"`
+	// Drives: the disks are a machine's own, and whoever reigns writes to them before
+	// anything is captured.
+	Drives bool `json:"drives,omitempty"`
 	// Handover is the planned change that this is the end of, and Giver the site that
 	// gave the group up: nothing is lost and nothing is to be decided.
 	Handover cbt.ID `json:"handover,omitzero"`
@@ -117,7 +120,7 @@ func promote(ctx context.Context, h History, o Order, now time.Time) (Promoted, 
 	if o.Fence == "" {
 		o.Fence = FenceUnknown
 	}
-	if o.Fence != FenceProven && !o.Forced && !o.Rewind {
+	if !o.Fence.Off() && !o.Forced && !o.Rewind {
 		return Promoted{}, ErrUnfenced
 	}
 	if o.Point.IsZero() || o.Site == "" {
@@ -208,11 +211,11 @@ func forkAt(branches []journal.Branch, p Promotion, r Reign) journal.Position {
 func reignOf(p Promotion, branches []journal.Branch, e journal.Epoch, now time.Time) Reign {
 	o := p.Order
 	r := Reign{
-		Role: Uncommitted, Epoch: e.Number, ID: e.ID, Since: now, Unfenced: o.Fence != FenceProven, Fence: o.Fence, Forced: o.Forced,
+		Role: Uncommitted, Epoch: e.Number, ID: e.ID, Since: now, Unfenced: !o.Fence.Off(), Fence: o.Fence, Forced: o.Forced,
 		Operator: o.Operator, From: o.Point, At: o.At, Promotion: p.ID, Policy: o.Policy,
 	}
 	if !o.Handover.IsZero() {
-		r.Role, r.Policy, r.Took = Primary, Policy{}, []cbt.ID{o.Handover}
+		r.Role, r.Policy, r.Took, r.Handed = Primary, Policy{}, []cbt.ID{o.Handover}, o.Handover
 	}
 	for _, b := range branches {
 		if b.Parent.Position == o.Point {

@@ -43,6 +43,12 @@ type Reign struct {
 	// though the reign began with a promotion: somebody moved it there.
 	Own bool `json:"own,omitempty"`
 
+	// Stood is when the site gave the role up to nobody; a promotion ends that.
+	Stood time.Time `json:"stood,omitzero"`
+
+	// Handed is the handover that the reign began with.
+	Handed cbt.ID `json:"handed,omitzero"`
+
 	// Took are the handovers that this site ever took, the newest last: it must not say
 	// of one that it never will.
 	Took []cbt.ID `json:"took,omitempty"`

@@ -23,11 +23,28 @@ type Report struct {
 	// Chain is of the frame that holds the point: the same at every site.
 	Chain   journal.Chain `json:"chain"`
 	Drill   bool          `json:"drill,omitempty"` // nothing was promoted, and nothing of it is left
+	Verb    string        `json:"verb,omitempty"`  // what was done, where it was not a failover by force of need
+	Decided *Decided      `json:"decided,omitempty"`
 	Console Console       `json:"console,omitzero"`
 	RPO     RPO           `json:"rpo"`
 	Checks  []Check       `json:"checks,omitempty"`
 	Curves  []Series      `json:"curves,omitempty"`
 	Markers []Marker      `json:"markers,omitempty"`
+}
+
+// Decided is what a decision, which recovers nothing, makes of the histories that it is
+// about. Of an Outcome it has only the order and the role.
+type Decided struct {
+	Left []LeftThere `json:"left,omitempty"`
+	Away []string    `json:"away,omitempty"` // sites that did not answer; what they leave is not known
+}
+
+// LeftThere is what a site holds beyond the record at which histories part, and does not go on
+// from: it stays there as a branch.
+type LeftThere struct {
+	Site    string `json:"site"`
+	Head    string `json:"head"` // #EPOCH.SEQ
+	Records uint64 `json:"records"`
 }
 
 // RPO is what was measured before the failover, in seconds; the zero value says

@@ -29,6 +29,9 @@ type RewindInputs struct {
 	Machine             string                        // that runs and is stopped; empty: none
 	Undo                string                        // what --at leads back; empty: the head is no point
 	Clients             int                           // of its disks, beside the machine
+	Drives              bool                          // the disks are the machine's own, which is tapped
+	Unfollowed          string                        // why the disks may hold what the history does not
+	Stays               bool                          // nobody told this site how to start the machine
 	Now                 time.Time
 }
 
@@ -36,6 +39,7 @@ type RewindInputs struct {
 const (
 	ObjectionClients = "clients"
 	ObjectionNoUndo  = "no-undo"
+	ObjectionUnheard = "unfollowed"
 )
 
 // RewindPlan is what a rewind does and gives up.
@@ -52,6 +56,8 @@ type RewindPlan struct {
 	Volumes  []RewindVolume   `json:"volumes"`
 	Machine  string           `json:"machine,omitempty"`
 	Undo     string           `json:"undo,omitempty"`
+	Drives   bool             `json:"drives,omitempty"`
+	Stays    bool             `json:"stays_off,omitempty"`
 	Steps    []Step           `json:"steps"`
 	Warnings []string         `json:"warnings,omitempty"`
 	Refused  []Objection      `json:"refused,omitempty"`
@@ -80,7 +86,7 @@ const (
 func NewRewind(in RewindInputs) RewindPlan {
 	given := givenUp(Inputs{Point: in.Point, Since: in.Since, Thinned: in.Thinned, Volumes: in.Volumes})
 	p := RewindPlan{Tenant: in.Tenant, Group: in.Group, Identity: in.Identity, Site: in.Site, At: in.At, Point: in.Point, Head: in.Head.Position,
-		Epoch: max(in.HighestEpoch, in.Head.Number) + 1, GivenUp: given, Machine: in.Machine, Undo: in.Undo, Made: in.Now}
+		Epoch: max(in.HighestEpoch, in.Head.Number) + 1, GivenUp: given, Machine: in.Machine, Undo: in.Undo, Drives: in.Drives, Stays: in.Stays, Made: in.Now}
 	for _, v := range in.Volumes {
 		part := RewindVolume{Volume: v.Name}
 		for _, e := range in.Changed[v.ID] {
@@ -106,6 +112,9 @@ func NewRewind(in RewindInputs) RewindPlan {
 	if in.Undo == "" {
 		p.Refused = append(p.Refused, Objection{ObjectionNoUndo, "the newest record is no point: nothing leads back to it"})
 	}
+	if in.Unfollowed != "" {
+		p.Refused = append(p.Refused, Objection{ObjectionUnheard, "the disks may hold what the history does not, and nothing would lead back to that: " + in.Unfollowed})
+	}
 	p.Steps = rewindSteps(p)
 	p.Digest = p.digest()
 	return p
@@ -122,11 +131,21 @@ func rewindSteps(p RewindPlan) []Step {
 	}
 	out = append(out,
 		Step{StepFork, fmt.Sprintf("fork epoch %d at %v, durably; what came after stays as a branch", p.Epoch, p.Point)},
-		Step{StepWrite, fmt.Sprintf("compare %d bytes of %s with the point, write what differs, read it back", differ, count(len(p.Volumes), "volume"))})
-	if p.Machine != "" {
+		p.writeStep(differ))
+	switch {
+	case p.Machine != "" && p.Stays:
+		out = append(out, Step{StepStart, fmt.Sprintf("machine %s stays off: start it again yourself", p.Machine)})
+	case p.Machine != "":
 		out = append(out, Step{StepStart, fmt.Sprintf("start machine %s again", p.Machine)})
 	}
 	return out
+}
+
+func (p *RewindPlan) writeStep(differ int64) Step {
+	if p.Drives {
+		return Step{StepWrite, fmt.Sprintf("compare all of the machine's own %s with the point, write what differs (about %d bytes), read it back", count(len(p.Volumes), "disk"), differ)}
+	}
+	return Step{StepWrite, fmt.Sprintf("compare %d bytes of %s with the point, write what differs, read it back", differ, count(len(p.Volumes), "volume"))}
 }
 
 func (p *RewindPlan) digest() string {
@@ -149,7 +168,7 @@ func (p RewindPlan) Order(operator string, force bool) (Order, error) {
 		return Order{}, &RefusedError{Verb: "rewind", Group: p.Group, Reasons: p.Refused}
 	}
 	return Order{Group: p.Group, Site: p.Site, At: p.At, Point: p.Point.Position, EpochAtLeast: p.Epoch, Operator: operator, Forced: force && len(p.Refused) > 0,
-		Machine: p.Machine, Plan: p.Digest, Rewind: true}, nil
+		Machine: p.Machine, Plan: p.Digest, Rewind: true, Drives: p.Drives}, nil
 }
 
 // mayRewind is why the reign cannot go back as ordered, or nil.

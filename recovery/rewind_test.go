@@ -21,7 +21,9 @@ func TestRewindPlanGolden(t *testing.T) {
 	hard.Undo, hard.Clients, hard.Machine, hard.Thinned = "", 2, "", true
 	hard.Point.Volumes = []cbt.VolumeID{volA.ID}
 	hard.Lineage = journal.Lineage{{Epoch: journal.EpochID{0xbb}, Number: 4, First: 1, Last: 9000}}
-	for name, in := range map[string]RewindInputs{"rewind": rewindInputs(), "rewind-refused": hard} {
+	own := rewindInputs()
+	own.Drives, own.Stays, own.Unfollowed = true, true, "volume a is broken"
+	for name, in := range map[string]RewindInputs{"rewind": rewindInputs(), "rewind-refused": hard, "rewind-drives": own} {
 		p := NewRewind(in)
 		b, err := json.MarshalIndent(p, "", "  ")
 		must(t, err)

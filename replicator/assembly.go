@@ -32,6 +32,7 @@ type assembly struct {
 	come    int64            // bytes of all pieces, also of those that came again
 	told    [2]int64         // what moved was told last
 	begun   chan struct{}    // closed with the first piece
+	last    error            // what Read ends with after what is there in order
 	err     error
 }
 
@@ -52,7 +53,7 @@ func (a *assembly) wants(position int64, bytes int) (bool, error) {
 func (a *assembly) wantsLocked(position int64, bytes int) (bool, error) {
 	end, read := position+int64(bytes), a.next-int64(len(a.part))
 	switch {
-	case a.err != nil:
+	case a.err != nil || a.last != nil:
 		return false, nil // the opening has ended, and the source is about to hear
 	case end > read+a.window:
 		return false, fmt.Errorf("take piece: it ends at %d, the window at %d: %w", end, read+a.window, ErrProtocol)
@@ -110,6 +111,9 @@ func (a *assembly) Read(b []byte) (int, error) {
 			a.pieces++
 			break
 		}
+		if a.last != nil {
+			return 0, a.last
+		}
 		a.changed.Wait()
 	}
 	n := copy(b, a.part)
@@ -133,6 +137,14 @@ func (a *assembly) passed(bytes int) {
 func (a *assembly) cameLocked(bytes int) {
 	a.come += int64(bytes)
 	a.pieces++
+	a.tellLocked()
+}
+
+// tell tells of what was read and came, however little it is: there may be no more.
+func (a *assembly) tell() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pieces = tellPieces
 	a.tellLocked()
 }
 
@@ -166,6 +178,17 @@ func (a *assembly) stop(err error) {
 	if a.err == nil {
 		a.err = err
 		a.waiting, a.part, a.held = nil, nil, 0
+	}
+	a.changed.Broadcast()
+}
+
+// runOut ends reads once all has been read that is there in order: what has come need
+// not come again. Nothing more is taken.
+func (a *assembly) runOut(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last == nil {
+		a.last = err
 	}
 	a.changed.Broadcast()
 }

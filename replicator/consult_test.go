@@ -58,3 +58,38 @@ func TestSitesConsultEachOther(t *testing.T) {
 		}
 	}
 }
+
+// The end of a question may come in a packet of its own, behind the answer even: such
+// questions do not use up those that may be asked at once.
+func TestQuestionsThatEndLateDoNotUseUpTheLimit(t *testing.T) {
+	p := newPair(t)
+	id := p.from.Identity()
+	p.replica.o.Consult = func(context.Context, string, journal.Identity, string, []byte) ([]byte, error) {
+		return []byte("yes"), nil
+	}
+	p.up()
+	p.load(10, 1, 100)
+	p.caughtUp()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for i := range 5 * maxQuestions {
+		l := p.source.rep.linkTo("b")
+		s, err := l.conn.Ask(ctx)
+		if err != nil {
+			t.Fatalf("question %d: %v", i, err)
+		}
+		if _, err := s.Write(question{most: maxConsultBytes, group: id, about: &consultation{"heads", nil}}.encode()); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := readAnswer(s, maxConsultBytes); err != nil || a.bytes != 3 {
+			t.Fatalf("answer %d: %+v, %v", i, a, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readBounded(s, 3); err != nil {
+			t.Fatal(err)
+		}
+		s.Cancel()
+	}
+}

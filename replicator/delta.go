@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"time"
 
 	"github.com/novacron/afterimage/journal"
 )
@@ -123,7 +124,7 @@ func (s *sender) delta(ctx context.Context, o *opening, after journal.Position, 
 	s.r.o.Log.Info("delta begins", "group", g.Tenant+"/"+g.Name, "peer", s.peer.Name, "after", after.String(), "to", to.Position.String())
 	id := g.Source.Identity()
 	s.send(o.number, id, &offer{after: after, to: to.Cursor, time: to.Time})
-	m, err := s.await(ctx, o)
+	m, err := s.await(ctx, o, data)
 	if err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ func (s *sender) delta(ctx context.Context, o *opening, after journal.Position, 
 	if err := s.writeDelta(ctx, o, d, data, journal.DeltaPlace{After: after, Run: at.run, Epochs: int(at.epochs)}); err != nil {
 		return err
 	}
-	if m, err = s.await(ctx, o); err != nil {
+	if m, err = s.await(ctx, o, data); err != nil {
 		return err
 	}
 	if l, ok := m.(*landedDelta); !ok || l.at != to.Cursor {
@@ -145,16 +146,30 @@ func (s *sender) delta(ctx context.Context, o *opening, after journal.Position, 
 }
 
 // await is the peer's next answer about an opening; it may fold or verify for long
-// before it, and the connection's own pings tell whether it lives.
-func (s *sender) await(ctx context.Context, o *opening) (body, error) {
-	select {
-	case m := <-o.replies:
-		if no, ok := m.body.(*refuse); ok {
-			return nil, &RefusedError{Peer: s.peer.Name, Code: no.code, Text: no.text}
+// before it, and the connection's own pings tell whether it lives. What was sent before
+// and is not taken for the patience of a stall is not on its way any more.
+func (s *sender) await(ctx context.Context, o *opening, data *flow) (body, error) {
+	patience := s.r.o.StallTimeout
+	look := time.NewTicker(max(patience/8, 1))
+	defer look.Stop()
+	before, since := int64(0), s.r.o.Now()
+	for {
+		select {
+		case m := <-o.replies:
+			if no, ok := m.body.(*refuse); ok {
+				return nil, &RefusedError{Peer: s.peer.Name, Code: no.code, Text: no.text}
+			}
+			return m.body, nil
+		case <-look.C:
+			now := s.r.o.Now()
+			if moved, all := data.moves(); all || moved != before {
+				before, since = moved, now
+			} else if now.Sub(since) > patience {
+				return nil, fmt.Errorf("await %s: it took nothing of what was sent for %v: %w", s.peer.Name, patience, ErrStalled)
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
-		return m.body, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
 	}
 }
 
@@ -240,6 +255,7 @@ func (w *deltaWriter) tail() []byte {
 type deltaReader struct {
 	r     io.Reader
 	moved func(int)
+	over  func() // all has been read
 	block []byte // what is left of it
 	total uint64
 	ended bool
@@ -285,6 +301,7 @@ func (d *deltaReader) next() error {
 		if total := binary.LittleEndian.Uint64(b); total != d.total {
 			return fmt.Errorf("read delta: %d bytes, of %d: %w", d.total, total, ErrProtocol)
 		}
+		d.over()
 		return nil
 	}
 	d.block, d.total = b, d.total+uint64(n)
@@ -327,7 +344,8 @@ func (in *inbound) takeDelta(ctx context.Context, replica Replica, of *offer) (j
 	defer l.Close()
 	at := l.Place()
 	in.send(in.number, in.id, &landingPlace{run: at.Run, epochs: uint32(at.Epochs)})
-	r := &deltaReader{r: in.data, moved: in.progressNow().delta}
+	// What it does then may take long, and the source is not to take that for a stall.
+	r := &deltaReader{r: in.data, moved: in.progressNow().delta, over: in.data.tell}
 	c, err := l.Take(ctx, r, journal.DeltaEnd{Cursor: of.to, Time: of.time})
 	if r.err != nil && !errors.Is(r.err, ErrProtocol) {
 		return c, &arrivalError{r.err}

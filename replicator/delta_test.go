@@ -216,7 +216,7 @@ func TestDeltaBlocksAreChecked(t *testing.T) {
 	whole := func(change func([]byte) []byte) error {
 		b := append(deltaBlock([]byte("abc")), "abc"...)
 		end := (&deltaWriter{total: 3}).tail()
-		r := &deltaReader{r: bytes.NewReader(change(append(b, end...))), moved: func(int) {}}
+		r := &deltaReader{r: bytes.NewReader(change(append(b, end...))), moved: func(int) {}, over: func() {}}
 		got := make([]byte, 8)
 		n := 0
 		for n < 8 {

@@ -8,7 +8,11 @@ import (
 	"sync"
 )
 
-// dialLoop keeps a connection to p while there are groups for it, or words.
+// dialLoop keeps a connection to p while there are groups for it, or words. A session ends
+// with its first connection, and the next one costs three round trips and a half: one for
+// TLS, one for Hello, one for Open, half a one for the frames. That is less than a
+// heartbeat on all but very long paths, and what had come by then counts (inbound.cutOff),
+// so a session is not carried over from one first connection to another.
 func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
 	h := &reach{carriers: by, p: p, c: dialTLS(r.self().cert, p.Name, p.pins)}
 	defer h.drop()
@@ -23,6 +27,7 @@ func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
 				return ctx.Err()
 			}
 		}
+		began := r.clock.now()
 		greeted, err := r.dial(ctx, h)
 		for _, g := range r.groupsFor(p.Name) {
 			g.progress.enter(StateDisconnected, err)
@@ -41,7 +46,8 @@ func (r *Replicator) dialLoop(ctx context.Context, by carriers, p *peer) error {
 		if greeted {
 			wait.reset()
 		}
-		if h.ready != nil {
+		// A session that lived is begun anew at once: what waits meanwhile is the lag.
+		if h.ready != nil || greeted && r.clock.now().Sub(began) >= r.o.IdleTimeout {
 			continue
 		}
 		if err := sleepUnless(ctx, wait.next(), refreshed); err != nil {

@@ -36,9 +36,11 @@
 //	    late with, goes over another (late.go).
 //	    A cut at any point costs what was under way; the next Open finds the cursor.
 //	    Where frames do not reach back to it, or the replica is further behind than
-//	    Group.Coalesce allows, the opening carries a delta, and the next one frames (delta.go).
+//	    Group.Coalesce allows, or ends within a frame, the opening carries a delta, and the
+//	    next one frames (delta.go).
 //	    On the way a frame is packed where that pays (pays.go): LZ4, and a hash for each
-//	    block that went over the stream before (pack.go, packed.go, blocks.go).
+//	    block that went over the stream before (pack.go, packed.go, blocks.go); small ones
+//	    that follow each other at once go together (bundle.go).
 //	 5. Heartbeats carry the source's clock and head. A moment counts as safe once all
 //	    that was captured until then is durable at the replica and the replica has
 //	    heard of it; RPO is the age of the newest such moment. The replica places it

@@ -157,10 +157,11 @@ const (
 	CodeInvite       Code = 19 // ErrInvite
 	CodeSourced      Code = 20 // ErrSourced
 	CodeDeclined     Code = 21 // ErrDeclined
+	CodeInFrame      Code = 22 // errInFrame
 )
 
 var codeNames = [...]string{"none", "shutdown", "protocol", "version", "features", "unpinned", "unknown-group", "not-replica",
-	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite", "sourced", "declined"}
+	"conflict", "append", "damage", "busy", "withdrawn", "stalled", "superseded", "local", "no-record", "revoked", "expired", "invite", "sourced", "declined", "in-frame"}
 
 // String is a stable word; codes of later versions print as numbers.
 func (c Code) String() string {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -252,7 +253,11 @@ func (l *link) attend(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("accept question: %w", err)
 		}
-		if err := l.reply(ctx, s); err != nil { // one at a time: the rest waits in the stream limit
+		err = l.reply(ctx, s) // one at a time: the rest waits in the stream limit
+		if err == nil {
+			err = l.readOut(s)
+		}
+		if err != nil {
 			l.r.o.Log.Debug("question not answered", "peer", l.peer.Name, "err", err)
 			s.Cancel()
 		}
@@ -319,6 +324,23 @@ func (l *link) reply(ctx context.Context, s transport.Stream) error {
 		return err
 	}
 	return s.Close()
+}
+
+// readOut reads the end of a question that was answered. Until then its stream counts
+// against the limit, and the peer could ask nothing more one day: the end may come in a
+// packet of its own.
+func (l *link) readOut(s transport.Stream) error {
+	if err := s.SetReadDeadline(time.Now().Add(l.r.o.HandshakeTimeout)); err != nil {
+		return err
+	}
+	n, err := s.Read(make([]byte, 1))
+	if n > 0 {
+		return fmt.Errorf("read question: more follows: %w", ErrProtocol)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("read question: %w", err)
+	}
+	return nil // it ended, or who asked has seen enough
 }
 
 // find finds what is asked for, if the peer may see its group.

@@ -108,6 +108,13 @@ func (f *flow) waitLocked() error {
 	return f.err
 }
 
+// moves counts what was sent and what was taken, and says whether that is all there is.
+func (f *flow) moves() (n int64, all bool) {
+	f.lanes.mu.Lock()
+	defer f.lanes.mu.Unlock()
+	return f.taken + f.moved, f.taken == f.made
+}
+
 // heard takes in what the replica says of what it has.
 func (f *flow) heard(t *taken) error {
 	l := f.lanes

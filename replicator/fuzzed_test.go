@@ -141,7 +141,7 @@ func TestLiesCostNoMemory(t *testing.T) {
 			return err
 		}},
 		{"block of a delta of 4 GiB", func() error {
-			d := &deltaReader{r: bytes.NewReader(append([]byte{255, 255, 255, 255}, make([]byte, 64)...)), moved: func(int) {}}
+			d := &deltaReader{r: bytes.NewReader(append([]byte{255, 255, 255, 255}, make([]byte, 64)...)), moved: func(int) {}, over: func() {}}
 			_, err := d.Read(make([]byte, 16))
 			return err
 		}},

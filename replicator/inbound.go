@@ -22,6 +22,8 @@ type inbound struct {
 	theirs        site // the source's history
 	relayed       bool // the source is a relay
 	cancel        context.CancelCauseFunc
+	asking        context.Context // for questions to the source; ends with what comes
+	askNoMore     context.CancelFunc
 	data          *assembly // what the opening carries
 	offers        chan *offer
 	done          chan struct{} // closed when nothing is appended any more
@@ -34,6 +36,8 @@ type inbound struct {
 	appended journal.Cursor
 	durable  journal.Cursor
 	heard    int64 // newest heartbeat's moment
+	reading  bool  // frames are being read
+	cut      error // nothing comes any more; nil: it may
 }
 
 func (in *inbound) progressNow() *progress {
@@ -72,6 +76,43 @@ func (in *inbound) run(ctx context.Context) {
 	in.end(replica, err)
 }
 
+// cutOff says that nothing more comes. Frames that have come whole, in order, are
+// appended yet; whatever else the opening waits for, it ends at once. An answer of the
+// source, which a frame may lack, would come over a connection that is as good as lost.
+func (in *inbound) cutOff(err error) {
+	in.askNoMore()
+	in.mu.Lock()
+	reading := in.reading
+	if in.cut == nil {
+		in.cut = err
+	}
+	in.mu.Unlock()
+	if reading && !in.r.faults.dropArrived {
+		in.data.runOut(err)
+	} else {
+		in.cancel(err)
+	}
+}
+
+// readFrames says that frames are being read from now on, unless nothing comes.
+func (in *inbound) readFrames() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.reading = true
+	return in.cut
+}
+
+// settled waits until what was appended of an opening that was cut off is durable: the
+// next one goes on behind that.
+func (in *inbound) settled(ctx context.Context, replica Replica) {
+	in.mu.Lock()
+	cut, appended := in.cut != nil, in.appended
+	in.mu.Unlock()
+	if cut && !appended.IsZero() {
+		_ = replica.WaitDurable(ctx, appended.Position) // else it comes again
+	}
+}
+
 // judge asks whether the group may come in, and compares histories. The replica is
 // returned beside an error too, when there is one, as evidence.
 func (in *inbound) judge() (Replica, error) {
@@ -88,7 +129,14 @@ func (in *inbound) judge() (Replica, error) {
 	if verr != nil {
 		return replica, verr
 	}
-	if v.conflict && !in.r.faults.forkUnchecked {
+	if in.relayed && !primary && v.relation.Kind == journal.PeerBehind && !in.r.faults.behindIsLost {
+		return replica, fmt.Errorf("%w: this site holds more of it than the relay", ErrSourced)
+	}
+	// A source that is behind may have lost history. Or it wrote since it called, and a relay
+	// brought that here meanwhile: it judges our answer by what it has then, and
+	// refuses if it has lost something.
+	behind := (in.relayed || !primary) && v.relation.Kind == journal.PeerBehind && !in.r.faults.behindIsLost
+	if v.conflict && !behind && !in.r.faults.forkUnchecked {
 		return replica, newConflict(in.peer.Name, in.tenant, in.group, in.id, v, ours, in.theirs)
 	}
 	if primary {
@@ -138,7 +186,7 @@ func (in *inbound) end(replica Replica, err error) {
 	var conflict *Conflict
 	var lost *arrivalError
 	switch {
-	case errors.As(err, &refused), errors.As(err, &lost), errors.Is(err, context.Canceled):
+	case errors.As(err, &refused), errors.As(err, &lost) && !errors.Is(err, ErrSuperseded), errors.Is(err, context.Canceled):
 		// The source ended it, or the connection did.
 	default:
 		if errors.Is(err, journal.ErrLowerEpoch) {
@@ -177,6 +225,7 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 	in.blocks = in.r.heldBy(in)
 	in.tellTakes(replica)
 	in.send(in.number, in.id, &accept{head: ours.head, durable: from, branches: ours.branches, window: in.data.window})
+	opened := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return in.ackLoop(ctx, replica, from.Position) })
 	g.Go(func() error {
@@ -189,7 +238,9 @@ func (in *inbound) stream(ctx context.Context, replica Replica) error {
 			return context.Cause(ctx)
 		}
 	})
-	return g.Wait()
+	err := g.Wait()
+	in.settled(opened, replica)
+	return err
 }
 
 // arrivalError marks an error of the connection, not of the journal.
@@ -201,21 +252,31 @@ func (e *arrivalError) Unwrap() error { return e.err }
 // frames appends what arrives, in order.
 func (in *inbound) frames(ctx context.Context, replica Replica, data io.Reader) error {
 	p := in.progressNow()
+	if err := in.readFrames(); err != nil {
+		return err
+	}
+	frames := &unbundler{r: data, moved: p.carried}
 	for {
-		h, err := readFrameHeader(data, in.r.o.MaxFrameBytes)
+		var h frameHeader
+		err := frames.begin()
+		if err == nil {
+			h, err = readFrameHeader(frames, in.r.o.MaxFrameBytes)
+		}
 		if errors.Is(err, ErrProtocol) {
 			return err
 		}
 		if err != nil {
 			return &arrivalError{err}
 		}
-		a := in.arrivalOf(ctx, replica, h, data)
+		a := in.arrivalOf(ctx, replica, h, frames)
 		at, dup, err := replica.AppendFrame(ctx, a, h.bytes, h.chain)
 		switch {
 		case errors.Is(a.err, ErrProtocol):
 			return a.err
 		case a.err != nil:
 			return &arrivalError{a.err}
+		case errors.Is(err, journal.ErrNotContiguous) && in.within(h):
+			return fmt.Errorf("append frame %d..%d: %w: %w", h.first, h.last, errInFrame, err)
 		case err != nil:
 			return fmt.Errorf("append frame %d..%d: %w", h.first, h.last, err)
 		case a.left != 0:
@@ -234,6 +295,16 @@ func (in *inbound) frames(ctx context.Context, replica Replica, data io.Reader) 
 		in.mu.Unlock()
 		in.poke()
 	}
+}
+
+// errInFrame: the replica stands at a record within a frame, as one does that began with
+// a point (journal.OpenPast). A delta brings it on to a frame's end.
+var errInFrame = errors.New("the replica ends within it, and needs a delta first")
+
+// within reports that what is held ends within a frame.
+func (in *inbound) within(h frameHeader) bool {
+	at := in.appendedNow()
+	return at.Epoch == h.epoch && h.first <= at.Seq && at.Seq < h.last
 }
 
 func (in *inbound) appendedNow() journal.Cursor {

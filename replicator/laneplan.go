@@ -23,11 +23,14 @@ const (
 	holdFirst = 10 * time.Second // before a number that did not help is tried again
 	holdLimit = 5 * time.Minute
 	idleAfter = 30 * time.Second // lanes that nobody needs are closed
+
+	longTrip  = 10 * time.Millisecond
+	longLanes = 16
 )
 
 // lanePlan decides how many connections a session uses, from what the path gave: loss
 // makes one connection slow long before the link is full, and several fill it. It
-// begins with one, or what filled the path before, and doubles them while what is sent
+// begins with one, some on a long path, or what filled the path before, and doubles them while what is sent
 // wants more room than their windows leave, the path is not full, and more bring more.
 // It goes back to what was best when they do not, tries fewer now and then, and ends
 // with one when nothing is sent. Where the connections know nothing of their path, that
@@ -94,6 +97,16 @@ const (
 
 func newLanePlan(limit int) lanePlan {
 	return lanePlan{limit: max(limit, 1), lanes: 1, hold: holdFirst}
+}
+
+// lanesFor is how many connections a session begins with where nobody knows its path but
+// for a round trip: on a long one each takes many of them to find out what it may send,
+// and what is written meanwhile waits.
+func lanesFor(rtt time.Duration) int {
+	if rtt < longTrip {
+		return 1
+	}
+	return longLanes
 }
 
 // begin has p start with so many, which filled the path a while ago.

@@ -48,8 +48,9 @@ type lanes struct {
 
 // lane is one way for pieces.
 type lane struct {
-	to    transport.SendLane
-	since time.Time // waiting for a piece; zero: at work
+	to     transport.SendLane
+	opened time.Time
+	since  time.Time // waiting for a piece; zero: at work
 }
 
 func newLanes(conn transport.Conn, o Options, most int) *lanes {
@@ -126,7 +127,7 @@ func (l *lanes) take(x *lane) *piece {
 	for {
 		at := slices.Index(l.live, x)
 		switch {
-		case l.err != nil || at >= 2*max(l.wanted, 1): // far more than are wanted
+		case l.err != nil || at < 0 || at >= 2*max(l.wanted, 1): // lost, or far more than are wanted
 			return nil
 		case at >= l.wanted:
 			l.work.Signal() // what it was woken for is another's
@@ -178,11 +179,22 @@ func (l *lanes) wrote(p *piece) {
 	l.room.Broadcast()
 }
 
-// lost takes a lane away; what it took goes over the others.
-func (l *lanes) lost(x *lane) {
+// youngLane is how long after its opening a lane that fails was one that the peer does not take.
+const youngLane = 2 * time.Second
+
+// lost takes a lane away that fails or is to be closed; what it took goes over the others.
+// Instead of one that failed young no other is opened for a while.
+func (l *lanes) lost(x *lane, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.live = slices.DeleteFunc(l.live, func(y *lane) bool { return x == y })
+	at := slices.Index(l.live, x)
+	if at < 0 {
+		return
+	}
+	l.live = slices.Delete(l.live, at, at+1)
+	if now := l.now(); failed && l.err == nil && now.Sub(x.opened) < youngLane && len(l.live) > 0 {
+		l.wanted = l.plan.refused(now, len(l.live))
+	}
 	for _, f := range l.flows {
 		f.lostLocked(x)
 	}

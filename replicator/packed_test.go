@@ -335,7 +335,7 @@ func FuzzDelta(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		moved := 0
-		d := &deltaReader{r: bytes.NewReader(b), moved: func(n int) { moved += n }}
+		d := &deltaReader{r: bytes.NewReader(b), moved: func(n int) { moved += n }, over: func() {}}
 		n, err := io.Copy(io.Discard, d)
 		if n > int64(len(b)) || int(n) != moved {
 			t.Fatalf("%d bytes of %d, told of %d", n, len(b), moved)

@@ -18,8 +18,11 @@ type packing struct {
 	o       *opening
 	economy economy
 	packer  *framePacker // nil until the first frame is packed
+	table   tableName    // that was begun for this opening
 	sent    journal.Seq  // of the last frame, or held by the replica at the start
 	buf     []byte
+	whole   []byte // of a frame, as it lies
+	bundle  bundle
 }
 
 func (s *sender) newPacking(o *opening, from journal.Seq) *packing {
@@ -40,63 +43,84 @@ func (k *packing) forms(f journal.Frame) uint32 {
 	if t == nil || k.s.theirs&featurePacked == 0 || f.Sealed || !k.economy.pays() {
 		return 0
 	}
-	forms := t.forms & (takesLZ4 | takesHeld)
+	forms := t.forms & (takesLZ4 | takesHeld | takesBundles)
 	if !k.economy.looks() {
 		forms &^= takesHeld
 	}
-	k.o.group.sent.begin(tableName{k.s.instance, t.table}, k.sent)
+	if of := (tableName{k.s.instance, t.table}); k.table != of {
+		k.o.group.sent.begin(of, k.sent)
+		k.table = of
+	}
 	return forms
 }
 
-// send writes a frame with its header.
-func (k *packing) send(ctx context.Context, data io.Writer, f journal.Frame) error {
+// send writes a frame with its header, or has it wait for those that follow: more says
+// that one does at once, and is sent next.
+func (k *packing) send(ctx context.Context, data io.Writer, f journal.Frame, more bool) error {
 	forms := k.forms(f)
 	h := frameHeader{bytes: f.Bytes, first: f.First.Seq, last: f.Last.Seq, epoch: f.Last.Epoch, chain: f.Chain, packed: forms != 0}
-	if _, err := data.Write(h.encode()); err != nil {
-		return fmt.Errorf("write data stream: %w", err)
-	}
-	g := k.o.group
 	var err error
-	if forms == 0 {
-		began := k.s.r.o.Now()
-		err = k.s.limits(g).copyN(ctx, data, f.Reader, f.Bytes, k.buf, g.progress.carried)
-		k.economy.wrote(f.Bytes, k.s.r.o.Now().Sub(began))
-	} else {
-		err = k.sendPacked(ctx, data, f, forms)
+	if k.bundles(forms, f.Bytes, more) {
+		if err = k.add(ctx, data, h, f.Reader, forms); err == nil && !more {
+			err = k.flush(ctx, data)
+		}
+	} else if err = k.flush(ctx, data); err == nil {
+		if err = k.sendAlone(ctx, data, h, f.Reader, forms); err == nil {
+			k.o.group.progress.frame(f.Bytes)
+		}
 	}
 	if err == nil {
 		k.sent = f.Last.Seq
-		g.progress.frame(f.Bytes)
 	}
 	return err
 }
 
-func (k *packing) sendPacked(ctx context.Context, data io.Writer, f journal.Frame, forms uint32) error {
+// sendAlone writes a frame that is in no bundle.
+func (k *packing) sendAlone(ctx context.Context, data io.Writer, f frameHeader, r io.Reader, forms uint32) error {
+	if _, err := data.Write(f.encode()); err != nil {
+		return fmt.Errorf("write data stream: %w", err)
+	}
 	g := k.o.group
+	if forms == 0 {
+		began := k.s.r.o.Now()
+		err := k.s.limits(g).copyN(ctx, data, r, f.bytes, k.buf, g.progress.carried)
+		k.economy.wrote(f.bytes, k.s.r.o.Now().Sub(began))
+		return err
+	}
+	return k.pack(f, r, forms, func(wire []byte) error { return k.write(ctx, data, wire) })
+}
+
+// write writes what was packed, within the limits.
+func (k *packing) write(ctx context.Context, data io.Writer, wire []byte) error {
+	g, began := k.o.group, k.s.r.o.Now()
+	err := k.s.limits(g).copyN(ctx, data, bytes.NewReader(wire), int64(len(wire)), k.buf, g.progress.carried)
+	k.economy.wrote(int64(len(wire)), k.s.r.o.Now().Sub(began))
+	return err
+}
+
+// pack hands the parts of a frame on.
+func (k *packing) pack(f frameHeader, r io.Reader, forms uint32, each func(wire []byte) error) error {
 	if k.packer == nil {
-		k.packer = newFramePacker(&g.sent)
+		k.packer, k.whole = newFramePacker(&k.o.group.sent), make([]byte, maxPartBytes)
 	}
 	k.packer.begin(forms)
 	// Also where the connection ends: the replica may have got all of it by then.
-	defer k.packer.end(f.Last.Seq)
-	whole := make([]byte, min(f.Bytes, maxPartBytes))
-	for at, n := int64(0), int64(0); at < f.Bytes; at += n {
-		n = min(int64(len(whole)), f.Bytes-at)
+	defer k.packer.end(f.last)
+	for at, n := int64(0), int64(0); at < f.bytes; at += n {
+		n = min(int64(len(k.whole)), f.bytes-at)
 		if at == 0 { // header and records shrink, whatever the payloads behind them are
 			n = min(n, blockBytes)
 		}
-		chunk := whole[:n]
-		if _, err := io.ReadFull(f.Reader, chunk); err != nil {
+		chunk := k.whole[:n]
+		if _, err := io.ReadFull(r, chunk); err != nil {
 			return &readError{err}
 		}
 		began := k.s.r.o.Now()
 		wire := k.packer.chunk(chunk, at)
-		packed := k.s.r.o.Now()
-		k.economy.packed(packed.Sub(began))
-		if err := k.s.limits(g).copyN(ctx, data, bytes.NewReader(wire), int64(len(wire)), k.buf, g.progress.carried); err != nil {
+		k.economy.packed(k.s.r.o.Now().Sub(began))
+		if err := each(wire); err != nil {
 			return err
 		}
-		k.economy.wrote(int64(len(wire)), k.s.r.o.Now().Sub(packed))
 	}
 	return nil
 }
@@ -131,20 +155,22 @@ func (a *arrival) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// carrier counts what comes over the wire.
+// carrier counts what comes over the wire; of bundles that is counted as they come.
 type carrier struct {
-	r io.Reader
+	r *unbundler
 	p *progress
 }
 
 func (c carrier) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	c.p.carried(n)
+	if !c.r.inside {
+		c.p.carried(n)
+	}
 	return n, err
 }
 
 // arrivalOf is the frame of a header, off data.
-func (in *inbound) arrivalOf(ctx context.Context, replica Replica, h frameHeader, data io.Reader) *arrival {
+func (in *inbound) arrivalOf(ctx context.Context, replica Replica, h frameHeader, data *unbundler) *arrival {
 	wire := carrier{data, in.progressNow()}
 	a := &arrival{r: wire, left: h.bytes}
 	if !h.packed {
@@ -177,6 +203,9 @@ func (in *inbound) keep(replica Replica, a *arrival) {
 func (in *inbound) whole(ctx context.Context, replica Replica, h frameHeader) ([]byte, error) {
 	in.blocks.forget(in.r.missed())
 	in.tellTakes(replica)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(in.asking, cancel)()
 	at := journal.Position{Epoch: h.epoch, Seq: h.last}
 	if in.link.theirs&featureFetch == 0 {
 		return nil, fmt.Errorf("follow reference in frame %d..%d: %w", h.first, h.last, errNotHeld)
@@ -194,7 +223,7 @@ func (in *inbound) tellTakes(replica Replica) {
 	if in.link.theirs&featurePacked == 0 || in.r.faults.noPacking {
 		return
 	}
-	t := &takes{forms: takesLZ4, table: in.blocks.number}
+	t := &takes{forms: takesLZ4 | takesBundles, table: in.blocks.number}
 	if _, ok := replica.(BlockReplica); ok {
 		t.forms |= takesHeld
 	}

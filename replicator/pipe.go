@@ -12,6 +12,7 @@ type pipe struct {
 	limited bool  // something waited for it since the last tick
 	filled  bool  // the path was full once
 	least   bool  // bytes cannot be less
+	best    float64
 }
 
 const (
@@ -22,6 +23,11 @@ const (
 	pipeDelay = 20 * time.Millisecond
 	// pipeLimit: the window of each group bounds it as well.
 	pipeLimit = 1 << 30
+	// pipeForgets is what is left of the best goodput at each tick, unless it comes again:
+	// half of it after some 30 s on a path of 50 ms. What that had under way without any
+	// queue may always be: a round trip is also long where processors are busy, and what
+	// shrinks for that sends less and less without making it shorter.
+	pipeForgets = 0.995
 )
 
 // tick takes in the goodput since the last one, the round trip, and what it is while
@@ -47,7 +53,8 @@ func (p *pipe) tick(goodput float64, rtt, floor time.Duration) {
 	case limited:
 		p.bytes += p.bytes / 2
 	}
-	least := pipeLeast + int64(goodput*pipeDelay.Seconds())
+	p.best = max(goodput, p.best*pipeForgets)
+	least := max(pipeLeast+int64(goodput*pipeDelay.Seconds()), pipeLeast/2+int64(p.best*floor.Seconds()))
 	p.least = p.bytes <= least
 	p.bytes = min(max(p.bytes, least), pipeLimit)
 }

@@ -43,6 +43,24 @@ func TestPipeFindsWhatThePathHolds(t *testing.T) {
 	}
 }
 
+// A round trip that busy processors lengthen, whatever is under way, is no reason to send
+// less than the path has shown to take without a queue.
+func TestPipeSendsOnWhereProcessorsAreBusy(t *testing.T) {
+	const rate, floor, busy = 50e6, 50 * time.Millisecond, 30 * time.Millisecond
+	p := pipe{}
+	p.tick(rate, floor, floor)
+	goodput := rate
+	for range 50 { // some 10 s
+		rtt := floor + busy
+		goodput = min(rate, float64(p.bytes)/rtt.Seconds())
+		p.limited = true
+		p.tick(goodput, rtt, floor)
+	}
+	if goodput < 0.5*rate {
+		t.Errorf("%d bytes under way bring %.0f bytes a second, the path takes %.0f", p.bytes, goodput, rate)
+	}
+}
+
 // A path that tells of itself: windows that loss keeps small, and a queue that grows
 // once it is full.
 type toldPath struct {
@@ -110,5 +128,15 @@ func TestLanePlanSeesThatAPathBecameLonger(t *testing.T) {
 	}
 	if p.full(now, 1e6, view) {
 		t.Errorf("a path of %v counts as full, its own round trip as %v", view.rtt, p.floor)
+	}
+}
+
+// A long path is begun with several connections, a short one with one: what fills it
+// there is not known, and found out at once.
+func TestALongPathIsBegunWithSeveralLanes(t *testing.T) {
+	for rtt, want := range map[time.Duration]int{0: 1, time.Millisecond: 1, 50 * time.Millisecond: longLanes} {
+		if got := lanesFor(rtt); got != want {
+			t.Errorf("%v: %d lanes, want %d", rtt, got, want)
+		}
 	}
 }

@@ -203,6 +203,13 @@ func (p *progress) measured(o offset) {
 	}
 }
 
+// durable is what the replica holds, as far as is known.
+func (p *progress) durable() journal.Position {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lag.Durable.Position
+}
+
 // carried counts n bytes on their way.
 func (p *progress) carried(n int) {
 	p.mu.Lock()

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/replicator/transport"
@@ -29,18 +33,31 @@ func newReceiver(l *link) *receiver {
 	return v
 }
 
-// run takes groups until the connection or ctx ends.
+// run takes groups until the connection or ctx ends. What has come by the end of the
+// connection is still appended.
 func (v *receiver) run(ctx context.Context) error {
+	serving := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { closeLink(v.conn, context.Cause(ctx)) })
 	defer stop()
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
-	handle := func(ctx context.Context, m message) error { return v.handle(ctx, m, &sessions) }
+	handle := func(_ context.Context, m message) error { return v.handle(serving, m, &sessions) }
 	g.Go(func() error { return v.link.run(ctx, handle, v.measured) })
 	g.Go(func() error { return v.laneLoop(ctx) })
 	g.Go(func() error { return v.refreshLoop(ctx) })
-	return g.Wait()
+	err := g.Wait()
+	for _, in := range v.live() {
+		in.cutOff(&arrivalError{err})
+	}
+	return err
+}
+
+// live are the openings that have not ended.
+func (v *receiver) live() []*inbound {
+	v.opens.Lock()
+	defer v.opens.Unlock()
+	return slices.Collect(maps.Values(v.opens.byNumber))
 }
 
 func (v *receiver) find(open uint64, id journal.Identity) *inbound {
@@ -92,6 +109,7 @@ func (v *receiver) open(ctx context.Context, e envelope, b *openGroup, sessions 
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := &inbound{receiver: v, number: e.open, id: e.group, tenant: b.tenant, group: b.group, cancel: cancel,
 		theirs: site{b.branches, b.head}, relayed: b.relayed, offers: make(chan *offer, 1), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	in.asking, in.askNoMore = context.WithCancel(ctx)
 	in.data = newAssembly(v.r.o.WindowBytes, &v.r.faults, func(t taken) { in.send(in.number, in.id, &t) })
 	v.opens.byNumber[e.open] = in
 	sessions.Go(func() {
@@ -116,18 +134,26 @@ func (v *receiver) measured(o offset) {
 	}
 }
 
-// laneLoop takes the pieces of every lane to the openings that they belong to.
+// laneLoop takes the pieces of every lane to the openings that they belong to. Lanes
+// beyond those that this site takes are cancelled: a piece in a lane that nobody reads
+// would hold its group up for ever, one of a lane that is gone comes over another.
 func (v *receiver) laneLoop(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(v.r.o.MaxConnections + 2)
+	most := semaphore.NewWeighted(int64(v.r.o.MaxConnections + 1))
 	g.Go(func() error {
 		for {
 			from, err := v.conn.NextLane(ctx)
 			if err != nil {
 				return fmt.Errorf("accept lane: %w", err)
 			}
+			if !most.TryAcquire(1) {
+				v.r.o.Log.Debug("lane refused", "peer", v.peer.Name, "taken", v.r.o.MaxConnections+1)
+				from.Cancel()
+				continue
+			}
 			stop := context.AfterFunc(ctx, from.Cancel)
 			g.Go(func() error {
+				defer most.Release(1)
 				defer stop()
 				return v.drain(from)
 			})
@@ -185,13 +211,7 @@ func (v *receiver) piece(from transport.ReceiveLane, h pieceHeader) error {
 func (v *receiver) refreshLoop(ctx context.Context) error {
 	for {
 		refreshed := v.r.refreshSignal()
-		v.opens.Lock()
-		var live []*inbound
-		for _, in := range v.opens.byNumber {
-			live = append(live, in)
-		}
-		v.opens.Unlock()
-		for _, in := range live {
+		for _, in := range v.live() {
 			replica, err := v.r.o.Receive(v.peer.Name, in.id, in.tenant, in.group)
 			current := in.replicaNow()
 			switch {
@@ -210,8 +230,12 @@ func (v *receiver) refreshLoop(ctx context.Context) error {
 	}
 }
 
+// supersededFor is how long a session that was superseded may still append.
+const supersededFor = time.Second
+
 // claim makes in the one session that appends to its group, and waits until the
-// one before it has ended; that one's frames are cut off, so it ends soon.
+// one before it has ended; that one's frames are cut off, so it ends soon. One of the same
+// peer appends first what has come whole, which would only come again.
 func (r *Replicator) claim(in *inbound) error {
 	r.mu.Lock()
 	if err := r.barredLocked(in); err != nil {
@@ -221,10 +245,17 @@ func (r *Replicator) claim(in *inbound) error {
 	before := r.receiving[in.id]
 	r.receiving[in.id] = in
 	r.mu.Unlock()
-	if before != nil {
-		before.cancel(ErrSuperseded)
-		<-before.done
+	if before == nil {
+		return nil
 	}
+	if before.peer.Name == in.peer.Name {
+		before.cutOff(ErrSuperseded)
+		patience := time.AfterFunc(min(supersededFor, r.o.HandshakeTimeout), func() { before.cancel(ErrSuperseded) })
+		defer patience.Stop()
+	} else {
+		before.cancel(ErrSuperseded)
+	}
+	<-before.done
 	return nil
 }
 
@@ -271,6 +302,8 @@ func refusalOf(err error) Code {
 		return CodeWithdrawn
 	case errors.Is(err, ErrSourced):
 		return CodeSourced
+	case errors.Is(err, errInFrame):
+		return CodeInFrame
 	}
 	return CodeAppend
 }

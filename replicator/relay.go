@@ -26,6 +26,12 @@ import (
 // is refused while another site sends (ErrSourced), and where it comes from a site that
 // gets the group from here, for nothing could ever come of that. So a site may have several
 // ways, and falls back on one when the better one ends.
+//
+// Relays may form diamonds and rings. Of the two ways of a diamond one flows. A relay that
+// is behind whom it calls is no source that lost history: a replica refuses it until it is
+// ahead (ErrSourced), a primary, to which a ring leads back, always (ErrNotReplica). Where
+// all of a ring have lost the primary, no moment and no record comes to be that it did not
+// tell of: each can only give what it has.
 
 // ErrSourced: a relay offered a group that comes from another site.
 var ErrSourced = errors.New("the group comes from another site")
@@ -148,8 +154,11 @@ func (g *outgroup) sampleRelayed(r *Replicator) (int64, journal.Head) {
 	if p := r.upstream(g.Source.Identity()); p != nil {
 		at, o = p.passOn(r.instance, epoch)
 	}
-	if r.faults.relayOwnClock {
+	if r.faults.relayOwnClock || r.faults.relayUnmarked {
 		at = r.clock.nanos(r.clock.now())
+	}
+	if r.faults.relayUnmarked {
+		o = origin{}
 	}
 	head := g.Source.Head()
 	if head.Epoch != epoch {
@@ -161,7 +170,7 @@ func (g *outgroup) sampleRelayed(r *Replicator) (int64, journal.Head) {
 
 // barred says why a relay's opening must not append, nil when it may. r.mu is held.
 func (r *Replicator) barredLocked(in *inbound) error {
-	if !in.relayed {
+	if !in.relayed || r.faults.anySource {
 		return nil
 	}
 	if before := r.receiving[in.id]; before != nil && before.peer.Name != in.peer.Name {

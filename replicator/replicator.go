@@ -61,6 +61,10 @@ type faults struct {
 	forkUnchecked   bool // stream over a fork, and into a reign
 	cursorUnbound   bool // go on where the replica says, whatever the histories have in common
 	relayOwnClock   bool // a relay's heartbeats carry its own moments
+	behindIsLost    bool // take a relay that is behind for a source that lost history
+	relayUnmarked   bool // a relay speaks as if it were the primary
+	anySource       bool // a relay takes over from whoever sends the group
+	dropArrived     bool // drop what has come of a session that is cut off
 	keepLeft        bool // count what the replica holds of a branch that the source has left
 }
 
@@ -77,8 +81,9 @@ type outgroup struct {
 	progress  *progress
 	allowance *allowance // of the group, whoever gets it
 
-	sent  sentBlocks   // of the one opening that streams it
-	whole atomic.Int64 // until when, our clock, frames are sent however far behind the peer is: it refused a delta
+	within atomic.Bool  // the peer ends within a frame: the next opening carries a delta
+	sent   sentBlocks   // of the one opening that streams it
+	whole  atomic.Int64 // until when, our clock, frames are sent however far behind the peer is: it refused a delta
 }
 
 // New checks o. It starts nothing and opens nothing.

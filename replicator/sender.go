@@ -39,6 +39,7 @@ type opening struct {
 	replies chan message    // Accept and Refuse
 	cancel  context.CancelCauseFunc
 	takes   atomic.Pointer[takes] // what of packed frames the replica takes; nil: nothing
+	acked   chan struct{}         // holds a token once the replica holds more
 
 	mu      sync.Mutex // guards all below
 	flowing bool
@@ -47,7 +48,7 @@ type opening struct {
 
 func newSender(l *link) *sender {
 	s := &sender{link: l, lanes: newLanes(l.conn, l.r.o, l.peer.MaxConnections)}
-	s.lanes.begin(int(l.peer.lanes.Load()))
+	s.lanes.begin(max(int(l.peer.lanes.Load()), lanesFor(l.conn.Stats().MinRTT)))
 	s.lanes.chose = func(lanes int) { l.peer.lanes.Store(int32(lanes)) }
 	s.opens.byNumber = map[uint64]*opening{}
 	return s
@@ -130,7 +131,7 @@ func (s *sender) replicate(ctx context.Context, g *outgroup) {
 	for {
 		refreshed := s.r.refreshSignal()
 		g.progress.enter(StateOpening, nil)
-		epoch := g.Source.Head().Epoch
+		epoch, held := g.Source.Head().Epoch, g.progress.durable()
 		flowed, err := s.stream(ctx, g)
 		if ctx.Err() != nil {
 			g.progress.enter(StateDisconnected, context.Cause(ctx))
@@ -140,7 +141,9 @@ func (s *sender) replicate(ctx context.Context, g *outgroup) {
 			continue
 		}
 		if flowed {
-			wait.reset()
+			if g.progress.durable() != held { // else it may be refused over and over
+				wait.reset()
+			}
 			s.r.o.Events.Ended(s.peer.Name, Outbound, g.Tenant, g.Name, err)
 		}
 		var conflict *Conflict
@@ -227,6 +230,10 @@ func (s *sender) acked(o *opening, a *ack) error {
 	// A heartbeat that is yet to be sent cannot have been heard.
 	heard := min(a.heard, s.r.clock.nanos(s.r.o.Now()))
 	if o.group.progress.acked(a.durable, heard) {
+		select {
+		case o.acked <- struct{}{}:
+		default:
+		}
 		s.r.o.Events.Durable(s.peer.Name, Outbound, o.group.Tenant, o.group.Name, a.durable)
 	}
 	return nil

@@ -20,6 +20,9 @@ func (w *simulation) check() error {
 		}
 	}
 	for _, s := range w.sites {
+		if err := s.alarmed(); err != nil { // nothing that is durable is ever lost here
+			return fmt.Errorf("%s raises a false alarm: %w", s.name, err)
+		}
 		if !s.up() {
 			continue
 		}
@@ -93,7 +96,10 @@ func (w *simulation) shown(s *simSite, l Lag) error {
 	if source = w.primaryOf(source, g, l); source == nil {
 		return nil
 	}
-	lineage := source.held[g].Lineage()
+	lineage, err := w.lineageOf(source, g)
+	if err != nil {
+		return err
+	}
 	if l.Direction == Outbound { // a relay counts the records it knows of, but no moment as its own
 		if lacks := lacking(s.held[g].Lineage(), floor); l.Records < lacks {
 			return fmt.Errorf("%d records behind, it lacks %d", l.Records, lacks)
@@ -116,19 +122,29 @@ func (w *simulation) shown(s *simSite, l Lag) error {
 	return nil
 }
 
-// primaryOf is who reigns over what s sends: itself or, where it is a relay, whose reign it
-// has told of; nil where that one is down or reigns no more.
+// primaryOf is who reigns over what s sends: itself or, where it is a relay, who began the
+// epoch that s was last known to end with, whatever s says of itself; nil where that one
+// reigns no more.
 func (w *simulation) primaryOf(s *simSite, g *simGroup, l Lag) *simSite {
-	if s.up() && !s.roles[g].primary && l.Relayed && !l.Primary.Head.IsZero() {
-		epoch := l.Primary.Head.Epoch
-		if s = g.reigned[epoch]; s == nil || !s.up() || s.held[g] == nil || s.held[g].Head().Epoch != epoch {
-			return nil
-		}
+	if !s.roles[g].primary {
+		s = g.reigned[l.Head.Epoch]
 	}
-	if !s.up() || s.held[g] == nil || !s.roles[g].primary {
+	if s == nil || !s.roles[g].primary {
 		return nil
 	}
 	return s
+}
+
+// lineageOf is the history of g at s: where s is down, of what was durable there last.
+func (w *simulation) lineageOf(s *simSite, g *simGroup) (journal.Lineage, error) {
+	if j := s.held[g]; j != nil {
+		return j.Lineage(), nil
+	}
+	branches := s.floor[g]
+	if len(branches) == 0 {
+		return nil, nil
+	}
+	return journal.LineageOf(branches, branches[len(branches)-1].ID)
 }
 
 // ends are the two sites that a lag is of.

@@ -21,6 +21,9 @@ func TestSimulationFindsPlantedFaults(t *testing.T) {
 		{"count what is held of a branch that was left", faults{keepLeft: true}, 12},
 		{"hand on pieces in whatever order they came", faults{anyOrder: true}, 0},
 		{"a relay speaks of its own moments", faults{relayOwnClock: true}, 0},
+		{"a relay speaks as if it were the primary", faults{relayUnmarked: true}, 0},
+		{"take a group from two sites at once", faults{anySource: true}, 0},
+		{"take a relay that is behind for a source that lost history", faults{behindIsLost: true}, 0},
 		{"lag from the source's clock alone", faults{sourceClockOnly: true}, 1},
 	} {
 		t.Run(c.mistake, func(t *testing.T) {

@@ -45,6 +45,7 @@ type simSite struct {
 	held      map[*simGroup]*journal.Journal
 	roles     map[*simGroup]*simRole
 	conflicts map[journal.Identity]int
+	alarm     error // a loss that was told of, and cannot be
 }
 
 func (w *simulation) newSite(name string, id *Identity) *simSite {
@@ -73,6 +74,9 @@ func (s *simSite) options() Options {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.conflicts[c.Identity]++
+		if errors.Is(c, ErrHistoryLost) {
+			s.alarm = c
+		}
 	}
 	o.Groups = s.sent
 	o.Receive = func(_ string, id journal.Identity, _, _ string) (Replica, error) {
@@ -246,6 +250,12 @@ func (s *simSite) setBehind(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.behind = d
+}
+
+func (s *simSite) alarmed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.alarm
 }
 
 // conflicted is how often a conflict over g was told of.

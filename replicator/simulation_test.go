@@ -47,7 +47,7 @@ func TestSimulation(t *testing.T) {
 		}
 		return
 	}
-	n := scale.Long(1000)
+	n := scale.Few(1000)
 	t.Run("all", func(t *testing.T) {
 		for shard := range shards {
 			t.Run(strconv.Itoa(shard), func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestSimulation(t *testing.T) {
 		}
 	})
 	if !t.Failed() {
-		scale.Counted(t, "replicator-simulations", n, 1000)
+		scale.CountedFew(t, "replicator-simulations", n, 1000)
 	}
 }
 

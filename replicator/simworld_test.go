@@ -20,7 +20,7 @@ import (
 )
 
 // simNames are the sites there can be.
-var simNames = []string{"a", "b", "c"}
+var simNames = []string{"a", "b", "c", "d"}
 
 // simIdentities are made once: keys cost more than a world.
 var simIdentities = sync.OnceValue(func() []*Identity {
@@ -46,6 +46,7 @@ type simulation struct {
 	groups []*simGroup
 	begun  time.Time
 
+	shape        simShape
 	cut          map[[2]*simSite]bool
 	lines        []string
 	plan, course hash.Hash64
@@ -71,6 +72,10 @@ func newSimulation(seed uint64, plant faults, ids []*Identity) *simulation {
 	w := &simulation{seed: seed, rng: rand.New(rand.NewPCG(seed, 11)), plant: plant, net: stormtest.New(seed), begun: time.Now(),
 		cut: map[[2]*simSite]bool{}, plan: fnv.New64a(), course: fnv.New64a()}
 	n := 2 + w.rng.IntN(2)
+	w.shape = w.drawShape(n)
+	if w.shape == shapeDiamond {
+		n = 4
+	}
 	for i, name := range simNames[:n] {
 		w.sites = append(w.sites, w.newSite(name, ids[i]))
 	}
@@ -99,12 +104,51 @@ func (w *simulation) newGroup(i int) *simGroup {
 		s.roles[g] = &simRole{}
 	}
 	g.leader.roles[g].primary = true
-	if len(order) == 3 && w.rng.IntN(2) == 0 { // one after the other
-		order[0].roles[g].peers, order[1].roles[g].peers = order[1:2], order[2:]
-	} else {
-		order[0].roles[g].peers = order[1:]
+	line := len(order) == 3 && w.rng.IntN(2) == 0
+	switch to := func(i int, peers ...*simSite) { order[i].roles[g].peers = peers }; {
+	case w.shape == shapeDiamond:
+		to(0, order[1], order[2])
+		to(1, order[3])
+		to(2, order[3])
+	case w.shape == shapeRing:
+		to(0, order[1])
+		to(1, order[2])
+		to(2, order[0])
+	case w.shape == shapeMesh:
+		to(0, order[1:]...)
+		to(1, order[2])
+		to(2, order[1])
+	case line:
+		to(0, order[1])
+		to(1, order[2])
+	default:
+		to(0, order[1:]...)
 	}
 	return g
+}
+
+// simShape is how groups go from site to site where there are relays.
+type simShape int
+
+const (
+	shapeOther   simShape = iota // to all from the primary, or one after the other
+	shapeDiamond                 // by two ways to the fourth
+	shapeRing                    // back to the primary
+	shapeMesh                    // from the primary to both others, and between these
+)
+
+// drawShape draws one of its own, so that what else a seed says stays what it is.
+func (w *simulation) drawShape(sites int) simShape {
+	x := rand.New(rand.NewPCG(w.seed, 12)).IntN(8)
+	switch {
+	case x == 0:
+		return shapeDiamond
+	case x < 3 && sites == 3:
+		return shapeRing
+	case x == 3 && sites == 3:
+		return shapeMesh
+	}
+	return shapeOther
 }
 
 // weather is one of several, now and then a foul one.

@@ -17,7 +17,8 @@ type Source interface {
 	Stream(ctx context.Context, after journal.Position) (Frames, error)
 }
 
-// Frames yields durable frames in order; see journal.Stream.
+// Frames yields durable frames in order; see journal.Stream. One that has a method
+// More() bool reports by it that Next will not wait.
 type Frames interface {
 	Next(ctx context.Context) (journal.Frame, error)
 	Close() error

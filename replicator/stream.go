@@ -16,7 +16,7 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	defer cancel(nil)
 	ours := site{head: g.Source.Head().Epoch} // before the branches, so that it is among them
 	ours.branches = g.Source.Branches()
-	o := &opening{group: g, epoch: ours.head, lineage: ours.lineage(), replies: make(chan message, 4), cancel: cancel}
+	o := &opening{group: g, epoch: ours.head, lineage: ours.lineage(), replies: make(chan message, 4), acked: make(chan struct{}, 1), cancel: cancel}
 	s.register(o)
 	defer s.unregister(o)
 
@@ -31,6 +31,10 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	}
 	yes := reply.(*accept)
 	theirs := site{yes.branches, yes.head}
+	if ours.branches = g.Source.Branches(); g.Source.Head().Epoch != ours.head {
+		s.send(o.number, id, &refuse{code: CodeSuperseded, text: errReopen.Error()})
+		return false, errReopen
+	} // else the replica may hold, by way of another site, what was written since we called
 	v, err := sourceVerdict(ours, theirs)
 	if err == nil && v.conflict && !s.r.faults.forkUnchecked {
 		err = s.conflict(g, v, ours, theirs)
@@ -61,7 +65,11 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	data := s.lanes.flow(o.number, id, g.Weight, min(yes.window, s.r.o.WindowBytes))
 	defer data.end(ErrWithdrawn)
 	defer data.stopWith(ctx)()
-	err = s.watchedFrames(ctx, o, from, ours, data)
+	if g.within.CompareAndSwap(true, false) && s.takesDeltas(g) {
+		err = &behindError{cause: errInFrame}
+	} else {
+		err = s.watchedFrames(ctx, o, from, ours, data)
+	}
 	var behind *behindError
 	if errors.As(err, &behind) && ctx.Err() == nil {
 		err = s.delta(ctx, o, from.Position, behind.newest, data)
@@ -72,6 +80,9 @@ func (s *sender) stream(ctx context.Context, g *outgroup) (flowed bool, err erro
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
+	}
+	if no := (*RefusedError)(nil); errors.As(err, &no) && no.Code == CodeInFrame {
+		g.within.Store(true)
 	}
 	if code := endCode(err); code != CodeNone {
 		s.send(o.number, id, &refuse{code: code, text: clipText(err.Error(), maxTextBytes)})
@@ -205,26 +216,50 @@ func (s *sender) frames(ctx context.Context, o *opening, from journal.Cursor, li
 		return err
 	}
 	packing := s.newPacking(o, from.Seq)
-	next := from.Seq + 1
+	whole, err := s.follow(ctx, packing, frames, f, from.Seq, lineage, data)
+	var unreadable *readError
+	if errors.As(err, &unreadable) || errors.Is(err, ErrNotDurable) {
+		err = errors.Join(err, packing.deliver(ctx, data, whole))
+	}
+	return err
+}
+
+// follow sends f, which goes on after a seq, and the frames behind it. It gives the last
+// record of those that are written, or wait in a bundle, whole.
+func (s *sender) follow(ctx context.Context, packing *packing, frames Frames, f journal.Frame, after journal.Seq, lineage journal.Lineage, data *flow) (whole journal.Seq, err error) {
+	o, g := packing.o, packing.o.group
 	for {
-		if err := s.admissible(g, f, next, lineage); err != nil {
-			return err
+		if !o.knows(f.First) {
+			return after, errReopen // an epoch has begun since the peer was told of the history
 		}
-		next = clip(lineage, o.epoch, journal.Cursor{Position: f.Last}).Seq + 1
+		if err := s.admissible(g, f, after+1, lineage); err != nil {
+			return after, err
+		}
+		last := clip(lineage, o.epoch, journal.Cursor{Position: f.Last}).Seq
 		o.mu.Lock()
-		o.sent = next - 1
+		o.sent = last
 		o.mu.Unlock()
-		if err := packing.send(ctx, data, f); err != nil {
-			return err
+		more := followed(frames)
+		if err := packing.send(ctx, data, f, more); err != nil {
+			return after, err
 		}
-		data.push()
+		after = last
+		if !more {
+			data.push()
+		}
 		if f, err = packing.next(ctx, frames); err != nil {
-			return &readError{err}
+			return after, &readError{err}
 		}
 		if s.tooFar(g, f) {
-			return errReopen // with a delta
+			return after, errReopen // with a delta
 		}
 	}
+}
+
+// followed reports that frames has another one at once, where it can tell.
+func followed(frames Frames) bool {
+	f, ok := frames.(interface{ More() bool })
+	return ok && f.More()
 }
 
 // reaches is err, met where the first frame of an opening was looked for, or that the

@@ -59,8 +59,17 @@ func (l *lanes) open(ctx context.Context, sending *sync.WaitGroup) {
 		sending.Go(func() {
 			to, err := l.conn.OpenLane(ctx)
 			if x := l.opened(to, err); x != nil {
+				sent := make(chan struct{})
+				sending.Go(func() { // what it carried may be the last for long: no write would tell
+					select {
+					case <-to.Gone():
+						l.lost(x, true)
+					case <-sent:
+					}
+				})
 				l.open(ctx, sending)
 				l.send(x)
+				close(sent)
 			}
 		})
 	}
@@ -79,23 +88,24 @@ func (l *lanes) opened(to transport.SendLane, err error) *lane {
 		to.Cancel()
 		return nil
 	}
-	x := &lane{to: to}
+	x := &lane{to: to, opened: l.now()}
 	l.live = append(l.live, x)
 	return x
 }
 
 // send sends pieces over x until it fails or is not wanted any more.
 func (l *lanes) send(x *lane) {
-	defer l.lost(x)
 	for {
 		p := l.take(x)
 		if p == nil {
+			l.lost(x, false)
 			_ = x.to.Close() // if it fails, what it carried goes over another lane
 			return
 		}
 		_, err := x.to.Write(p.buf)
 		l.wrote(p)
 		if err != nil {
+			l.lost(x, true)
 			x.to.Cancel()
 			return
 		}

@@ -134,8 +134,9 @@ func (c *countedConn) OpenLane(ctx context.Context) (transport.SendLane, error) 
 	return l, nil
 }
 
-// newStriped runs n lanes over a connection of the transport that open makes.
-func newStriped(t *testing.T, open transporttest.Open, n int, window int64) *striped {
+// newStriped runs n lanes over a connection of the transport that open makes, to a
+// replica that takes one more than most.
+func newStriped(t *testing.T, open transporttest.Open, n, most int, window int64) *striped {
 	t.Helper()
 	o := Options{MaxConnections: n, WindowBytes: window, Identity: mustIdentity(t)}.withDefaults()
 	caller, called := transporttest.Connected(t, open, n+1)
@@ -144,6 +145,7 @@ func newStriped(t *testing.T, open transporttest.Open, n int, window int64) *str
 	s.lanes.plan.lanes, s.lanes.wanted = n, n
 	id := someGroup()
 	s.flow = s.lanes.flow(7, id, 1, window)
+	o.MaxConnections = most
 	r := &Replicator{o: o}
 	v := newReceiver(&link{r: r, conn: called, peer: &peer{}})
 	s.data = newAssembly(window, &r.faults, func(t taken) { _ = s.flow.heard(&t) })
@@ -166,7 +168,7 @@ func TestALostLaneLosesNothing(t *testing.T) {
 	for name, open := range map[string]transporttest.Open{"memory": transporttest.NewNetwork().Open, "quic": openQUIC, "tls": openTLS} {
 		t.Run(name, func(t *testing.T) {
 			const n, window = 4, 1 << 20
-			s := newStriped(t, open, n, window)
+			s := newStriped(t, open, n, n, window)
 			text := make([]byte, 16*window)
 			rng := rand.NewChaCha8([32]byte{1})
 			_, _ = rng.Read(text)
@@ -192,6 +194,35 @@ func TestALostLaneLosesNothing(t *testing.T) {
 					s.conn.mu.Unlock()
 					killed++
 				}
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, text) {
+				t.Fatal("read other bytes than were written")
+			}
+		})
+	}
+}
+
+// A lane beyond those that the replica takes holds nothing up: it is refused, and what it
+// carried goes over the others.
+func TestMoreLanesThanTheReplicaTakes(t *testing.T) {
+	for name, open := range map[string]transporttest.Open{"memory": transporttest.NewNetwork().Open, "quic": openQUIC, "tls": openTLS} {
+		t.Run(name, func(t *testing.T) {
+			const n, window = 8, 1 << 20
+			s := newStriped(t, open, n, 1, window)
+			text := make([]byte, 8*window)
+			_, _ = rand.NewChaCha8([32]byte{2}).Read(text)
+			sent := make(chan error, 1)
+			go func() {
+				_, err := s.flow.Write(text)
+				s.flow.push()
+				sent <- err
+			}()
+			got := make([]byte, len(text))
+			if _, err := io.ReadFull(s.data, got); err != nil {
+				t.Fatal(err)
 			}
 			if err := <-sent; err != nil {
 				t.Fatal(err)
@@ -300,6 +331,63 @@ func TestAFlowThatStandsStillEnds(t *testing.T) {
 			t.Errorf("it ended with %v, want %v", err, ErrStalled)
 		}
 	})
+}
+
+// The answer about a delta may take as long as it likes once all of it was taken, and
+// never comes where the rest of it is on no way.
+func TestADeltaThatIsNotTakenEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{MaxConnections: 1, StallTimeout: time.Minute, Now: time.Now}
+		s := &sender{link: &link{r: &Replicator{o: o}, peer: &peer{Peer: Peer{Name: "b"}}}}
+		l := newLanes(nil, o, 0)
+		at := &opening{replies: make(chan message)}
+		go func() {
+			timer := time.NewTimer(time.Hour)
+			<-timer.C
+			at.replies <- message{body: &landedDelta{}}
+		}()
+		taken1000 := l.flow(1, someGroup(), 1, 1<<20)
+		if _, err := taken1000.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		taken1000.push()
+		l.mu.Lock()
+		taken1000.nextLocked(&lane{})
+		l.mu.Unlock()
+		if err := taken1000.heard(&taken{position: 1000, come: 1000, known: 1000}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.await(t.Context(), at, taken1000); err != nil {
+			t.Errorf("an answer after an hour: %v", err)
+		}
+		f := l.flow(2, someGroup(), 1, 1<<20)
+		if _, err := f.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.await(t.Context(), at, f); !errors.Is(err, ErrStalled) {
+			t.Errorf("it ended with %v, want %v", err, ErrStalled)
+		}
+	})
+}
+
+// The source hears that all of a delta was taken, however little the last of it is: what
+// the replica does then may take longer than a stall.
+func TestTheEndOfADeltaIsTold(t *testing.T) {
+	var told []taken
+	a := newAssembly(1<<20, &faults{}, func(t taken) { told = append(told, t) })
+	block := []byte("a block")
+	text := append(deltaBlock(block), block...)
+	text = append(text, (&deltaWriter{total: uint64(len(block))}).tail()...)
+	if err := a.put(0, text); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(&deltaReader{r: a, moved: func(int) {}, over: a.tell})
+	if err != nil || !bytes.Equal(got, block) {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	if len(told) == 0 || told[len(told)-1].position != int64(len(text)) {
+		t.Errorf("told %+v of %d bytes", told, len(text))
+	}
 }
 
 // Nothing that a source is told of its own progress can be more than it sent.

@@ -26,7 +26,8 @@ import (
 // after the body that it knows, so that later versions can append fields.
 //
 // What an opening carries, in pieces (piece.go), is frames, each a frame header and the
-// journal's frame as stored, or in parts (packed.go); or a delta (delta.go):
+// journal's frame as stored, or in parts (packed.go), small ones also in bundles
+// (bundle.go); or a delta (delta.go):
 //
 //	 0  "AIF1"
 //	 4  version u8 | flags u8 | reserved u16

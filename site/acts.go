@@ -33,9 +33,11 @@ func (l *life) actClaimed(f func(recovery.Reign) (recovery.Reign, error)) (recov
 	if err != nil {
 		return was, err
 	}
+	l.site.o.passes("role is to change")
 	if err := recovery.RememberReign(l.j, now); err != nil {
 		return was, err
 	}
+	l.site.o.passes("role changed")
 	l.site.o.Log.Warn("role changes", "group", l.cfg.Ref(), "from", was.Stage(), "to", now.Stage(), "operator", now.Operator)
 	l.setRole(now)
 	return now, nil

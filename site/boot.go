@@ -141,6 +141,9 @@ func (l *life) notTold(r *reign) string {
 	if c := l.conflict(); c.why != "" {
 		return "a peer has another history: " + c.why
 	}
+	if l.guard != nil && !l.guard.holds() {
+		return "there is no right of the witness to run it"
+	}
 	if len(l.cfg.Peers) == 0 {
 		return ""
 	}
@@ -174,7 +177,7 @@ func (l *life) bootNotices() []control.Notice {
 }
 
 // autostart looks whether libvirtd would start a protected domain unasked.
-func (e *examination) autostart(ctx context.Context, g config.Group) {
+func (e *examination) autostart(ctx context.Context, g config.Tap) {
 	if g.Libvirt == nil || g.Boot == config.BootAsk || len(g.Peers) == 0 {
 		return
 	}

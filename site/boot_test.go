@@ -61,11 +61,7 @@ groups:
 // boot runs a on a host that booted under that name.
 func (w *bootWorld) boot(name string) *running {
 	w.t.Helper()
-	idle := filepath.Join(w.dir, "idle")
-	if err := os.WriteFile(idle, []byte("#!/bin/sh\nexec cat >/dev/null\n"), 0o700); err != nil {
-		w.t.Fatal(err)
-	}
-	return w.runWith(w.a, Options{Executable: idle, HostBoot: name})
+	return w.runWith(w.a, Options{Executable: w.idle(), HostBoot: name})
 }
 
 func (w *bootWorld) state() string { return strings.TrimSpace(w.virsh("domstate", "web")) }
@@ -88,6 +84,7 @@ func (w *bootWorld) awaitWaiting(r *running) string {
 // a boot of the host the machine starts only when a peer has told that it may, once a
 // boot; one that somebody stopped stays off; after a failover it stays off for good.
 func TestBootAsks(t *testing.T) {
+	t.Parallel()
 	w := newBootWorld(t)
 	a := w.boot("first")
 	if text := w.awaitWaiting(a); !strings.Contains(text, "no peer has told") {
@@ -150,6 +147,7 @@ func done(t *testing.T, r *running) {
 }
 
 func TestDoctorWarnsOfAutostart(t *testing.T) {
+	t.Parallel()
 	w := newBootWorld(t)
 	w.a.Groups[0].Boot = ""
 	if got := examined(t, w.a); !strings.Contains(got, "asks nobody: after a failover to a peer it would run twice | boot: ask") {

@@ -25,6 +25,7 @@ const (
 	topicProgress = "handover/progress" // how far is it → asked
 	topicYield    = "yield"             // follow me from what we have in common → yielded
 	topicRenew    = "renew"             // let me follow you from here → renewal
+	topicRemains  = "remains"           // what is left of what I skipped → remaining
 )
 
 // heads is where a site's history ends, and its role.
@@ -72,6 +73,12 @@ func (s *Site) consulted(ctx context.Context, peer string, id journal.Identity, 
 		out, err = answered(text, func(q yielding) (yielded, error) { return l.yieldTo(ctx, peer, q) })
 	case topicRenew:
 		out, err = answered(text, func(q renewing) (renewal, error) { return l.renewFor(ctx, peer, q) })
+	case topicTail:
+		out, err = answered(text, func(q asking) (standing, error) { return l.standingFor(ctx, peer, q) })
+	case topicRemains:
+		out, err = answered(text, func(q skip) (remaining, error) { return l.remains(ctx, q) })
+	case topicHold:
+		out, err = answered(text, l.holdsOff)
 	case topicVouch:
 		out, err = answered(text, s.vouchFor)
 	default:
@@ -86,7 +93,7 @@ func (s *Site) consulted(ctx context.Context, peer string, id journal.Identity, 
 
 // talks reports that something is to be settled with a peer though no group goes there.
 func (s *Site) talks(peer string) bool {
-	return slices.ContainsFunc(s.groups, func(g *group) bool {
+	return s.calls.calls(peer) || slices.ContainsFunc(s.groups, func(g *group) bool {
 		g.mu.Lock()
 		l, turning := g.life, g.turning
 		g.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 // brain with both histories, and neither takes a disk away from the machine that runs on
 // it; what it writes goes on being recorded.
 func TestMachinesThatRunAtFirstContactGoOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ca, cb := w.pair("", "")
 	cb.Groups[0].Role, cb.Groups[0].Volumes = config.Primary, nil
@@ -30,6 +31,11 @@ func TestMachinesThatRunAtFirstContactGoOn(t *testing.T) {
 	a := w.run(ca)
 	for _, r := range []*running{a, b} {
 		r.awaitState("web", control.StateHalted)
+		for _, other := range []*running{a, b} { // each names the other's epoch beside its own
+			await(t, r.cfg.Site+" shows the epoch of "+other.cfg.Site, func() bool {
+				return strings.Contains(r.groupLine("web").Detail, other.groupLine("web").EpochID[:8])
+			})
+		}
 	}
 	a.write("web/root", 1, 0, 4096)
 	b.write("web/root", 3, 4096, 4096)
@@ -37,12 +43,6 @@ func TestMachinesThatRunAtFirstContactGoOn(t *testing.T) {
 		g := r.groupLine("web")
 		if g.Halt != control.HaltSplitBrain || g.Role != "primary" {
 			t.Errorf("%s: %+v", r.cfg.Site, g)
-		}
-		// Each names the other's epoch beside its own.
-		for _, other := range []*running{a, b} {
-			if id := other.groupLine("web").EpochID; !strings.Contains(g.Detail, id[:8]) {
-				t.Errorf("%s does not show epoch %s: %s", r.cfg.Site, id, g.Detail)
-			}
 		}
 	}
 	if g := b.groupLine("web"); g.Seq <= first {

@@ -48,6 +48,10 @@ func (l *life) decision(ctx context.Context, q control.DecisionRequest) (d contr
 		err = l.reprotectPlan(ctx, &d, q)
 	case control.VerbResolve:
 		err = l.resolvePlan(ctx, &d, q)
+	case control.VerbStandDown:
+		err = l.standDownPlan(ctx, &d, r)
+	case control.VerbRejoin:
+		_, err = l.rejoinPlan(ctx, &d)
 	default:
 		err = fault.New(fault.Usage, "decide about "+q.Group, "there is no verb %q", q.Verb)
 	}
@@ -94,7 +98,7 @@ func (l *life) rollbackPlan(ctx context.Context, d *control.Decision, r recovery
 	}
 	if m := l.cfg.Machine; m != nil {
 		if pid, err := l.machine(m).Process(); err == nil {
-			d.Steps = append(d.Steps, fmt.Sprintf("stop: end machine %s (process %d) at once", m.Name, pid))
+			d.Steps = append(d.Steps, fmt.Sprintf("stop: end machine %s (process %d) at once", m.Called(), pid))
 		}
 	}
 	d.Steps = append(d.Steps, fmt.Sprintf("leave: what was written here since is branch #%d.%d, kept and readable", r.Epoch, head.Seq),
@@ -115,19 +119,25 @@ func (l *life) volumeNames() map[string]string {
 	return names
 }
 
-// lossOf is what a history holds beyond a record, as a loss.
+// lossOf is what a history holds beyond a record, as a loss, never less than the truth:
+// where history was thinned its writes are no longer known, only how many records it had.
 func lossOf(s journal.Since, names map[string]string) *control.Loss {
 	out := &control.Loss{Known: true, Volumes: []control.VolumeLoss{}}
 	if !s.First.IsZero() && s.Last.After(s.First) {
 		out.Seconds = s.Last.Sub(s.First).Seconds()
 	}
+	thinned := s.Partly
 	for _, v := range s.Volumes {
+		thinned = thinned || v.Writes == 0 && v.Fills == 0 && v.Bytes > 0
 		name := v.Volume.String()
 		if n := names[name]; n != "" {
 			name = n
 		}
-		out.Volumes = append(out.Volumes, control.VolumeLoss{Volume: name, Writes: v.Writes, Bytes: v.Bytes})
-		out.Writes, out.Bytes = out.Writes+v.Writes, out.Bytes+v.Bytes
+		out.Volumes = append(out.Volumes, control.VolumeLoss{Volume: name, Writes: v.Writes, Bytes: v.Bytes + v.FillBytes})
+		out.Writes, out.Bytes = out.Writes+v.Writes, out.Bytes+v.Bytes+v.FillBytes
+	}
+	if thinned {
+		out.Writes = max(out.Writes, s.Records)
 	}
 	return out
 }
@@ -151,21 +161,37 @@ func (s *Site) Decide(ctx context.Context, q control.DecisionRequest, progress f
 		return d, fault.New(fault.RoleForbids, what, "%s", d.Refused[0]).With(d)
 	}
 	progress(control.Progress{Step: q.Verb})
+	before, began := l.roleNow(), s.o.Now()
 	switch q.Verb {
 	case control.VerbCommit:
 		err = l.commit(q.Operator)
 	case control.VerbRollback:
-		err = l.rollback(context.WithoutCancel(ctx), q.Operator)
+		err = l.rollback(context.WithoutCancel(ctx), &d, q.Operator)
 	case control.VerbReprotect:
-		err = l.reprotect(ctx, &d, q.Operator)
+		err = l.reprotect(ctx, &d, q.Operator, q.Peer)
 	case control.VerbResolve:
 		err = l.resolve(ctx, &d, q)
+	case control.VerbStandDown:
+		d.Statement, err = s.standDown(ctx, l, free, q.Operator)
+		free = func() {}
+	case control.VerbRejoin:
+		err = l.rejoin(ctx, &d, q.Operator)
 	}
 	if err != nil {
 		return d, explain(what, err)
 	}
 	d.Done, d.Role = true, string(l.roleNow().Role)
+	d.Report = l.decided(d, q.Operator, before, began)
 	return d, nil
+}
+
+// decided leaves the evidence of a decision that stands.
+func (l *life) decided(d control.Decision, operator string, before recovery.Reign, began time.Time) string {
+	path, err := l.reportDecision(d, operator, before, began)
+	if err != nil {
+		l.site.o.Log.Error("report of a decision not written", "group", l.cfg.Ref(), "verb", d.Verb, "err", err)
+	}
+	return path
 }
 
 func (l *life) commit(operator string) error {
@@ -178,15 +204,24 @@ func (l *life) commit(operator string) error {
 	return err
 }
 
-// rollback ends the machine and leaves what the uncommitted reign wrote.
-func (l *life) rollback(ctx context.Context, operator string) error {
+// rollback ends the machine and leaves what the uncommitted reign wrote; d tells how much
+// that is, once nobody writes any more.
+func (l *life) rollback(ctx context.Context, d *control.Decision, operator string) error {
 	if m := l.cfg.Machine; m != nil {
 		ending, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		if err := l.machine(m).End(ending); err != nil {
 			return fault.Wrap(fault.MachineTrouble, "roll back "+l.cfg.Ref(), err)
 		}
+		_ = l.emptied(ending, leaveLimit) // whoever still has a disk open is told by the end of the reign
+		l.site.o.passes("machine ended")
 	}
+	now := control.Decision{Group: d.Group}
+	if err := l.rollbackPlan(ctx, &now, l.roleNow()); err != nil {
+		return err
+	}
+	d.Loss, d.Branch = now.Loss, now.Branch
+	d.Steps = append(d.Steps[:max(0, len(d.Steps)-len(now.Steps))], now.Steps...)
 	_, err := l.act(func(r recovery.Reign) (recovery.Reign, error) {
 		left, err := l.leftAt(journal.Cursor{Position: r.From, Chain: r.Chain}, "", operator, "the failover was rolled back")
 		if err != nil {
@@ -194,10 +229,18 @@ func (l *life) rollback(ctx context.Context, operator string) error {
 		}
 		return r.Rollback(left)
 	})
-	if err == nil {
-		l.next()
+	if err != nil {
+		return err
 	}
-	return err
+	if m := l.cfg.Machine; m != nil && l.guard != nil { // one that was just being started unordered
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if err := l.machine(m).End(ending); err != nil {
+			l.site.o.Log.Error("machine of a failover that was rolled back not ended", "group", l.cfg.Ref(), "err", err)
+		}
+	}
+	l.next()
+	return nil
 }
 
 // keepPolicy decides about an uncommitted reign when its time has come. What a restart
@@ -227,10 +270,19 @@ func (l *life) keepPolicy(ctx context.Context) {
 
 func (l *life) decideByPolicy(ctx context.Context, r recovery.Reign) error {
 	l.site.o.Log.Warn("nobody decided on the failover in time", "group", l.cfg.Ref(), "policy", r.Policy.Mode)
-	if r.Policy.Mode == recovery.CommitAuto {
-		return l.commit("")
+	began := l.site.o.Now()
+	d, err := l.decision(ctx, control.DecisionRequest{Verb: string(r.Policy.Mode), Group: l.cfg.Ref()})
+	switch {
+	case err != nil:
+	case r.Policy.Mode == recovery.CommitAuto:
+		err = l.commit("")
+	default:
+		err = l.rollback(context.WithoutCancel(ctx), &d, "commit policy")
 	}
-	return l.rollback(context.WithoutCancel(ctx), "commit policy")
+	if err == nil {
+		l.decided(d, "commit policy", r, began)
+	}
+	return err
 }
 
 // policyOf reads a request's policy.

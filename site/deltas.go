@@ -42,6 +42,8 @@ func (g guard) OpenDelta(ctx context.Context, after journal.Position, newest boo
 // guardedLanding counts as a user of the journal until Close.
 type guardedLanding struct {
 	*journal.Landing
+	life  *life
+	from  string // who sends it
 	leave func()
 }
 
@@ -62,7 +64,7 @@ func (g guard) OpenLanding(ctx context.Context, after journal.Position) (replica
 		leave()
 		return nil, err
 	}
-	return guardedLanding{l, sync.OnceFunc(leave)}, nil
+	return guardedLanding{l, g.l, g.from, sync.OnceFunc(leave)}, nil
 }
 
 func (g guard) land(ctx context.Context, after journal.Position) (*journal.Landing, error) {
@@ -73,5 +75,6 @@ func (g guard) land(ctx context.Context, after journal.Position) (*journal.Landi
 	if err != nil {
 		return nil, err
 	}
-	return g.l.j.OpenLanding(ctx, after, refs)
+	l, err := g.l.j.OpenLanding(ctx, after, refs)
+	return l, g.l.stuck(err)
 }

@@ -25,19 +25,24 @@ func (s *Site) Group(ctx context.Context, name string) (control.GroupDetail, err
 	}
 	s.machineOf(g, &d)
 	d.Conflict = g.conflict().why
+	d.Timing = measuredOf(g.cfg.Ref(), s.measured())
 	d.Retention = retentionTold(g.cfg)
 	d.Maintenance, d.Holds, _ = g.upkeep.look()
 	l, release, err := s.look(g)
 	if err != nil {
 		for _, v := range g.cfg.Volumes {
-			d.Volumes = append(d.Volumes, control.Volume{Name: v.Name, ID: volumeOf(g.cfg, v).ID.String(), Size: int64(v.Size), Kind: kindOf(v)})
+			d.Volumes = append(d.Volumes, control.Volume{Name: v.Name, ID: volumeOf(g.cfg, v).ID.String(), Size: int64(v.Size), Kind: kindOf(v), Machine: v.Machine})
 		}
 		return d, nil // the line says why
 	}
 	defer release()
 	d.Usage = usageOf(l.j.Usage())
+	d.Others = l.othersTold()
 	if d.Pins, err = l.pins(); err != nil {
 		return d, explain("list pins of "+g.cfg.Ref(), err)
+	}
+	if d.Skipped, err = l.skipped(ctx, false); err != nil {
+		return d, explain("list what was skipped of "+g.cfg.Ref(), err)
 	}
 	lineage := l.j.Lineage()
 	for _, i := range lineage {
@@ -66,16 +71,33 @@ func (s *Site) machineOf(g *group, d *control.GroupDetail) {
 	if g.cfg.Machine == nil {
 		return
 	}
-	d.Machine = g.cfg.Machine.Name
-	pid, err := (&life{group: g}).machine(g.cfg.Machine).Process()
+	d.Machine = g.cfg.Machine.Called()
+	seen := map[string]int{}
+	for _, m := range s.machineFor(g, g.cfg.Machine).Each() {
+		x := control.MachineSeen{Name: m.Name, State: control.MachineRuns}
+		var err error
+		switch x.PID, err = m.Process(); {
+		case err == nil && d.MachinePID == 0:
+			d.MachinePID = x.PID
+		case errors.Is(err, recovery.ErrNotRunning):
+			x.State = control.MachineOff
+		case err != nil:
+			x.State = control.MachineUnknown
+			s.o.Log.Warn("look for the machine", "group", g.cfg.Ref(), "machine", m.Name, "err", err)
+		}
+		seen[x.State]++
+		d.Seen = append(d.Seen, x)
+	}
 	switch {
-	case err == nil:
-		d.MachineState, d.MachinePID = control.MachineRuns, pid
-	case errors.Is(err, recovery.ErrNotRunning):
-		d.MachineState = control.MachineOff
-	default:
+	case len(seen) == 1:
+		d.MachineState = d.Seen[0].State
+	case seen[control.MachineRuns] > 0:
+		d.MachineState = control.MachinePartly
+	default: // one is off, and nobody can tell of another one
 		d.MachineState = control.MachineUnknown
-		s.o.Log.Warn("look for the machine", "group", g.cfg.Ref(), "machine", d.Machine, "err", err)
+	}
+	if len(d.Seen) == 1 {
+		d.Seen = nil
 	}
 }
 
@@ -129,13 +151,18 @@ func (l *life) tellCapture(v *control.Volume, kind string, st cbt.VolumeStatus) 
 		return
 	}
 	v.Capture, v.Since = captureByWrite, st.Since
-	if kind == kindDomain && l.cfg.Libvirt.Passthrough == config.PassthroughForbidden {
-		v.Capture = captureByCopy
+	for _, t := range l.cfg.Taps() {
+		if kind == kindDomain && t.Guest == v.Machine && t.Libvirt != nil && t.Libvirt.Passthrough == config.PassthroughForbidden {
+			v.Capture = captureByCopy
+		}
 	}
 	v.Mode, v.ModeSince, v.ModeWhy, v.Effect = string(st.Mode), st.ModeSince, st.ModeWhy, st.Mode.Effect()
 	if every := l.cfg.Cycle(); every > 0 {
 		v.Capture = captureByBitmap
-		v.Cycles = &control.Cycles{EverySeconds: every.Seconds(), Points: st.Cycles.Points, Refused: st.Cycles.Refused}
+		v.Cycles = &control.Cycles{EverySeconds: every.Seconds(), Points: st.Cycles.Points, Refused: st.Cycles.Refused, LongestPause: st.Cycles.Longest.Seconds()}
+	}
+	if a := st.Answers; a != nil && a.Count > 0 {
+		v.Added = &control.Added{Writes: a.Count, P50: a.Quantile(0.5).Seconds(), P99: a.Quantile(0.99).Seconds(), Max: a.Most.Seconds()}
 	}
 	if r := st.Resync; !r.Began.IsZero() {
 		v.Resync = &control.Resync{Full: r.Full, Why: r.Why, ToRead: r.BytesToRead, Read: r.BytesRead, Journaled: r.BytesJournaled, Running: r.Ended.IsZero()}
@@ -151,8 +178,12 @@ func (l *life) volumes(ctx context.Context, d *control.GroupDetail) error {
 		}
 		for _, k := range r.captured(states) {
 			st := states[k.volume.ID]
-			v := control.Volume{Name: k.volume.Name, ID: k.volume.ID.String(), Size: k.volume.Size, Kind: k.kind, State: string(st.State), Cause: string(st.Cause)}
+			v := control.Volume{Name: k.volume.Name, ID: k.volume.ID.String(), Size: k.volume.Size, Kind: k.kind, Machine: k.guest, State: string(st.State), Cause: string(st.Cause)}
 			l.tellCapture(&v, k.kind, st)
+			var err error
+			if v.Local, err = l.localOf(k.volume.ID); err != nil {
+				return err
+			}
 			if k.device != nil {
 				v.Export = nbdURI("unix", l.site.cfg.NBD, l.exportName(k.volume.Name))
 			}

@@ -36,7 +36,7 @@ func (l *life) openFromJournal(ctx context.Context, r *reign, v cbt.Volume) (*di
 		return nil, err
 	}
 	if path := m.Images[v.ID.String()]; path != "" {
-		return l.openMoved(ctx, r, v, path)
+		return l.openMoved(ctx, r, v, path, m.Devices[v.ID.String()])
 	}
 	d := embedded.NewJournaled(v, l.watch(r))
 	p, err := r.writer.Record(ctx, cbt.Event{Kind: cbt.EventSynced, Volume: v.ID})

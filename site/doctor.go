@@ -52,12 +52,17 @@ func Examine(ctx context.Context, c *config.Config, only string) ([]Finding, err
 		}
 	}
 	e.host(c)
+	e.witness(ctx, c.Witness)
 	for _, g := range c.Groups {
 		if only != "" && g.Ref() != only && g.Name != only {
 			continue
 		}
-		e.group(ctx, g)
-		e.autostart(ctx, g)
+		for _, t := range g.Taps() {
+			e.machine(ctx, g, t)
+			e.autostart(ctx, t)
+		}
+		e.subject = g.Ref()
+		e.together(g)
 		e.fences(ctx, g)
 	}
 	return e.found, ctx.Err()
@@ -119,23 +124,39 @@ func (e *examination) buffer(name string) {
 	}
 }
 
-func (e *examination) group(ctx context.Context, g config.Group) {
+// machine looks at one machine of a group.
+func (e *examination) machine(ctx context.Context, g config.Group, t config.Tap) {
 	e.subject = g.Ref()
+	if t.Guest != "" {
+		e.subject += "/" + t.Guest
+	}
 	switch {
-	case g.Libvirt != nil:
+	case t.Libvirt != nil:
 		ctx, cancel := context.WithTimeout(ctx, examineBounded)
 		defer cancel()
-		in, err := libvirt.Inspect(ctx, g.Libvirt.URI, g.Libvirt.Domain)
-		e.domain(g, in, err)
-		e.sockets(g.Libvirt)
-	case g.QEMU != nil:
-		e.qmp(g)
+		in, err := libvirt.Inspect(ctx, t.Libvirt.URI, t.Libvirt.Domain)
+		e.domain(g, t, in, err)
+		e.sockets(t.Libvirt)
+	case t.QEMU != nil:
+		e.qmp(t.Group)
+	}
+}
+
+// together says what it means that several machines are one group.
+func (e *examination) together(g config.Group) {
+	n := len(g.Taps())
+	switch {
+	case n < 2:
+	case g.Cycle() > 0:
+		e.say(FindingOK, "", "%d machines are one group: for each cycle they stand still together, for up to 50 ms, or there is no point", n)
+	default:
+		e.say(FindingOK, "", "%d machines are one group: their writes have one order, and there are points while all are synced", n)
 	}
 }
 
 // domain judges what was found of a domain.
-func (e *examination) domain(g config.Group, in libvirt.Inspection, err error) {
-	d := g.Libvirt
+func (e *examination) domain(whole config.Group, t config.Tap, in libvirt.Inspection, err error) {
+	g, d := t.Group, t.Libvirt
 	switch {
 	case errors.Is(err, libvirt.ErrConnection):
 		e.say(FindingProblem, "start libvirtd, and run the daemon as root or a member of the group libvirt", "libvirt does not answer at %s: %v", d.URI, err)
@@ -172,15 +193,13 @@ func (e *examination) domain(g config.Group, in libvirt.Inspection, err error) {
 		switch {
 		case !k.Writable || taken:
 		case d.Disks == config.DisksAll:
-			v := config.Volume{Name: volumeName(g, k.Target), Size: config.Bytes(k.Size), Libvirt: &config.DomainDisk{Target: k.Target}}
+			v := config.Volume{Name: volumeName(whole, t.Guest, k.Target), Size: config.Bytes(k.Size), Libvirt: &config.DomainDisk{Target: k.Target}}
 			e.disk(g, v, in.Disks)
 		default:
 			e.say(FindingWarning, fmt.Sprintf("add to volumes: {name: %s, size: %d, libvirt: {target: %s}}", k.Target, k.Size, k.Target), "disk %s (%s) is written to and is not protected", k.Target, k.Source)
 		}
 	}
-	if d.Passthrough == config.PassthroughAllowed {
-		e.say(FindingWarning, "passthrough: forbidden avoids it; each break then reads the whole disk", "commands are passed to QEMU's monitor: libvirt calls the domain tainted (custom-monitor)")
-	}
+	e.way(whole, t)
 	switch {
 	case in.Agent:
 		e.say(FindingOK, "", "the guest agent answers")

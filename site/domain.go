@@ -25,9 +25,9 @@ func domainDisk(v cbt.Volume, target string) qemu.Disk {
 	return qemu.Disk{Volume: v, Node: target, Find: libvirt.FindDisk(target)}
 }
 
-// throughLibvirt makes o tap the group's domain.
-func (l *life) throughLibvirt(r *reign, o *qemu.Options) error {
-	d := l.cfg.Libvirt
+// throughLibvirt makes o tap the domain of m.
+func (l *life) throughLibvirt(m *guestTap, o *qemu.Options) error {
+	t, d, defined := m.Tap, m.Libvirt, m.plugs.defined
 	owner, err := qemuUser(d)
 	if err != nil {
 		return err
@@ -38,11 +38,11 @@ func (l *life) throughLibvirt(r *reign, o *qemu.Options) error {
 	o.SocketOwner = owner
 	if d.Passthrough == config.PassthroughForbidden {
 		o.Copies = func(ctx context.Context) (c qemu.Copier, err error) {
-			err = l.named(func(name string) error {
+			err = l.named(t, func(name string) error {
 				copies, err := libvirt.DialCopies(ctx, d.URI, name)
 				if err == nil {
 					c = copies
-					r.plugs.defined.note(ctx, copies.Domain())
+					defined.note(ctx, copies.Domain())
 				}
 				return err
 			})
@@ -50,12 +50,19 @@ func (l *life) throughLibvirt(r *reign, o *qemu.Options) error {
 		}
 		return nil
 	}
+	if o.Every > 0 { // it stops the guest for an instant, and nobody else would resume it
+		name := d.Domain
+		if _, err := l.j.Recall(domainKey(t), &name); err != nil {
+			return fmt.Errorf("recall which domain is captured: %w", err)
+		}
+		o.WatchdogQMP = domainAddress(d.URI, name)
+	}
 	o.Dial = func(ctx context.Context) (m qemu.Monitor, err error) {
-		err = l.named(func(name string) error {
+		err = l.named(t, func(name string) error {
 			monitor, err := libvirt.DialMonitor(ctx, d.URI, name)
 			if err == nil {
 				m = monitor
-				r.plugs.defined.note(ctx, monitor.Domain)
+				defined.note(ctx, monitor.Domain)
 			}
 			return err
 		})
@@ -65,28 +72,33 @@ func (l *life) throughLibvirt(r *reign, o *qemu.Options) error {
 }
 
 // domainKey is where a group's journal remembers which domain it captures.
-const domainKey = "site/domain"
+func domainKey(t config.Tap) string {
+	if t.Guest == "" {
+		return "site/domain"
+	}
+	return "site/domain/" + t.Guest
+}
 
 // remember notes which domain the configured name was found to be.
-func (l *life) remember(d *libvirt.Domain) {
+func (l *life) remember(t config.Tap, d *libvirt.Domain) {
 	var known string
-	if _, err := l.j.Recall(domainKey, &known); err == nil && known == d.UUID {
+	if _, err := l.j.Recall(domainKey(t), &known); err == nil && known == d.UUID {
 		return
 	}
-	if err := l.j.Remember(domainKey, d.UUID); err != nil {
+	if err := l.j.Remember(domainKey(t), d.UUID); err != nil {
 		l.site.o.Log.Warn("the domain's UUID is not remembered", "group", l.cfg.Ref(), "err", err)
 	}
 }
 
 // named does something to the configured domain by its name; where no domain has that
 // name, to the one that had it last, which was renamed.
-func (l *life) named(do func(name string) error) error {
-	err := do(l.cfg.Libvirt.Domain)
+func (l *life) named(t config.Tap, do func(name string) error) error {
+	err := do(t.Libvirt.Domain)
 	if !errors.Is(err, libvirt.ErrNoDomain) {
 		return err
 	}
 	var uuid string
-	if known, recall := l.j.Recall(domainKey, &uuid); recall != nil || !known {
+	if known, recall := l.j.Recall(domainKey(t), &uuid); recall != nil || !known {
 		return err
 	}
 	if renamed := do(uuid); !errors.Is(renamed, libvirt.ErrNoDomain) {
@@ -177,7 +189,7 @@ func (n *definitions) note(ctx context.Context, d *libvirt.Domain) {
 	if err == nil {
 		err = n.noteNVRAM(ctx, d.Name, libvirt.NVRAM(text))
 	}
-	if err != nil {
+	if err = errors.Join(err, n.life.noteDrives(ctx, d)); err != nil {
 		n.life.site.o.Log.Warn("the domain's definition is not recorded", "group", n.life.cfg.Ref(), "domain", d.Name, "err", fmt.Errorf("record definition: %w", err))
 	}
 }

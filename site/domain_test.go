@@ -90,11 +90,7 @@ func (w *domainWorld) guestWritesOf(domain string, disk int, fill byte, off int6
 // start is run with a watchdog that only waits.
 func (w *domainWorld) start() *running {
 	w.t.Helper()
-	idle := filepath.Join(w.dir, "idle")
-	if err := os.WriteFile(idle, []byte("#!/bin/sh\nexec cat >/dev/null\n"), 0o700); err != nil {
-		w.t.Fatal(err)
-	}
-	return w.runWith(w.c, Options{Executable: idle})
+	return w.runWith(w.c, Options{Executable: w.idle()})
 }
 
 func (w *domainWorld) restored(r *running, at string) (root, data []byte) {
@@ -119,6 +115,7 @@ func filled(p []byte, fill byte, off int64) bool {
 // A domain that runs is protected as it is; its writes are points; the daemon
 // comes back and reads the delta, or the whole where no bitmap may be used.
 func TestDomainIsProtectedWhileItRuns(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		passthrough config.Passthrough
 		capture     string
@@ -181,6 +178,7 @@ func (r *running) cycles(name string, n uint64) {
 // of them is in the next one, and the daemon comes back with the delta. The status
 // never claims that every write is a point.
 func TestDomainIsProtectedByCycles(t *testing.T) {
+	t.Parallel()
 	w := newDomainWorldBy(t, config.PassthroughAllowed, "bitmap, every: 100ms")
 	w.guestWrites(0, 0x11, 0)
 	r := w.start()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,6 +45,35 @@ type move struct {
 	once sync.Once
 	out  control.HandedOver // once over
 	err  error
+
+	mu    sync.Mutex // guards times
+	times []recovery.StepTime
+}
+
+// timed does a step of the handover and keeps what it took.
+func (m *move) timed(now func() time.Time, name recovery.StepName, f func() (detail string, err error)) error {
+	began := now()
+	detail, err := f()
+	t := recovery.StepTime{Name: name, Began: began, Seconds: now().Sub(began).Seconds(), Detail: detail, Error: textOf(err)}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.times = append(m.times, t)
+	return err
+}
+
+func (m *move) steps() []recovery.StepTime {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.times)
+}
+
+func (m *move) isOver() bool {
+	select {
+	case <-m.over:
+		return true
+	default:
+		return false
+	}
 }
 
 func (m *move) end(out control.HandedOver, err error) {
@@ -93,17 +123,12 @@ func (l *life) cede(ctx context.Context, m *move, h *recovery.Handover) error {
 		return err
 	}
 	m.step(control.Progress{Step: fmt.Sprintf("drain: wait until %s holds record %s", h.To, head.Position)})
-	for l.heldAt(h.To) != head.Position {
-		if err := pauseFor(limit, askFirst); err != nil {
-			return err
-		}
-	}
-	head = l.j.Head()
-	for head.Durable.Position != head.Position { // its chain value is computed behind it
-		if err := pauseFor(limit, askFirst); err != nil {
-			return err
-		}
-		head = l.j.Head()
+	err := m.timed(l.site.o.Now, recovery.StepDrain, func() (_ string, err error) {
+		head, err = l.drained(limit, h.To, head)
+		return fmt.Sprintf("%s holds record %s, durably", h.To, head.Position), err
+	})
+	if err != nil {
+		return err
 	}
 	q := cession{ID: h.ID, Head: head.Durable, Number: l.newestNumber()}
 	theirs, err := ask[statement](limit, l, h.To, topicOffer, q)
@@ -113,11 +138,46 @@ func (l *life) cede(ctx context.Context, m *move, h *recovery.Handover) error {
 	case theirs.Head != head.Durable:
 		return fmt.Errorf("%s says that it ends at %s, this site ends at %s", h.To, theirs.Head.Position, head.Position)
 	}
-	m.step(control.Progress{Step: fmt.Sprintf("cede: both end at record %s, chain %s", head.Position, head.Durable.Chain.String())})
-	_, err = l.actClaimed(func(r recovery.Reign) (recovery.Reign, error) {
-		return r.Cede(head.Durable, head.Number, l.site.o.Now())
+	if err := l.stayedOff(limit); err != nil {
+		return fmt.Errorf("look again before the role is given up: %w", err)
+	}
+	both := fmt.Sprintf("both end at record %s, chain %s", head.Position, head.Durable.Chain.String())
+	m.step(control.Progress{Step: "cede: " + both})
+	return m.timed(l.site.o.Now, recovery.StepCede, func() (string, error) {
+		_, err = l.actClaimed(func(r recovery.Reign) (recovery.Reign, error) {
+			return r.Cede(head.Durable, head.Number, l.site.o.Now())
+		})
+		return both, err
 	})
-	return err
+}
+
+// stayedOff is nil if the machine is off still, and nothing of it was missed until the
+// disks were shut. The life that drains has none open: it saw nobody start.
+func (l *life) stayedOff(ctx context.Context) error {
+	if err := l.nobodyRuns(ctx); err != nil {
+		return err
+	}
+	if taps, err := l.tapsAny(); err != nil || !taps {
+		return err
+	}
+	return l.endedWhole(ctx)
+}
+
+// drained waits until a peer holds all up to head, and head's chain value is known.
+func (l *life) drained(ctx context.Context, to string, head journal.Head) (journal.Head, error) {
+	for l.heldAt(to) != head.Position {
+		if err := pauseFor(ctx, askFirst); err != nil {
+			return head, err
+		}
+	}
+	head = l.j.Head()
+	for head.Durable.Position != head.Position { // its chain value is computed behind it
+		if err := pauseFor(ctx, askFirst); err != nil {
+			return head, err
+		}
+		head = l.j.Head()
+	}
+	return head, nil
 }
 
 // heldAt is up to where a peer holds our history durably, as it said.
@@ -136,9 +196,10 @@ func (l *life) give(ctx context.Context) error {
 	r := l.roleNow()
 	h := r.Handover
 	m := l.moveOf(h.ID)
-	q := cession{ID: h.ID, Head: h.Head, Number: max(h.Number, l.newestNumber()), Operator: h.Operator, NoMachine: m != nil && m.request.NoMachine}
+	q := cession{ID: h.ID, Head: h.Head, Number: max(h.Number, l.newestNumber()), Operator: h.Operator, NoMachine: h.NoMachine}
 	topic, wait := topicTake, askFirst
 	var said error
+	began := l.site.o.Now()
 	for {
 		t, err := l.askOnce(ctx, h.To, topic, q)
 		switch {
@@ -152,6 +213,9 @@ func (l *life) give(ctx context.Context) error {
 			topic, said = topicRevoke, err
 		}
 		l.site.o.Log.Info("handover waits for the peer", "group", l.cfg.Ref(), "to", h.To, "asked", topic, "err", err)
+		if m != nil && !m.isOver() && l.site.o.Now().Sub(began) > m.patience { // who asked need not wait for it
+			m.end(control.HandedOver{}, &awayError{h.To, err, l.cededAdvice(h)})
+		}
 		if err := pauseFor(ctx, wait); err != nil {
 			return err
 		}
@@ -167,6 +231,9 @@ func (l *life) askOnce(ctx context.Context, peer, topic string, q cession) (taki
 
 // given notes that the peer reigns: this site follows it from here on.
 func (l *life) given(ctx context.Context, m *move, h *recovery.Handover, t taking) error {
+	if err := l.forgetShut(ctx); err != nil {
+		return fmt.Errorf("tidy up after what ran here: %w", err)
+	}
 	if _, err := l.patiently(ctx, func(r recovery.Reign) (recovery.Reign, error) {
 		if r.Handover == nil || r.Handover.ID != h.ID {
 			return r, fmt.Errorf("%w: another decision was made", recovery.ErrNotNow)
@@ -177,12 +244,24 @@ func (l *life) given(ctx context.Context, m *move, h *recovery.Handover, t takin
 	}
 	l.site.o.Log.Warn("group handed over", "group", l.cfg.Ref(), "to", h.To, "epoch", t.Epoch, "record", h.Head.Position.String(), "chain", h.Head.Chain.String())
 	if m == nil {
-		return nil
+		_, err := l.reportGiven(ctx, h, t.Epoch, nil)
+		return err
 	}
 	out := control.HandedOver{Last: control.Point{Epoch: h.Number, Seq: uint64(h.Head.Seq), Time: l.j.Head().Time}, Chain: h.Head.Chain.String(), Epoch: t.Epoch}
-	serving := l.awaitServing(ctx, h.To)
-	if serving {
+	_ = m.timed(l.site.o.Now, recovery.StepTake, func() (string, error) {
+		if !l.awaitServing(ctx, h.To) {
+			return fmt.Sprintf("epoch %d at %s; its disks were not seen served yet", t.Epoch, h.To), nil
+		}
 		out.PauseSeconds = l.site.o.Now().Sub(m.began).Seconds()
+		return fmt.Sprintf("epoch %d at %s, its disks are served", t.Epoch, h.To), nil
+	})
+	out.Times = map[string]float64{}
+	for _, s := range m.steps() {
+		out.Times[string(s.Name)] = s.Seconds
+	}
+	var err error
+	if out.Report, err = l.reportGiven(ctx, h, t.Epoch, m.steps()); err != nil {
+		l.site.o.Log.Error("report of the handover not written", "group", l.cfg.Ref(), "err", err)
 	}
 	m.end(out, nil)
 	return nil

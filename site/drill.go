@@ -43,7 +43,7 @@ const drillLimit = 30 * time.Second
 func (s *Site) drillsDir() string { return filepath.Join(s.cfg.Data, "d") }
 
 func (s *Site) drillDir(g *group) string {
-	return filepath.Join(s.drillsDir(), named("machine", g.cfg.Tenant, g.cfg.Name).Short())
+	return filepath.Join(s.drillsDir(), machineID(g))
 }
 
 // drillNote is what a drill's directory says of it.
@@ -114,18 +114,23 @@ func (s *Site) leaveDrill(d *drill) {
 }
 
 func (s *Site) noteDrill(d *drill) error {
-	if err := os.MkdirAll(d.machine.Dir, 0o700); err != nil {
-		return err
+	for _, m := range d.machine.Each() {
+		if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+			return err
+		}
+		note := drillNote{Group: d.group.cfg.Ref(), Machine: m.Name, Began: d.began}
+		if d.group.hosted() {
+			note.Libvirt, note.Sockets = d.group.cfg.Machine.Libvirt.URI, machineSockets(d.group, drillPrefix)
+		}
+		b, err := json.Marshal(note)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(m.Dir, drillNoteFile), b, 0o600)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	note := drillNote{Group: d.group.cfg.Ref(), Machine: d.machine.Name, Began: d.began}
-	if d.group.hosted() {
-		note.Libvirt, note.Sockets = d.group.cfg.Machine.Libvirt.URI, machineSockets(d.group, drillPrefix)
-	}
-	b, err := json.Marshal(note)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(d.machine.Dir, drillNoteFile), b, 0o600)
+	return nil
 }
 
 // runDrill opens the scratch view, starts the machine on it and waits for its health.
@@ -177,10 +182,10 @@ func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(
 		if d.running, err = d.machine.Ensure(ctx, uris); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("process %d, isolated", d.running.PID), nil
+		return d.running.Told() + ", isolated", nil
 	})
 	h := healthOf(d.group.cfg.Machine)
-	if err != nil || !h.Wanted() {
+	if err != nil || !d.machine.Waits(h) {
 		return err
 	}
 	return step(recovery.StepHealth, func() (_ string, err error) {
@@ -189,10 +194,9 @@ func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(
 	})
 }
 
-// defineDrill gives a machine that libvirtd runs its definition as of the drill's point.
+// defineDrill gives machines that libvirtd runs their definitions as of the drill's point.
 func (s *Site) defineDrill(ctx context.Context, d *drill) error {
-	r, ok := d.machine.Host.(*domain.Runner)
-	if !ok {
+	if !d.group.hosted() {
 		return nil
 	}
 	l, release, err := s.open(ctx, d.group)
@@ -200,9 +204,15 @@ func (s *Site) defineDrill(ctx context.Context, d *drill) error {
 		return err
 	}
 	defer release()
-	text, err := l.definitionAt(d.view.at)
-	r.Definition = func(context.Context) (string, error) { return text, err }
-	return err
+	configured := d.group.cfg.Machine.Each()
+	for i, m := range d.machine.Each() {
+		text, err := l.definitionAt(d.view.at, configured[i])
+		if err != nil {
+			return err
+		}
+		m.Host.(*domain.Runner).Definition = func(context.Context) (string, error) { return text, nil }
+	}
+	return nil
 }
 
 // drillOf is the group's drill, nil if there is none.
@@ -235,8 +245,10 @@ func (s *Site) takeAway(ctx context.Context, d *drill) error {
 	if err == nil && d.group.hosted() {
 		err = os.RemoveAll(machineSockets(d.group, drillPrefix))
 	}
-	if err == nil { // while the machine lives its directory is how it is found
-		err = os.RemoveAll(d.machine.Dir)
+	for _, m := range d.machine.Each() {
+		if err == nil { // while a machine lives its directory is how it is found
+			err = os.RemoveAll(m.Dir)
+		}
 	}
 	s.leaveDrill(d)
 	if err != nil {
@@ -319,7 +331,7 @@ func (s *Site) TestFailover(ctx context.Context, q control.DrillRequest, progres
 	if err != nil {
 		return control.Drilled{}, err
 	}
-	out := control.Drilled{Group: l.cfg.Ref(), At: q.At, Point: d.view.Point, Machine: d.machine.Name, RTOSeconds: rto.Seconds(), Health: d.health, Times: map[string]float64{}, Report: report}
+	out := control.Drilled{Group: l.cfg.Ref(), At: q.At, Point: d.view.Point, Machine: d.machine.Called(), RTOSeconds: rto.Seconds(), Health: d.health, Times: map[string]float64{}, Report: report}
 	for _, t := range d.times {
 		out.Times[string(t.Name)] = t.Seconds
 	}
@@ -342,7 +354,7 @@ func (l *life) untouched() string {
 func seqText(p control.Point) string { return fmt.Sprintf("#%d.%d", p.Epoch, p.Seq) }
 
 func (l *life) drillReport(q control.DrillRequest, d *drill, rto time.Duration, checks []recovery.Check) (string, error) {
-	o := recovery.Outcome{Plan: recovery.Plan{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Identity: l.id, Site: l.site.cfg.Site, At: q.At, Machine: d.machine.Name, Made: d.began},
+	o := recovery.Outcome{Plan: recovery.Plan{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Identity: l.id, Site: l.site.cfg.Site, At: q.At, Machine: d.machine.Called(), Made: d.began},
 		Operator: q.Operator, Steps: d.times, Began: d.began, Failed: d.failed}
 	if d.failed == "" {
 		o.RTOSeconds = rto.Seconds()

@@ -43,6 +43,7 @@ func (r *running) nothingLeft() {
 // TestADrillLeavesEverythingAsItWas: replication goes on while the machine runs, and
 // neither success nor failure leaves anything (promise 13).
 func TestADrillLeavesEverythingAsItWas(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb)
@@ -99,6 +100,7 @@ func TestADrillLeavesEverythingAsItWas(t *testing.T) {
 // TestLeftOversOfADrillAreTakenAway: the daemon was killed in the middle of a drill,
 // whose machine lives on until the next start.
 func TestLeftOversOfADrillAreTakenAway(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w, ctx := newWorld(t), context.Background()
 	_, cb := w.pair("", machineOfWeb)

@@ -28,6 +28,7 @@ var (
 	errClosed   = errors.New("the view was closed")
 
 	errRewinding = errors.New("the group is being rewound")
+	errPivoting  = errors.New("the machine's disks become local")
 	errRewound   = fmt.Errorf("the disk was rewound since it was opened: %w", nbd.ESHUTDOWN)
 )
 
@@ -105,6 +106,7 @@ var codes = []struct {
 	{embedded.ErrImage, fault.ImageTrouble},
 	{embedded.ErrThinned, fault.HistoryThinned},
 	{embedded.ErrMoving, fault.OperationBusy},
+	{embedded.ErrDevice, fault.ImageTrouble},
 	{embedded.ErrWriteLost, fault.RestoreDiffers},
 	{recovery.ErrUnfenced, fault.NotFenced},
 	{recovery.ErrRefused, fault.PrimaryAlive},
@@ -119,6 +121,8 @@ var codes = []struct {
 	{recovery.ErrExited, fault.MachineTrouble},
 	{recovery.ErrUnhealthy, fault.MachineTrouble},
 	{recovery.ErrNoScreen, fault.MachineTrouble},
+	{recovery.ErrDrive, fault.RewindElsewhere},
+	{recovery.ErrWriteLost, fault.RestoreDiffers},
 	{recovery.ErrExists, fault.FileExists},
 	{recovery.ErrNotRegular, fault.FileExists},
 	{recovery.ErrNoTool, fault.ToolMissing},

@@ -238,21 +238,26 @@ func pinOf(key []byte) string {
 }
 
 // VerifyReport judges a file that ExportReport made, alone and offline. pin, if it is
-// given, is that of the site whose ledger it must be.
-func VerifyReport(file []byte, pin string) (control.ReportVerdict, error) {
+// given, is that of the site whose ledger it must be, by that of the site that must have
+// vouched for it. Without by nobody is known to have.
+func VerifyReport(file []byte, pin, by string) (control.ReportVerdict, error) {
 	const what = "verify the report"
 	v, err := evidence.Verify(file)
 	if err != nil {
 		return control.ReportVerdict{}, explain(what, err)
 	}
-	out := control.ReportVerdict{Report: reportOf(v.Entry, true), Site: v.Entry.Site, Pin: pinOf(v.Key), Entries: v.Entries, By: v.Anchor.Site, ByPin: pinOf(v.By), Anchored: v.Anchor.Time}
-	if pin != "" {
-		want, err := replicator.ParsePin(pin)
-		if err != nil {
-			return out, fault.Wrap(fault.Usage, what, err)
+	out := control.ReportVerdict{Report: reportOf(v.Entry, by != ""), Site: v.Entry.Site, Pin: pinOf(v.Key), Entries: v.Entries, By: v.Anchor.Site, ByPin: pinOf(v.By), Anchored: v.Anchor.Time,
+		PinChecked: pin != "", ByPinChecked: by != ""}
+	for _, c := range []struct{ given, seen, role string }{{pin, out.Pin, "signed"}, {by, out.ByPin, "vouched for"}} {
+		if c.given == "" {
+			continue
 		}
-		if want.String() != out.Pin {
-			return out, fault.New(fault.EvidenceStranger, what, "it is signed by %s, not %s", out.Pin, want)
+		want, err := replicator.ParsePin(c.given)
+		if err != nil {
+			return control.ReportVerdict{}, fault.Wrap(fault.Usage, what, err)
+		}
+		if want.String() != c.seen {
+			return control.ReportVerdict{}, fault.New(fault.EvidenceStranger, what, "it is %s by %s, not %s", c.role, c.seen, want)
 		}
 	}
 	return out, nil

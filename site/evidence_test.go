@@ -16,6 +16,7 @@ import (
 // TestADrillsReportIsProvenByItsFile: it is signed, vouched for by the peer, judged
 // offline, and refused by name once something of it was changed.
 func TestADrillsReportIsProvenByItsFile(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb)
@@ -42,7 +43,7 @@ func TestADrillsReportIsProvenByItsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := VerifyReport(file, ""); !fault.Is(err, fault.EvidenceUnanchored) {
+	if _, err := VerifyReport(file, "", ""); !fault.Is(err, fault.EvidenceUnanchored) {
 		t.Errorf("before anybody vouched: %v", err)
 	}
 	a = w.run(ca)
@@ -71,11 +72,17 @@ func TestADrillsReportIsProvenByItsFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	pinB := ca.Peers[0].Pin
-	v, err := VerifyReport(file, pinB)
-	if err != nil || v.Pin != pinB || v.ByPin != cb.Peers[0].Pin || v.By != "a" || v.Report.Name != reports[0].Name {
+	v, err := VerifyReport(file, pinB, cb.Peers[0].Pin)
+	if err != nil || !v.PinChecked || !v.ByPinChecked || !v.Report.Anchored || v.Pin != pinB || v.ByPin != cb.Peers[0].Pin || v.By != "a" || v.Report.Name != reports[0].Name {
 		t.Errorf("verdict %+v, %v", v, err)
 	}
-	if _, err := VerifyReport(file, cb.Peers[0].Pin); !fault.Is(err, fault.EvidenceStranger) {
+	if _, err := VerifyReport(file, pinB, pinB); !fault.Is(err, fault.EvidenceStranger) {
+		t.Errorf("vouched for by another: %v", err)
+	}
+	if v, err := VerifyReport(file, "", ""); err != nil || v.PinChecked || v.ByPinChecked || v.Report.Anchored {
+		t.Errorf("without pins: %+v, %v", v, err)
+	}
+	if _, err := VerifyReport(file, cb.Peers[0].Pin, ""); !fault.Is(err, fault.EvidenceStranger) {
 		t.Errorf("of another site: %v", err)
 	}
 	path := filepath.Join(b.reportsDir(), reports[0].Name+".json")
@@ -115,6 +122,7 @@ func TestADrillsReportIsProvenByItsFile(t *testing.T) {
 // A site whose ledger was begun anew is refused by who has vouched for the one before,
 // as shorter or as another one, and its status says so until somebody looks.
 func TestAPeerVouchesForNoLedgerThatWasShortened(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb)

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -10,8 +11,9 @@ import (
 )
 
 // exported is a disk as its clients see it: by name, through whatever life its
-// group has at the moment. While a failed group is opened again requests wait, so
-// that a machine that runs from it sees a pause and not an error. After a rewind it
+// group has at the moment. While a group is opened again, because it failed or its role
+// changes, requests wait, those under way too, so that a machine that runs from it sees
+// a pause and not an error. After a rewind it
 // answers no more: what its client knows of the disk is not so.
 type exported struct {
 	site    *Site
@@ -63,19 +65,17 @@ var _ nbd.Device = (*exported)(nil)
 // with runs f on the disk's device; the journal stays open meanwhile.
 func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.Device) error) error {
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // its client has gone: nobody waits for it any more
+		}
 		changed := x.site.reignSignal()
 		l, d := x.site.findExport(x.name)
 		if d != nil && d.volume.Size == x.size {
 			if l.rewinds.Load() != x.rewinds {
 				return errRewound
 			}
-			if d.requests.enter() {
-				defer d.requests.leave()
-				ctx, leave, err := guard{l}.enter(ctx)
-				if err == nil {
-					defer leave()
-					return f(ctx, d.device)
-				}
+			if err := l.request(ctx, d, f); !errors.Is(err, errLifeOver) {
+				return err
 			}
 		}
 		if d == nil && !x.site.coming(x.name) { // one that is there and takes no request now will again
@@ -87,6 +87,28 @@ func (x *exported) with(ctx context.Context, f func(ctx context.Context, d nbd.D
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// errLifeOver says that a request is to be asked of the life that follows.
+var errLifeOver = errors.New("the group's life ends")
+
+// request has f use d while l lives. What the end of l cuts short is errLifeOver: a write
+// may be on record then, and is recorded once more, for its client has heard nothing of it.
+// When the site ends there is no next life, and f's error stands.
+func (l *life) request(ctx context.Context, d *disk, f func(ctx context.Context, d nbd.Device) error) error {
+	if l.ctx.Err() != nil || !d.requests.enter() {
+		return errLifeOver
+	}
+	defer d.requests.leave()
+	lent, leave, err := guard{l: l}.enter(ctx)
+	if err != nil {
+		return errLifeOver
+	}
+	defer leave()
+	if err := f(lent, d.device); err == nil || l.ctx.Err() == nil || ctx.Err() != nil || errors.Is(context.Cause(l.ctx), errStopping) {
+		return err
+	}
+	return errLifeOver
 }
 
 // reignSignal is closed when the next reign begins.

@@ -11,6 +11,7 @@ import (
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/recovery/evidence"
+	"github.com/novacron/afterimage/recovery/witness"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -53,6 +54,9 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 	if plan.Policy, err = policyOf(q, s.o.Now()); err != nil {
 		return control.FailedOver{Plan: planOf(plan)}, err
 	}
+	if err := l.unattended(what, plan, q); err != nil {
+		return control.FailedOver{Plan: planOf(plan)}, err
+	}
 	f, err := l.failoverOf(plan, q, progress)
 	if err != nil {
 		return control.FailedOver{Plan: planOf(plan)}, explain(what, err)
@@ -74,7 +78,7 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 	if out.Report, err = l.report(o, ""); err != nil {
 		s.o.Log.Error("report of the failover not written", "group", l.cfg.Ref(), "err", err)
 	}
-	s.o.Log.Warn("group failed over", "group", l.cfg.Ref(), "epoch", out.Epoch, "point", plan.Point.String(), "lost_writes", out.Loss.Writes,
+	s.o.Log.Warn("group failed over", "group", l.cfg.Ref(), "epoch", out.Epoch, "point", o.Plan.Point.String(), "lost_writes", out.Loss.Writes,
 		"rto_seconds", out.RTOSeconds, "operator", o.Operator, "forced", o.Reign.Forced, "unfenced", o.Unfenced)
 	return out, nil
 }
@@ -114,6 +118,15 @@ func (l *life) releaseFailover() {
 func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progress func(control.Progress)) (recovery.Failover, error) {
 	f := recovery.Failover{Plan: plan, Operator: q.Operator, Force: q.Force, History: l.promoting(), Serve: l.serveEpoch, Now: l.site.o.Now, Fence: l.prove(q),
 		Step: func(t recovery.StepTime) { progress(stepProgress(t)) }}
+	f.Right = func() error {
+		if !l.guard.holds() {
+			return fmt.Errorf("the right of the witness to run %s: %w", l.cfg.Ref(), witness.ErrLost)
+		}
+		return nil
+	}
+	if plan.Tail != nil {
+		f.Tail = l.tailOf(plan, q, progress)
+	}
 	for _, p := range plan.Peers {
 		if p.Reachable {
 			f.Announce = l.announce
@@ -159,11 +172,18 @@ func (l *life) serveEpoch(ctx context.Context, w *journal.Writer) (map[string]st
 	return l.urisOf(reign), nil
 }
 
-// urisOf says where the disks of a reign are served.
+// urisOf says where the disks of a reign are served, or lie.
 func (l *life) urisOf(r *reign) map[string]string {
 	uris := map[string]string{}
 	for _, d := range r.disks {
-		uris[d.volume.Name] = nbdURI("unix", l.site.diskSocket(l.group), l.exportName(d.volume.Name))
+		switch {
+		case d.identity != "":
+			uris[d.volume.Name] = recovery.DeviceURI(d.image, d.volume.Size, d.identity)
+		case d.image != "":
+			uris[d.volume.Name] = recovery.FileURI(d.image)
+		default:
+			uris[d.volume.Name] = nbdURI("unix", l.site.diskSocket(l.group), l.exportName(d.volume.Name))
+		}
 	}
 	return uris
 }
@@ -254,6 +274,11 @@ func outcomeOf(o recovery.Outcome) control.FailedOver {
 	}
 	if m := o.Machine; m != nil {
 		out.Started, out.QMP, out.Serial, out.PID = true, m.QMP, m.Serial, m.PID
+		for _, x := range m.All() {
+			if len(m.Besides) > 0 {
+				out.Machines = append(out.Machines, control.MachineStarted{Name: x.Name, PID: x.PID, QMP: x.QMP, Serial: x.Serial, Adopted: x.Adopted})
+			}
+		}
 	}
 	return out
 }

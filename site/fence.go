@@ -3,6 +3,7 @@ package site
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -39,22 +40,22 @@ func channelsOf(c *config.Fence) []fence.Channel {
 // fence is the channels to the group's machine at the old site: those configured, a
 // statement that was brought, and its sessions, which fall silent with their host.
 // Without anything that could say off there is no fence at all.
-func (l *life) fence(q control.FailoverRequest) (fence.Fence, error) {
-	f := fence.Fence{Channels: channelsOf(l.cfg.Fence), Now: l.site.o.Now}
+func (l *life) fence(q control.FailoverRequest) (prover, error) {
+	var shared []fence.Channel
 	if q.Statement != "" {
 		s, err := l.statement(q.Statement)
 		if err != nil {
-			return f, err
+			return nil, err
 		}
-		f.Channels = append(f.Channels, s)
+		shared = append(shared, s)
 	}
-	if len(f.Channels) == 0 {
-		return f, nil
+	if l.cfg.Fence == nil && len(shared) == 0 {
+		return fence.Fence{}, nil
 	}
 	for _, name := range l.cfg.Peers {
-		f.Channels = append(f.Channels, fence.Quiet{What: "session with " + name, Host: true, Heard: l.hears(name)})
+		shared = append(shared, fence.Quiet{What: "session with " + name, Host: true, Heard: l.hears(name)})
 	}
-	return f, nil
+	return l.fenced(shared), nil
 }
 
 // hears asks whether a peer is heard as the group's primary.
@@ -86,11 +87,16 @@ func (l *life) statement(text string) (fence.Statement, error) {
 		s := fence.Statement{Text: text, Site: name, Identity: l.id, Key: pinned(p.Pin)}
 		numbers := epochNumbers(l.j)
 		s.Latest, s.Epoch = l.latestOf(name, numbers)
-		if _, err := s.Standing(); err != nil {
-			failed = err
-			continue
+		x, err := s.Standing()
+		if err == nil {
+			err = l.reignedSince(x)
 		}
-		return s, nil
+		if err == nil {
+			return s, nil
+		}
+		if failed == nil || x.Site == name { // that another one has another key says nothing
+			failed = err
+		}
 	}
 	if failed == nil {
 		return fence.Statement{}, fault.New(fault.NotFenced, what, "the group has no peer here that could have signed one")
@@ -98,7 +104,55 @@ func (l *life) statement(text string) (fence.Statement, error) {
 	return fence.Statement{}, fault.Wrap(fault.NotFenced, what, failed).Advise("Ask for a new one at the old site, or leave --statement out.")
 }
 
-// latestOf is the newest head that was heard of a peer.
+// reignedSince is why a statement says nothing of who reigned last: the history that would
+// be gone on with is of another site's later epoch, and its machine is the one to be off.
+func (l *life) reignedSince(x fence.Standing) error {
+	head := l.j.Head().Epoch
+	for _, b := range l.j.Branches() {
+		if b.ID == head && b.Number > x.Epoch && b.Site != x.Site && b.Site != l.site.cfg.Site {
+			return fmt.Errorf("%w: it is of epoch %d, and the newest history here is that of %s, epoch %d", fence.ErrStatement, x.Epoch, b.Site, b.Number)
+		}
+	}
+	return nil
+}
+
+// begunKey is where the site log keeps the number of the newest epoch that anybody said a
+// site began.
+func begunKey(site string) string { return "begun/" + site }
+
+// noteBegun keeps what a peer knows of the epochs that the group's peers began.
+func (l *life) noteBegun(a standing) {
+	newest := map[string]uint64{}
+	for _, b := range a.Branches {
+		if slices.Contains(l.cfg.Peers, b.Site) {
+			newest[b.Site] = max(newest[b.Site], b.Number)
+		}
+	}
+	for site, number := range newest {
+		if number <= l.begun(site) {
+			continue
+		}
+		if err := l.j.Remember(begunKey(site), number); err != nil {
+			l.site.o.Log.Warn("remember which epoch a peer began", "group", l.cfg.Ref(), "peer", site, "epoch", number, "err", err)
+		}
+	}
+}
+
+// begun is the number of the newest epoch that a peer is known to have begun.
+func (l *life) begun(peer string) (number uint64) {
+	if _, err := l.j.Recall(begunKey(peer), &number); err != nil {
+		l.site.o.Log.Warn("recall which epoch a peer began", "group", l.cfg.Ref(), "peer", peer, "err", err)
+	}
+	for _, b := range l.j.Branches() {
+		if b.Site == peer {
+			number = max(number, b.Number)
+		}
+	}
+	return number
+}
+
+// latestOf is the newest head that was heard of a peer, and the newest epoch that it is
+// known to have begun, by whomever.
 func (l *life) latestOf(peer string, numbers map[journal.EpochID]uint64) (journal.Position, uint64) {
 	var h *recovery.SourceHead
 	for _, lag := range l.site.lagsOf(l.group) {
@@ -110,9 +164,9 @@ func (l *life) latestOf(peer string, numbers map[journal.EpochID]uint64) (journa
 		h = l.recalled(peer)
 	}
 	if h == nil {
-		return journal.Position{}, 0
+		return journal.Position{}, l.begun(peer)
 	}
-	return h.Head, max(h.Number, numbers[h.Head.Epoch])
+	return h.Head, max(h.Number, numbers[h.Head.Epoch], l.begun(peer))
 }
 
 // pinned tells whether a public key is the one of a pin.
@@ -155,16 +209,32 @@ func (e *examination) fences(ctx context.Context, g config.Group) {
 		}
 		return
 	}
-	channels := channelsOf(g.Fence)
-	if len(channels) < 2 {
-		e.say(FindingWarning, "name a second channel in fence:", "%s is the only fence: what it says is not believed alone", channels[0].Name())
+	shared := channelsOf(g.Fence)
+	var look interface {
+		Look(context.Context) []fence.Observation
+	} = fence.Fence{Channels: shared}
+	if len(g.Fence.Each) == 0 && len(shared) < 2 {
+		e.say(FindingWarning, "name a second channel in fence:", "%s is the only fence: what it says is not believed alone", shared[0].Name())
 	}
 	for _, p := range g.Fence.Programs {
 		e.agent(ctx, p)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 4*examineBounded)
+	var several fence.Several
+	for i := range g.Fence.Each {
+		x := &g.Fence.Each[i]
+		channels := slices.Concat(channelsOf(x), shared)
+		if len(channels) < 2 {
+			e.say(FindingWarning, "name a second channel for it in fence:", "%s is the only fence of machine %s: what it says is not believed alone", channels[0].Name(), x.Machine)
+		}
+		for _, p := range x.Programs {
+			e.agent(ctx, p)
+		}
+		several = append(several, fence.Of{Machine: x.Machine, Fence: fence.Fence{Channels: channels}})
+		look = several
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(4*max(1, len(several)))*examineBounded)
 	defer cancel()
-	for _, o := range (fence.Fence{Channels: channels}).Look(ctx) {
+	for _, o := range look.Look(ctx) {
 		switch {
 		case o.Liar:
 			e.say(FindingProblem, "replace it: it calls plugs off that are not, or do not exist", "fence %s", o)

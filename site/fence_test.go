@@ -32,7 +32,7 @@ exit 1`
 	}
 	text := "#!/bin/sh\naction= plug=\nwhile IFS= read -r line; do case \"$line\" in action=*) action=${line#action=};; plug=*) plug=${line#plug=};; esac; done\n" + body + "\n"
 	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+	if err := writeProgram(path, text); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "web"), []byte("on\n"), 0o600); err != nil {
@@ -56,6 +56,7 @@ func fencedPair(t *testing.T, w *world, fences string) (a, b *running) {
 // Promise 12: with two channels that prove it a failover goes on without force and is
 // recorded as fenced, with what was seen; the dead site is asked nothing.
 func TestFailoverFences(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	first, second := device(t, w.dir, "fence_one", false), device(t, w.dir, "fence_two", false)
 	_, b := fencedPair(t, w, "  fence: {programs: [{path: "+first+", plug: web, timeout: 1m}, {path: "+second+", plug: web, timeout: 1m}]}\n")
@@ -106,6 +107,7 @@ func reignOf(t *testing.T, r *running) recovery.Reign {
 // alone promote nothing: exit 15, with what to do. Force goes on, and is on record with
 // what was seen.
 func TestUnprovenFenceRefuses(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	liar := device(t, w.dir, "fence_yes", true)
 	_, b := fencedPair(t, w, "  fence: {programs: [{path: "+liar+", plug: web, timeout: 1m}, {path: "+filepath.Join(w.dir, "absent")+", plug: web}]}\n")
@@ -131,6 +133,7 @@ func TestUnprovenFenceRefuses(t *testing.T) {
 // A statement of the old site is one channel: with a second one it proves, alone it does
 // not, and one that cannot be believed is refused before anything is planned.
 func TestStatementOfTheOldSite(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	one := device(t, w.dir, "fence_one", false)
 	a, b := fencedPair(t, w, "  fence: {programs: [{path: "+one+", plug: web, timeout: 1m}]}\n")
@@ -170,6 +173,7 @@ func TestStatementOfTheOldSite(t *testing.T) {
 }
 
 func TestDoctorExaminesFences(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	good, liar := device(t, w.dir, "fence_good", false), device(t, w.dir, "fence_yes", true)
 	site := func(fences string) string {
@@ -183,6 +187,9 @@ func TestDoctorExaminesFences(t *testing.T) {
 	}
 	if got := site("  fence: {programs: [{path: " + good + ", plug: web}, {path: " + liar + ", plug: web}]}\n"); !strings.Contains(got, "which does not exist | replace it") || !strings.Contains(got, "does not tell its actions") {
 		t.Errorf("a liar: %s", got)
+	}
+	if got := site("  fence: {each: [{machine: web, programs: [{path: " + good + ", plug: web}]}, {machine: db, programs: [{path: " + good + ", plug: nosuch}, {path: " + liar + ", plug: web}]}]}\n"); !strings.Contains(got, "only fence of machine web") || !strings.Contains(got, "problem: fence db: program "+liar) {
+		t.Errorf("of each: %s", got)
 	}
 	if got := site("  fence: {programs: [{path: /nonexistent/fence, plug: web}], libvirt: {uri: 'qemu:///session?socket=/nonexistent'}}\n"); strings.Count(got, "problem: fence") < 2 {
 		t.Errorf("absent: %s", got)

@@ -62,14 +62,18 @@ func (b *bitmaps) forgotten(l *life) bool {
 // the returned function.
 func (r *running) lifeOf() (*life, func()) {
 	r.t.Helper()
-	l, release, err := r.groups[0].use()
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	var l *life
+	var release func()
+	await(r.t, "a journal of site "+r.cfg.Site+" is open", func() (ok bool) {
+		var err error
+		l, release, err = r.groups[0].use()
+		return err == nil
+	})
 	return l, release
 }
 
 func TestPromotionForgetsBitmapsOfEveryVolume(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -103,6 +107,7 @@ func TestPromotionForgetsBitmapsOfEveryVolume(t *testing.T) {
 }
 
 func TestFinishedPromotionForgetsBitmaps(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -137,6 +142,7 @@ func TestFinishedPromotionForgetsBitmaps(t *testing.T) {
 
 // A reign that goes on at the head keeps them: a restart must cost a delta only.
 func TestReignAtTheHeadKeepsBitmaps(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", twoGroups)
 	s := w.run(c)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/config"
@@ -24,7 +25,10 @@ type group struct {
 	dir  string
 	id   journal.Identity
 
-	upkeep upkeep // has its own lock
+	aside bool // it was set aside, and can be read alone
+
+	upkeep upkeep    // has its own lock
+	guard  *guardian // nil: a person decides on failovers
 
 	rewinds atomic.Uint64 // that changed its disks, since the site was opened
 
@@ -55,16 +59,26 @@ type life struct {
 	// bootWaits is why the domain is not started yet; empty: it does not wait.
 	bootWaits string
 	bootDone  bool // nothing is left to be started
+	// owed is a machine that is owed a start, and owedWhy why it waits; empty: none does.
+	owed, owedWhy string
+	took          cbt.ID // the handover that this life took over
 	// upkeeping ends the maintenance that is under way and waits for it; nil: none.
 	upkeeping func()
 	keys      *journal.Keys // nil: nothing is sealed or opened here
+
+	lent lending // has its own lock
 
 	crowned chan coronation // what a failover has made, for play
 	settled chan struct{}   // closed once play has done with what an earlier life left
 
 	rewinding *rewinding      // under way; under mu
 	rewind    chan *rewinding // to who reigns, which carries it out
+	left      chan struct{}   // signalled when a rewind may have left something to be done
+	pivot     chan *pivoting  // likewise
+	pivotLeft chan struct{}   // signalled when one was left half-way
+	pivots    sync.Mutex      // held while disks become local
 	starting  sync.Mutex      // held while a machine is started again
+	orders    sync.Mutex      // held while peers are made to follow, and who is to is changed
 }
 
 // Pauses between attempts at a group that fails.
@@ -144,16 +158,24 @@ func segmentBytes(quota int64) int64 {
 	return max(least, quota/parts>>20<<20)
 }
 
+// options are those of the group's journal, which is made where there is none.
+func (g *group) options(ring *journal.Keys) journal.Options {
+	return journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), SegmentBytes: segmentBytes(int64(g.cfg.Quota)), Now: g.site.o.Now, Uptime: g.site.o.Uptime,
+		Compress: compression(g.cfg.Compress), Keys: keyRing(ring),
+		Log: g.site.o.Log.With("group", g.cfg.Ref())}
+}
+
 // live opens the journal, plays the group's role, and closes it.
 func (g *group) live(ctx context.Context) (err error) {
+	if err := g.setAside(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		return fault.Wrap(fault.FileTrouble, "make "+g.dir, err)
 	}
 	ring := g.site.ring(ctx, g.cfg)
 	defer ring.Close()
-	j, err := journal.Open(g.dir, journal.Options{Create: &g.id, Sync: syncMode(g.cfg.Sync), QuotaBytes: int64(g.cfg.Quota), SegmentBytes: segmentBytes(int64(g.cfg.Quota)), Now: g.site.o.Now, Uptime: g.site.o.Uptime,
-		Compress: compression(g.cfg.Compress), Keys: keyRing(ring),
-		Log: g.site.o.Log.With("group", g.cfg.Ref())})
+	j, err := journal.Open(g.dir, g.options(ring))
 	if err != nil {
 		return err
 	}
@@ -165,7 +187,7 @@ func (g *group) live(ctx context.Context) (err error) {
 	turned, turn := context.WithCancelCause(ctx)
 	defer turn(nil)
 	eg, ctx := errgroup.WithContext(turned)
-	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), settled: make(chan struct{}), next: func() { g.turns(); turn(errTurn) }}
+	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), left: make(chan struct{}, 1), pivot: make(chan *pivoting), pivotLeft: make(chan struct{}, 1), settled: make(chan struct{}), next: func() { g.turns(); turn(errTurn) }}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -196,6 +218,10 @@ func (g *group) live(ctx context.Context) (err error) {
 		l.scrub(ctx)
 		return nil
 	})
+	eg.Go(func() error {
+		l.finishPivots(ctx)
+		return nil
+	})
 	g.begin(l)
 	<-ctx.Done()
 	l.end()
@@ -220,7 +246,8 @@ func (g *group) begin(l *life) {
 	g.life, g.failure, g.turning = l, nil, false
 	g.turnedLocked()
 	g.mu.Unlock()
-	g.site.o.Log.Info("group opened", "group", g.cfg.Ref(), "role", l.role.Role, "head", l.j.Head().Position)
+	g.site.o.Log.Info("group opened", "group", g.cfg.Ref(), "role", l.roleNow().Role, "head", l.j.Head().Position)
+	g.site.reignBegan() // who waits for a disk looks whether there will be one
 	g.site.repl.Refresh()
 }
 
@@ -247,6 +274,11 @@ func (l *life) play(ctx context.Context) error {
 		}
 	}
 	captures := l.roleNow().Role.Captures()
+	if !captures && l.roleNow().Stage() != recovery.StageCeded { // what was ceded may come back
+		if err := l.forgetStopped(); err != nil {
+			return err
+		}
+	}
 	close(l.settled) // from here on only what a failover hands over changes anything
 	if captures {
 		r, err := l.enthrone(ctx)
@@ -267,9 +299,6 @@ func (l *life) play(ctx context.Context) error {
 	r, err := l.crown(ctx, c.writer)
 	if err != nil {
 		return err
-	}
-	if c.machine {
-		defer l.machineBeside(ctx, r)()
 	}
 	return l.reignOn(ctx, r)
 }

@@ -3,6 +3,7 @@ package site
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,6 +40,7 @@ func levelPair(w *world) (a, b *running) {
 // A planned failover there and back: nothing is lost, the old primary follows at once,
 // and its own image is brought to what was written meanwhile.
 func TestPlannedFailoverThereAndBack(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	a, b := levelPair(w)
 	q := control.HandoverRequest{Group: "web", Operator: "tester"}
@@ -87,16 +89,19 @@ func TestPlannedFailoverThereAndBack(t *testing.T) {
 	}
 }
 
-// seqBefore is the last record before an epoch.
-func (r *running) seqBefore(epoch uint64) uint64 {
+// seqBefore is the last record before an epoch, once that is known here.
+func (r *running) seqBefore(epoch uint64) (last uint64) {
 	r.t.Helper()
-	for _, b := range detailOf(r, "web").Branches {
-		if b.Epoch == epoch {
-			return b.First - 1
+	await(r.t, fmt.Sprintf("epoch %d is at %s", epoch, r.cfg.Site), func() bool {
+		for _, b := range detailOf(r, "web").Branches {
+			if b.Epoch == epoch {
+				last = b.First - 1
+				return true
+			}
 		}
-	}
-	r.t.Fatalf("no epoch %d at %s", epoch, r.cfg.Site)
-	return 0
+		return false
+	})
+	return last
 }
 
 func detailOf(r *running, name string) control.GroupDetail {
@@ -110,6 +115,7 @@ func detailOf(r *running, name string) control.GroupDetail {
 
 // What cannot be planned is refused, and leaves the primary as it was.
 func TestPlannedFailoverIsRefused(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	a, b := levelPair(w)
 	if _, err := a.Handover(ctx, control.HandoverRequest{Group: "web", To: "nobody"}, quietly); !fault.Is(err, fault.PeerUnknown) {
@@ -155,6 +161,7 @@ func failOver(t *testing.T, r *running, q control.FailoverRequest) control.Faile
 // A failover is rolled back: the old primary goes on with what it has, the new one
 // follows it, and what was written meanwhile stays readable as a branch.
 func TestFailoverIsRolledBack(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	a, b := levelPair(w)
 	a.stop()

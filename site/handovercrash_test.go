@@ -53,6 +53,7 @@ func (h *halves) promotion(state recovery.PromotionState) recovery.Promotion {
 // Promise 11, for a handover over two real sites: whatever was durable at either when
 // both died, one of them reigns afterwards and the other follows, with every write.
 func TestHandoverIsFinishedOrTakenBackAfterACrash(t *testing.T) {
+	t.Parallel()
 	n := 0
 	for _, x := range []struct {
 		name    string

@@ -68,18 +68,23 @@ func (l *life) noteHeads(ctx context.Context) {
 		case <-tick.C:
 		case <-ctx.Done(): // once more: the journal is open still
 		}
-		numbers := epochNumbers(l.j)
-		for _, lag := range l.site.lagsOf(l.group) {
-			h := headOf(lag, numbers)
-			if h == nil || !news(last[lag.Peer], *h) {
-				continue
-			}
-			if err := l.j.Remember(headKey(lag.Peer), h); err != nil {
-				l.site.o.Log.Warn("remember the head heard of a peer", "group", l.cfg.Ref(), "peer", lag.Peer, "err", err)
-				continue
-			}
-			last[lag.Peer] = h
+		l.noteHeard(last)
+	}
+}
+
+// noteHeard keeps what is news after last, which it brings up to date.
+func (l *life) noteHeard(last map[string]*recovery.SourceHead) {
+	numbers := epochNumbers(l.j)
+	for _, lag := range l.site.lagsOf(l.group) {
+		h := headOf(lag, numbers)
+		if h == nil || !news(last[lag.Peer], *h) {
+			continue
 		}
+		if err := l.j.Remember(headKey(lag.Peer), h); err != nil {
+			l.site.o.Log.Warn("remember the head heard of a peer", "group", l.cfg.Ref(), "peer", lag.Peer, "err", err)
+			continue
+		}
+		last[lag.Peer] = h
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 )
 
 func TestPlanAfterARestartKnowsTheSourcesHead(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)

@@ -18,6 +18,7 @@ import (
 )
 
 func TestRetentionIsWhatTheConfigurationSays(t *testing.T) {
+	t.Parallel()
 	const day = 24 * time.Hour
 	w := newWorld(t)
 	c := w.configure("a", `groups:

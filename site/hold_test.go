@@ -11,12 +11,15 @@ import (
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
+	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // What a peer that is away lacks is kept for it within its hold, whatever the ladder
 // says; beyond it the ladder rules, and the history here has no gap for it. When it is
 // back a delta brings it on: what it held is there, what lay between is not.
 func TestPeerIsHeldForThenBroughtOn(t *testing.T) {
+	scale.Lasting(t, "it writes until a hold has ended")
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	w, ctx := newWorld(t), context.Background()

@@ -69,6 +69,7 @@ func TestKeySources(t *testing.T) {
 // A sealed group from end to end at one site: written, read, rotated, shredded; a key
 // never shows in the log, the status, or any file but its own.
 func TestSealedGroup(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	keyFile := func(name string, b byte) string {
 		path := filepath.Join(w.dir, name)

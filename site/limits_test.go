@@ -13,6 +13,7 @@ import (
 
 // A limit that is set at run time is shown, bounded in time, and given back.
 func TestLimitsAreSetAndShown(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	ca.Peers[0].BWLimit, ca.Peers[0].TZ = "10M", "UTC"
@@ -49,6 +50,7 @@ func TestLimitsAreSetAndShown(t *testing.T) {
 // What a person set outlives the daemon, no longer than it was set for; what was given
 // back to the timetable stays there.
 func TestLimitsOutliveTheDaemon(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	ca.Peers[0].BWLimit, ca.Peers[0].TZ = "10M", "UTC"

@@ -35,7 +35,7 @@ func lockData(dir string) (*os.File, error) {
 		err = f.Truncate(int64(len(fmt.Sprintf("%d\n", os.Getpid()))))
 	}
 	if err != nil {
-		return nil, fault.Wrap(fault.FileTrouble, "lock the data directory "+dir, errors.Join(err, f.Close()))
+		return nil, fault.Wrap(fault.FileTrouble, "lock the data directory "+dir, errors.Join(err, unlock(f)))
 	}
 	return f, nil
 }
@@ -46,10 +46,20 @@ func held(dir string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close()
-	return flock(f) != nil
+	if flock(f) != nil {
+		_ = f.Close()
+		return true
+	}
+	_ = unlock(f)
+	return false
 }
 
 func flock(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) }
+
+// unlock lets go of the lock at once: a program that was being started when f is closed
+// has a copy of it, and would keep the lock until it runs.
+func unlock(f *os.File) error {
+	return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
+}
 
 func lockPath(dir string) string { return filepath.Join(dir, "site.lock") }

@@ -20,19 +20,38 @@ import (
 	"github.com/novacron/afterimage/site/fault"
 )
 
-// machineFor is the configured machine as recovery starts it.
+// machineFor is the configured machine, with those besides it, as recovery starts it.
 func (s *Site) machineFor(g *group, c *config.Machine) recovery.Machine {
-	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": s.cfg.NBD}, Ready: time.Duration(c.Ready), Dir: filepath.Join(s.cfg.Data, "m", machineID(g))}
+	m := s.oneFor(g, c, "")
+	for i := range c.Besides {
+		x := &c.Besides[i]
+		m.Besides = append(m.Besides, recovery.Companion{Machine: s.oneFor(g, x, besideID(g, x)), Health: healthOf(x)})
+	}
+	return m
+}
+
+// oneFor is one machine; beside is its besideID where it is besides another one.
+func (s *Site) oneFor(g *group, c *config.Machine, beside string) recovery.Machine {
+	id := machineID(g)
+	if beside != "" {
+		id = beside
+	}
+	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": s.cfg.NBD}, Ready: time.Duration(c.Ready), Dir: filepath.Join(s.cfg.Data, "m", id)}
 	for _, d := range c.Disks {
 		m.Disks = append(m.Disks, recovery.MachineDisk{Volume: d.Volume, ID: d.ID})
 	}
 	if c.Libvirt != nil {
-		m.Host = s.runnerFor(g, c)
+		m.Host = s.runnerFor(g, c, beside)
 	}
 	return m
 }
 
 func machineID(g *group) string { return named("machine", g.cfg.Tenant, g.cfg.Name).Short() }
+
+// besideID names what is a machine's own which is besides another one.
+func besideID(g *group, c *config.Machine) string {
+	return named("machine", g.cfg.Tenant, g.cfg.Name, c.Name).Short()
+}
 
 // healthOf is how c tells that it is up.
 func healthOf(c *config.Machine) recovery.Health {
@@ -45,10 +64,14 @@ func healthOf(c *config.Machine) recovery.Health {
 
 // runnerFor has libvirtd run the machine, by the definition that is newest when it is
 // started: that of the point that the group was promoted from.
-func (s *Site) runnerFor(g *group, c *config.Machine) *domain.Runner {
+func (s *Site) runnerFor(g *group, c *config.Machine, beside string) *domain.Runner {
 	r := &domain.Runner{URI: c.Libvirt.URI, Name: c.Name, Targets: map[string]string{}, Networks: map[string]libvirt.Network{}, MACs: map[string]string{},
-		Log: filepath.Join(machineSockets(g, ""), "console.log"), DrillLog: filepath.Join(machineSockets(g, drillPrefix), "console.log"), Private: c.Libvirt.Isolated,
-		Definition: func(ctx context.Context) (string, error) { return s.definitionNow(ctx, g) }}
+		Log: filepath.Join(machineSockets(g, ""), beside, "console.log"), DrillLog: filepath.Join(machineSockets(g, drillPrefix), beside, "console.log"), Private: c.Libvirt.Isolated,
+		Definition: func(ctx context.Context) (string, error) { return s.definitionNow(ctx, g, c) },
+		NVRAM:      func(ctx context.Context) ([]byte, error) { return s.nvramNow(ctx, g, c) }}
+	if owner, err := qemuUser(&config.Libvirt{URI: c.Libvirt.URI, User: c.Libvirt.User}); err == nil { // else its sockets say so
+		r.Owner = owner
+	}
 	for _, d := range c.Disks {
 		r.Targets[d.Volume] = d.ID
 	}
@@ -62,24 +85,24 @@ func (s *Site) runnerFor(g *group, c *config.Machine) *domain.Runner {
 }
 
 // definitionNow is the domain's definition at the head of what the group is here.
-func (s *Site) definitionNow(ctx context.Context, g *group) (string, error) {
+func (s *Site) definitionNow(ctx context.Context, g *group, c *config.Machine) (string, error) {
 	l, release, err := s.open(ctx, g)
 	if err != nil {
 		return "", err
 	}
 	defer release()
 	h := l.j.Head()
-	return l.definitionAt(journal.Point{Position: h.Position})
+	return l.definitionAt(journal.Point{Position: h.Position}, c)
 }
 
-// definitionAt is the domain's definition at a point: what the tap recorded of it.
-func (l *life) definitionAt(p journal.Point) (string, error) {
+// definitionAt is a domain's definition at a point: what the tap recorded of it.
+func (l *life) definitionAt(p journal.Point, c *config.Machine) (string, error) {
 	what := "read the machine's definition of " + l.cfg.Ref()
 	all, err := l.j.Machines(p)
 	if err != nil {
 		return "", err
 	}
-	want, found := l.cfg.Machine.Libvirt.Domain, ""
+	want, found := c.Libvirt.Domain, ""
 	var names []string
 	for name, text := range all {
 		if !bytes.HasPrefix(bytes.TrimSpace(text), []byte("<")) || want != "" && name != want {
@@ -95,6 +118,28 @@ func (l *life) definitionAt(p journal.Point) (string, error) {
 			Advise("Definitions are recorded where the group is captured through libvirt:. Capture it so, or describe the machine by binary: and args:.")
 	}
 	return "", fault.New(fault.MachineTrouble, what, "the history has several: %s", strings.Join(names, ", ")).Advise("Name one: machine: {libvirt: {domain: NAME}}")
+}
+
+// nvramNow is what the domain's firmware remembers at the head of what the group is
+// here; nil where the history does not say.
+func (s *Site) nvramNow(ctx context.Context, g *group, c *config.Machine) ([]byte, error) {
+	l, release, err := s.open(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	all, err := l.j.Machines(journal.Point{Position: l.j.Head().Position})
+	if err != nil {
+		return nil, err
+	}
+	want := c.Libvirt.Domain
+	var found []byte
+	for name, vars := range all {
+		if of, ok := strings.CutSuffix(name, nvramSuffix); ok && (want == "" || of == want) {
+			found = vars // of several definitionAt has refused to choose
+		}
+	}
+	return found, nil
 }
 
 // drillPrefix begins the directories of drills among those of machines.
@@ -117,6 +162,11 @@ func socketFor(g *group, prefix string) (path string, owner int, err error) {
 		return "", 0, err
 	}
 	dir, err := enterable(c.Sockets, prefix+machineID(g), owner)
+	for _, x := range g.cfg.Machine.Each()[1:] { // its console and its firmware's variables
+		if err == nil {
+			_, err = enterable(dir, besideID(g, x), owner)
+		}
+	}
 	return filepath.Join(dir, "nbd"), owner, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,7 +58,8 @@ func (l *life) keepUp(ctx context.Context) {
 	}
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	next, vain := l.site.o.Now().Add(every), false
+	next := l.site.o.Now().Add(every)
+	var vain patience
 	for {
 		l.upkeep.note(func(u *upkeep) { u.status.Next = next })
 		select {
@@ -68,16 +70,42 @@ func (l *life) keepUp(ctx context.Context) {
 		if r := l.roleNow(); r.Role.Captures() && l.reigning() == nil {
 			continue // its disks are being opened, from history that is not referenced yet
 		}
-		p, due := calm(l.cfg), !l.site.o.Now().Before(next)
-		if presses(l.j.Usage().Used, int64(l.cfg.Quota)) {
-			p, due = pressed, due || !vain
+		now := l.site.o.Now()
+		p, due := calm(l.cfg), !now.Before(next)
+		presses := presses(l.j.Usage().Used, int64(l.cfg.Quota))
+		if presses {
+			p, due = pressed, due || vain.over(now)
 		}
 		if !due {
 			continue
 		}
 		m, err := l.maintain(ctx, p, func(string, int64, int64) {})
-		next, vain = l.site.o.Now().Add(every), err == nil && m.Freed == 0 // what cannot be freed now is not tried each second
+		now = l.site.o.Now()
+		next = now.Add(every)
+		vain.note(now, presses && err == nil && m.Freed == 0)
 	}
+}
+
+// patience spaces the attempts to free what could not be freed: it grows old enough to
+// be thinned, or is let go of, without a word.
+type patience struct {
+	next time.Time
+	wait time.Duration
+}
+
+const patienceFirst, patienceLimit = 2 * time.Second, time.Minute
+
+// over reports that it is time for another attempt.
+func (p *patience) over(now time.Time) bool { return !now.Before(p.next) }
+
+// note takes in whether an attempt was in vain.
+func (p *patience) note(now time.Time, vain bool) {
+	if !vain {
+		*p = patience{}
+		return
+	}
+	p.wait = min(max(2*p.wait, patienceFirst), patienceLimit)
+	p.next = now.Add(p.wait)
 }
 
 // presses reports that a quota is nearly used up. It is pure.
@@ -309,10 +337,15 @@ func siteLogNotice(l journal.SiteLogLoss) control.Notice {
 		Hint: "Look whether pins (point list), role and peers (group show) are as they were, then run group maintain NAME --trust-site-log"}
 }
 
-// bytesText is a size as configurations say it, or in whole MiB.
+// bytesText is a size as configurations say it, or rounded.
 func bytesText(n int64) string {
-	if s := config.Bytes(n).String(); len(s) < 8 {
+	if s := config.Bytes(n).String(); n < 1<<20 || strings.HasSuffix(s, "iB") && len(s) < 8 {
 		return s
 	}
-	return fmt.Sprintf("%dMiB", n>>20)
+	f, unit := float64(n)/(1<<20), 0
+	const units = "MGTPE"
+	for ; f >= 1023.95 && unit < len(units)-1; unit++ {
+		f /= 1024
+	}
+	return fmt.Sprintf("%.1f%ciB", f, units[unit])
 }

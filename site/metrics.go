@@ -50,13 +50,14 @@ func newMeters(s *Site) *meters {
 		m.resync.WithLabelValues(groupLabels(g)...)
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "afterimage_build_info", Help: "Always 1; the labels say what runs.",
-		ConstLabels: prometheus.Labels{"version": version(), "site": s.cfg.Site}})
+		ConstLabels: prometheus.Labels{"version": Version(), "site": s.cfg.Site}})
 	info.Set(1)
 	m.registry.MustRegister(m.errors, m.acks, m.rpo, m.unknown, m.resync, m.unpinned, info, &states{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-func version() string {
+// Version is that of the program as it was built; unknown where nothing was noted.
+func Version() string {
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		return b.Main.Version
 	}
@@ -122,6 +123,7 @@ func (c *states) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range historyDescs {
 		ch <- d
 	}
+	ch <- descAdded
 }
 
 // Collect implements prometheus.Collector.
@@ -139,6 +141,7 @@ func (c *states) Collect(ch chan<- prometheus.Metric) {
 	for i, g := range st.Groups {
 		c.group(set, g)
 		c.history(ch, c.site.groups[i], g)
+		c.added(ch, c.site.groups[i])
 		for _, l := range g.Lags {
 			ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(l.Moved), g.Tenant, g.Name, l.Peer, l.Direction, "wire")
 			ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(l.MovedFor), g.Tenant, g.Name, l.Peer, l.Direction, "raw")

@@ -1,11 +1,14 @@
 package site
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/novacron/afterimage/cbt"
@@ -24,6 +27,8 @@ const movedKey = "failover/moved"
 type moved struct {
 	Promotion cbt.ID            `json:"promotion"`
 	Images    map[string]string `json:"images"` // by volume id
+	// Devices are the identities of those images that are block devices, by volume id.
+	Devices map[string]string `json:"devices,omitempty"`
 }
 
 // movedNow is what holds for the group's role.
@@ -38,6 +43,9 @@ func (l *life) movedNow(r recovery.Reign) (moved, error) {
 	if m.Images == nil {
 		m.Images = map[string]string{}
 	}
+	if m.Devices == nil {
+		m.Devices = map[string]string{}
+	}
 	return m, nil
 }
 
@@ -48,13 +56,20 @@ func (l *life) movedOptions(w *journal.Writer, v cbt.Volume, path string) embedd
 	return embedded.Options{Volume: v, Image: path, Sink: w, History: history{l.j}, Memory: l.j, Key: movedMemo(v.ID), Log: l.site.o.Log.With("group", l.cfg.Ref())}
 }
 
-// openMoved opens a disk of the history that lies in an image here. An image that is gone
-// ends the opening: what the journal had no room for was in it alone.
-func (l *life) openMoved(ctx context.Context, r *reign, v cbt.Volume, path string) (*disk, error) {
-	if _, err := os.Stat(path); err != nil {
+// openMoved opens a disk of the history that lies in an image here. An image that is gone,
+// or a device that is another one by now, ends the opening: what the journal had no room
+// for was in it alone.
+func (l *life) openMoved(ctx context.Context, r *reign, v cbt.Volume, path, device string) (*disk, error) {
+	_, err := os.Stat(path)
+	if device != "" {
+		err = recovery.SameDevice(path, device)
+	}
+	if err != nil {
 		return nil, fault.Wrap(fault.ImageTrouble, "open the image of volume "+v.Name, err)
 	}
-	d, err := embedded.New(ctx, l.movedOptions(r.writer, v, path))
+	o := l.movedOptions(r.writer, v, path)
+	o.Device = device != ""
+	d, err := embedded.New(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -67,8 +82,15 @@ func (l *life) movedReferences(r recovery.Reign) ([]journal.Reference, error) {
 	if err != nil {
 		return nil, err
 	}
+	local, err := l.pivotedNow(r)
+	if err != nil {
+		return nil, err
+	}
 	var refs []journal.Reference
 	for id := range m.Images {
+		if local.Disks[id].Done { // it is never opened here again
+			continue
+		}
 		place, ok, err := embedded.CheckpointedAs(l.j, "moved/"+id)
 		if err != nil {
 			return nil, err
@@ -85,8 +107,10 @@ func (l *life) movedReferences(r recovery.Reign) ([]journal.Reference, error) {
 func (s *Site) MoveDisks(ctx context.Context, q control.MoveRequest, progress func(control.Progress)) (control.Moved, error) {
 	what := "move the disks of " + q.Group
 	out := control.Moved{Group: q.Group, Volumes: []control.MovedVolume{}}
-	if !filepath.IsAbs(q.To) {
-		return out, fault.New(fault.Usage, what, "%q is no absolute path", q.To)
+	for _, path := range append(slices.Collect(maps.Values(q.Devices)), cmp.Or(q.To, "/")) {
+		if !filepath.IsAbs(path) {
+			return out, fault.New(fault.Usage, what, "%q is no absolute path", path)
+		}
 	}
 	l, release, err := s.forFailover(ctx, control.FailoverRequest{Group: q.Group})
 	if err != nil {
@@ -104,20 +128,57 @@ func (s *Site) MoveDisks(ctx context.Context, q control.MoveRequest, progress fu
 	if r == nil {
 		return out, fault.New(fault.NotReplica, what, "the group is not primary here").Advise("Disks are moved after a failover, at the site that runs their machine.")
 	}
+	if all := l.cfg.Machine.Each(); q.Pivot && len(all) > 1 {
+		return out, fault.New(fault.Usage, what, "machines %s share the group's disks: those of several are not handed to their machines", l.cfg.Machine.Called()).Advise("Move them without --pivot.")
+	}
 	began := s.o.Now()
 	out.Group = l.cfg.Ref()
+	lies, err := l.movedNow(l.roleNow())
+	if err == nil {
+		err = placeable(r, q, lies)
+	}
+	if err != nil {
+		return out, err
+	}
 	for _, d := range r.disks {
-		v, err := l.moveDisk(ctx, r, d, q.To, progress)
+		v, err := l.moveDisk(ctx, r, d, q, progress)
 		if err != nil {
 			return out, explain(what, err)
 		}
 		out.Volumes = append(out.Volumes, v)
 	}
+	if q.Pivot {
+		if out.Unprotected, err = l.pivotDisks(ctx, r, progress); err != nil {
+			return out, explain("hand the disks of "+q.Group+" to their machine", err)
+		}
+		for i, d := range r.disks {
+			if out.Volumes[i].Local, err = l.localOf(d.volume.ID); err != nil {
+				return out, explain(what, err)
+			}
+		}
+	}
 	out.Seconds = s.o.Now().Sub(began).Seconds()
 	return out, nil
 }
 
-func (l *life) moveDisk(ctx context.Context, r *reign, d *disk, dir string, progress func(control.Progress)) (control.MovedVolume, error) {
+// placeable is nil if every disk that does not lie anywhere yet is told where to go, before
+// any is moved.
+func placeable(r *reign, q control.MoveRequest, lies moved) error {
+	what := "move the disks of " + q.Group
+	left := maps.Clone(q.Devices)
+	for _, d := range r.disks {
+		if _, ok := left[d.volume.Name]; !ok && q.To == "" && lies.Images[d.volume.ID.String()] == "" {
+			return fault.New(fault.Usage, what, "volume %s has neither a device nor a directory to go to", d.volume.Name)
+		}
+		delete(left, d.volume.Name)
+	}
+	for name := range left {
+		return fault.New(fault.Usage, what, "it has no volume %q", name)
+	}
+	return nil
+}
+
+func (l *life) moveDisk(ctx context.Context, r *reign, d *disk, q control.MoveRequest, progress func(control.Progress)) (control.MovedVolume, error) {
 	v := control.MovedVolume{Volume: d.volume.Name, Bytes: d.volume.Size}
 	m, err := l.movedNow(l.roleNow())
 	if err != nil {
@@ -131,13 +192,22 @@ func (l *life) moveDisk(ctx context.Context, r *reign, d *disk, dir string, prog
 	if d.kind != kindJournal || !ok {
 		return v, fault.New(fault.Usage, "move volume "+d.volume.Name, "it does not live in the journal alone, it is %s", d.kind)
 	}
-	v.Image = filepath.Join(dir, strings.ReplaceAll(l.cfg.Ref(), "/", "-")+"-"+d.volume.Name+".img")
+	identity := ""
+	if v.Image, ok = q.Devices[d.volume.Name]; !ok {
+		v.Image = filepath.Join(q.To, strings.ReplaceAll(l.cfg.Ref(), "/", "-")+"-"+d.volume.Name+".img")
+	} else if identity, err = l.claim(d.volume, v.Image); err != nil {
+		return v, err
+	}
 	o := l.movedOptions(r.writer, d.volume, v.Image)
+	o.Device = identity != ""
 	o.Progress = func(_ string, done, total int64) {
 		progress(control.Progress{Step: "copy " + d.volume.Name, Done: done, Total: total})
 	}
 	o.Settle = func() error {
 		m.Images[d.volume.ID.String()] = v.Image
+		if o.Device {
+			m.Devices[d.volume.ID.String()] = identity
+		}
 		if err := errors.Join(syncParent(v.Image), l.j.Remember(movedKey, m)); err != nil {
 			return fmt.Errorf("remember where it lies: %w", err)
 		}
@@ -146,6 +216,11 @@ func (l *life) moveDisk(ctx context.Context, r *reign, d *disk, dir string, prog
 	pause, err := journaled.Move(ctx, o)
 	if err != nil {
 		return v, err
+	}
+	if o.Device {
+		if err := l.claimed(d.volume); err != nil {
+			return v, err
+		}
 	}
 	v.Pause = pause.Seconds()
 	l.site.o.Log.Info("disk moved", "group", l.cfg.Ref(), "volume", d.volume.Name, "image", v.Image, "pause", pause)

@@ -43,6 +43,7 @@ func (r *running) content(name string, size int64) []byte {
 // Disks are moved while they are written to; the next life serves them from where they
 // lie, and the journal has every write.
 func TestDisksAreMovedWhileTheyAreWrittenTo(t *testing.T) {
+	t.Parallel()
 	w, b, boot := promoted(t)
 	ctx := context.Background()
 	dir := filepath.Join(w.dir, "images")
@@ -121,6 +122,7 @@ func TestDisksAreMovedWhileTheyAreWrittenTo(t *testing.T) {
 
 // What fails before the end leaves the disks in the journal.
 func TestAMoveThatIsInterruptedLeavesTheDisksWhereTheyWere(t *testing.T) {
+	t.Parallel()
 	w, b, boot := promoted(t)
 	dir := filepath.Join(w.dir, "images")
 	if err := os.Mkdir(dir, 0o700); err != nil {

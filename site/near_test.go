@@ -77,6 +77,7 @@ func TestNearestPointsAreOffered(t *testing.T) {
 		"-52w":                     {"after it #1."},
 		"#999":                     {fmt.Sprintf("before it #1.%d of", last)},
 		"#7.999":                   {fmt.Sprintf("before it #1.%d of", last)},
+		when(60):                   {fmt.Sprintf("before it #1.%d of", last)}, // in the future
 	} {
 		_, err := resolve(ctx, j, at)
 		f := fault.Of(err)
@@ -93,6 +94,7 @@ func TestNearestPointsAreOffered(t *testing.T) {
 			t.Errorf("%s: more is offered than there is: %s", at, f.Advice())
 		}
 	}
+	step(time.Hour)
 	if p, err := resolve(ctx, j, when(60)); err != nil || p.Seq != last { // later than all of it: the newest
 		t.Errorf("%v, %v", p, err)
 	}

@@ -23,7 +23,7 @@ func objectiveNotices(c config.Group, entries []evidence.Entry, since, now time.
 	}
 	var last, drilled *evidence.Entry
 	for i, e := range entries {
-		if !e.Of(c.Ref()) {
+		if !e.Of(c.Ref()) || e.Kind == evidence.Decision {
 			continue
 		}
 		last = &entries[i]

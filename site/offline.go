@@ -14,7 +14,7 @@ import (
 // open gives a group's journal for a command: the running one, which is waited for
 // while it is being opened, or one of this use alone (read).
 func (s *Site) open(ctx context.Context, g *group) (*life, func(), error) {
-	if s.running() {
+	if s.running() && !g.aside {
 		return g.await(ctx)
 	}
 	return s.read(g)
@@ -22,7 +22,7 @@ func (s *Site) open(ctx context.Context, g *group) (*life, func(), error) {
 
 // look is open for who only wants to see how things stand, and does not wait.
 func (s *Site) look(g *group) (*life, func(), error) {
-	if s.running() {
+	if s.running() && !g.aside {
 		return g.use()
 	}
 	return s.read(g)
@@ -31,7 +31,7 @@ func (s *Site) look(g *group) (*life, func(), error) {
 // read opens a group's journal for this use alone, in a site that only reads; it
 // takes no records.
 func (s *Site) read(g *group) (*life, func(), error) {
-	if held(s.cfg.Data) {
+	if !g.aside && held(s.cfg.Data) {
 		return nil, nil, fault.New(fault.ControlBroken, "open the journal of "+g.cfg.Ref(), "a daemon holds %s, but its control socket %s does not answer", s.cfg.Data, s.cfg.Control)
 	}
 	if _, err := os.Stat(g.dir); err != nil {
@@ -54,8 +54,8 @@ func (s *Site) read(g *group) (*life, func(), error) {
 		shut()
 		return nil, nil, explain("open the journal of "+g.cfg.Ref(), err)
 	}
-	if !ok {
-		r.Role = recovery.Role(g.cfg.Role)
+	if !ok || g.aside {
+		r = recovery.Reign{Role: recovery.Role(g.cfg.Role)}
 	}
 	return &life{group: g, j: j, ctx: context.Background(), role: r}, shut, nil
 }

@@ -3,12 +3,14 @@ package site
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/novacron/afterimage/cbt/libvirt"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 )
@@ -17,6 +19,7 @@ import (
 // changes nothing; after everything else there are points again by themselves, the ones
 // before ended with a cause, and the newest is what the disks hold.
 func TestOthersHandleADomain(t *testing.T) {
+	t.Parallel()
 	for _, passthrough := range []config.Passthrough{config.PassthroughAllowed, config.PassthroughForbidden} {
 		t.Run(string(passthrough), func(t *testing.T) { testOthersHandleADomain(t, passthrough) })
 	}
@@ -30,7 +33,7 @@ func testOthersHandleADomain(t *testing.T, passthrough config.Passthrough) {
 		t.Fatal(err)
 	}
 	p := filepath.Join(w.dir, "defined.xml")
-	of := []byte("<uuid>5a9d3a64-44b7-4c0c-a8b8-0e4c1c4d7b11</uuid><memory")
+	of := []byte("<uuid>5a9d3a64-44b7-4c0c-a8b8-0e4c1c4d7b12</uuid><memory")
 	if err := os.WriteFile(p, bytes.Replace(text, []byte("<memory"), of, 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -122,4 +125,29 @@ func testOthersHandleADomain(t *testing.T, passthrough config.Passthrough) {
 			}
 		}
 	}
+	// Its agent is asked by whatever name it has now: this one has none that answers.
+	l, release, err := r.open(context.Background(), r.groups[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if _, err := l.freezer().Freeze(context.Background()); err == nil || errors.Is(err, libvirt.ErrNoDomain) {
+		t.Errorf("freeze the renamed domain: %v", err)
+	}
+	// Nor is it off because nothing has its old name.
+	notOff := func(why string) {
+		t.Helper()
+		if how, err := l.seenOff(t.Context()); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("it is off: %q, %v, want %q", how, err, why)
+		}
+	}
+	notOff("domain new is running")
+	w.virsh("destroy", "new")
+	w.virsh("autostart", "new")
+	notOff("virsh autostart --disable new")
+	w.virsh("autostart", "--disable", "new")
+	await(t, "it is off, and its taps have heard", func() bool {
+		how, err := l.seenOff(t.Context())
+		return err == nil && strings.Contains(how, "domain new is shut off")
+	})
 }

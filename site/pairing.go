@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -252,10 +253,15 @@ func (s *Site) peersChanged() error {
 func (s *Site) Invite(_ context.Context, q control.InviteRequest) (control.Invited, error) {
 	what := "invite " + q.Peer
 	if _, ok := s.cfg.Peer(q.Peer); !ok {
-		return control.Invited{}, fault.New(fault.PeerUnknown, what, "the configuration names no such peer").Advise("Add it to peers: and to the peers: of its groups; a pin is not needed.")
+		return control.Invited{}, fault.New(fault.PeerUnknown, what, "the configuration names no such peer").Advise("Add it to peers: and to the peers: of its groups, and start the daemon again; a pin is not needed.")
 	}
 	if !s.running() {
 		return control.Invited{}, fault.New(fault.NeedsDaemon, what, "the daemon answers who comes with the token")
+	}
+	for _, a := range q.Addresses {
+		if err := callableAt(a); err != nil {
+			return control.Invited{}, fault.New(fault.Usage, what, "%v", err).Advise("HOST:PORT, as site-a.example:7700.")
+		}
 	}
 	addresses := q.Addresses
 	if len(addresses) == 0 {
@@ -273,6 +279,18 @@ func (s *Site) Invite(_ context.Context, q control.InviteRequest) (control.Invit
 		return control.Invited{}, explain(what, err)
 	}
 	return control.Invited{Peer: q.Peer, Token: token, Addresses: addresses, Expires: i.Expires}, nil
+}
+
+// callableAt is what is wrong with an address that a peer is to call.
+func callableAt(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
+		return fmt.Errorf("address %s: no host and port", address)
+	}
+	return nil
 }
 
 // callable is where this site can be called: its listen: address or, where that names

@@ -18,12 +18,18 @@ import (
 // stay paired over restarts; a peer that is removed is out at once and stays out, until
 // it is invited anew.
 func TestSitesPairByToken(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	ca.Peers[0].Pin, cb.Peers[0].Pin = "", ""
 	a, b := w.run(ca), w.run(cb)
 	if _, err := a.Invite(ctx, control.InviteRequest{Peer: "x", ForSeconds: 60}); !fault.Is(err, fault.PeerUnknown) {
 		t.Errorf("inviting a stranger: %v", err)
+	}
+	for _, address := range []string{"nonsense", ":7700", "host:0", "host:https", "host:70000"} {
+		if _, err := a.Invite(ctx, control.InviteRequest{Peer: "b", ForSeconds: 60, Addresses: []string{address}}); !fault.Is(err, fault.Usage) {
+			t.Errorf("inviting to %q: %v", address, err)
+		}
 	}
 	listens := func(r *running) {
 		t.Helper()

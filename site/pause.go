@@ -72,20 +72,47 @@ func (t *tapping) Status() []cbt.VolumeStatus {
 	return out
 }
 
-// plugging is a tracker whose disks may come and go.
+// plugging is a tracker of machines whose disks may come and go.
 type plugging interface {
-	Plug(qemu.Disk) error
+	Plug(guest string, d qemu.Disk) error
 	Unplug(ctx context.Context, v cbt.VolumeID, farewell func(context.Context) error) error
 }
 
-// plug has a disk captured from now on; what makes the next tracker knows of it by then.
-func (t *tapping) plug(d qemu.Disk) error {
+// plug has a disk of a machine captured from now on; what makes the next tracker knows
+// of it by then.
+func (t *tapping) plug(guest string, d qemu.Disk) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p, ok := t.tracker.(plugging); ok {
-		return p.Plug(d)
+		return p.Plug(guest, d)
 	}
 	return fmt.Errorf("plug %s: the tracker takes no more disks", d.Volume.Name)
+}
+
+// statusOf is Status of one machine's disks.
+func (t *tapping) statusOf(guest string) []cbt.VolumeStatus {
+	t.mu.Lock()
+	tracker := t.tracker
+	t.mu.Unlock()
+	f, ok := tracker.(*fleet)
+	if !ok {
+		return t.Status()
+	}
+	if one := f.of(guest); one != nil {
+		return one.Status()
+	}
+	return nil
+}
+
+// guestOf is the machine that has a volume; empty: it has no name.
+func (t *tapping) guestOf(v cbt.VolumeID) string {
+	t.mu.Lock()
+	tracker := t.tracker
+	t.mu.Unlock()
+	if f, ok := tracker.(*fleet); ok {
+		return f.guestOf(v)
+	}
+	return ""
 }
 
 // unplug ends that of a disk that has gone, with what farewell records.
@@ -123,13 +150,7 @@ func (t *tapping) Run(ctx context.Context) error {
 		}
 		t.mu.Unlock()
 		if left := p.Until.Sub(t.now()); left > 0 {
-			over := time.NewTimer(left)
-			select {
-			case <-over.C:
-			case <-turn:
-			case <-ctx.Done():
-			}
-			over.Stop()
+			t.rest(ctx, tracker, left, turn)
 			continue
 		}
 		if err := t.tap(ctx, tracker, turn); err != nil {
@@ -137,6 +158,29 @@ func (t *tapping) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// waking is a tracker whose machine an earlier life may have left stopped: it runs, also
+// while it is left alone.
+type waking interface{ WakeLeft(context.Context) error }
+
+// rest waits for the end of a pause.
+func (t *tapping) rest(ctx context.Context, tracker cbt.Tracker, left time.Duration, turn <-chan struct{}) {
+	waits, over := context.WithTimeout(ctx, left)
+	defer over()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer over()
+	if w, ok := tracker.(waking); ok {
+		beside.Go(func() {
+			for wait := askFirst; w.WakeLeft(waits) != nil && pauseFor(waits, wait) == nil; wait = min(2*wait, askLast) {
+			}
+		})
+	}
+	select {
+	case <-waits.Done():
+	case <-turn:
+	}
 }
 
 // tap runs tracker until the group is paused, and prepares the next one.

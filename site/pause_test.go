@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -40,6 +41,47 @@ func (f *fakeTracker) Status() []cbt.VolumeStatus {
 		return []cbt.VolumeStatus{{State: cbt.StateSynced}}
 	}
 	return []cbt.VolumeStatus{{State: cbt.StateDetached}}
+}
+
+// leftTracker is of a machine that an earlier life left stopped.
+type leftTracker struct {
+	fakeTracker
+	woken chan error // what becomes of attempts to wake it
+}
+
+func (f *leftTracker) WakeLeft(context.Context) error { return <-f.woken }
+
+// A machine that was left stopped is woken during a pause too, as often as it takes; who
+// ends the pause does not wait for more.
+func TestAPauseLeavesNoMachineStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		left := &leftTracker{woken: make(chan error)}
+		p := pause{Since: time.Now(), Until: time.Now().Add(time.Hour), Reason: "move"}
+		tap, err := newTapping(p, time.Now, func(pause) error { return nil }, func() (cbt.Tracker, error) { return left, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- tap.Run(ctx) }()
+		left.woken <- errors.New("libvirtd is not there")
+		left.woken <- nil
+		synctest.Wait()
+		if s := tap.Status()[0]; s.State != cbt.StateDetached || s.Cause != cbt.CauseDetached {
+			t.Errorf("%+v in the pause", s)
+		}
+		if err := tap.set(ctx, pause{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := tap.Status()[0]; s.State != cbt.StateSynced {
+			t.Errorf("%+v after the pause", s)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestPauseEndsByItself(t *testing.T) {
@@ -112,10 +154,21 @@ func TestPauseEndsByItself(t *testing.T) {
 	})
 }
 
+// watchedAt is how the watchdog is told of the domain where cycles are made of it.
+func (w *domainWorld) watchedAt(l *life) string {
+	w.t.Helper()
+	o := qemu.Options{Name: l.trackerName(""), Every: time.Hour}
+	if err := l.throughLibvirt(&guestTap{Tap: l.cfg.Taps()[0], plugs: l.reigning().plugs[0]}, &o); err != nil {
+		w.t.Fatal(err)
+	}
+	return o.WatchdogQMP
+}
+
 // A paused domain takes a snapshot that it refuses while it is tapped. After a
 // pause without one the delta is read; after one the node is another, and all is
 // read and compared.
 func TestPausedDomainIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	w := newDomainWorld(t, config.PassthroughAllowed)
 	r := w.start()
@@ -153,9 +206,26 @@ func TestPausedDomainIsLeftAlone(t *testing.T) {
 	}
 	pauseFor("to see the delta")
 	w.guestWrites(0, 0x22, 1<<20)
-	r.stop() // the pause outlives the daemon
+	l, release := r.lifeOf()
+	address := w.watchedAt(l)
+	if err := l.j.Remember("qemu/"+l.trackerName("").String()+"/still", true); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	w.virsh("suspend", "web") // as the instant of a cycle leaves it
+	r.stop()                  // the pause outlives the daemon
 	r = w.start()
 	r.awaitState("web", control.StatePaused)
+	runs := func() bool { return strings.TrimSpace(w.virsh("domstate", "web")) == "running" }
+	await(t, "the guest goes on in the pause", runs)
+	w.virsh("suspend", "web")
+	m, err := dialWatched(ctx, address) // as the watchdog process does
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(m.Execute(ctx, "cont", nil, nil), m.Close()); err != nil || !runs() {
+		t.Errorf("through the watchdog's monitor: %v", err)
+	}
 	resume(false)
 
 	pauseFor("somebody's snapshot")

@@ -31,6 +31,7 @@ func (s *Site) PlanFailover(ctx context.Context, q control.FailoverRequest) (con
 	plan, err := l.plan(ctx, q)
 	told := planOf(plan)
 	told.Expected = expectedSeconds(l.cfg.Ref(), s.measured())
+	told.Timing = measuredOf(l.cfg.Ref(), s.measured())
 	return told, explain("plan a failover of "+q.Group, err)
 }
 
@@ -43,6 +44,12 @@ func (s *Site) forFailover(ctx context.Context, q control.FailoverRequest) (*lif
 	if !s.running() {
 		return nil, nil, fault.New(fault.NeedsDaemon, "fail over "+q.Group, "a failover is done by the daemon of the replica's site")
 	}
+	if _, err := policyOf(q, s.o.Now()); err != nil {
+		return nil, nil, err
+	}
+	if q.Tail != "" && !slices.Contains(g.cfg.Peers, q.Tail) {
+		return nil, nil, fault.New(fault.PeerUnknown, "fail over "+q.Group, "the group has no peer %q whose tail could be fetched", q.Tail)
+	}
 	return g.await(ctx)
 }
 
@@ -52,6 +59,7 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 	if r := l.roleNow().Role; r.Captures() {
 		return recovery.Plan{}, fault.New(fault.NotReplica, what, "the group is %s here already", r)
 	}
+	said := l.askStandings(ctx)
 	head := l.j.Head()
 	if head.Position.IsZero() {
 		return recovery.Plan{}, fault.New(fault.NotReplica, what, "nothing of the group has arrived here yet")
@@ -78,14 +86,23 @@ func (l *life) plan(ctx context.Context, q control.FailoverRequest) (recovery.Pl
 		in.HighestEpoch = max(in.HighestEpoch, n)
 	}
 	in.Peers, in.Source = l.heard(in.Now, head, numbers)
+	l.weigh(&in, said, q)
 	if m := l.cfg.Machine; m != nil && !q.NoMachine {
-		in.Machine, in.Health = m.Name, m.Health != nil
+		in.Machine, in.Health = m.Name, m.Checked()
+		if in.Recorded, err = l.recordedMachines(pt); err != nil {
+			return recovery.Plan{}, err
+		}
+		for _, x := range m.Besides {
+			in.Besides = append(in.Besides, x.Name)
+		}
 	}
 	f, err := l.fence(q)
 	if err != nil {
 		return recovery.Plan{}, err
 	}
-	in.Fencing = f.Names()
+	if in.Fencing = f.Names(); l.guard.holds() {
+		in.Fence, in.Fencing = recovery.FenceLeased, nil
+	}
 	return recovery.NewPlan(in), nil
 }
 
@@ -171,7 +188,10 @@ func planOf(p recovery.Plan) control.Plan {
 		out.Loss.Volumes = append(out.Loss.Volumes, control.VolumeLoss{Volume: v.Volume, Writes: v.Writes, Bytes: v.Bytes})
 	}
 	for _, x := range p.Peers {
-		out.Peers = append(out.Peers, control.PlanPeer{Name: x.Name, Reachable: x.Reachable, Primary: x.Primary, Epoch: x.Number, Seq: uint64(x.Head.Seq), Time: x.Time})
+		out.Peers = append(out.Peers, control.PlanPeer{Name: x.Name, Reachable: x.Reachable, Primary: x.Primary, Epoch: x.Number, Seq: uint64(x.Head.Seq), Time: x.Time, Relation: x.Relation})
+	}
+	if t := p.Tail; t != nil {
+		out.Tail = &control.PlanTail{Peer: t.Peer, Epoch: t.Number, Seq: uint64(t.Head.Seq), Records: t.Records, Bytes: t.Bytes, Time: t.Time}
 	}
 	for _, s := range p.Steps {
 		out.Steps = append(out.Steps, fmt.Sprintf("%s: %s", s.Name, s.What))
@@ -197,7 +217,7 @@ func refusal(what string, p recovery.Plan, err error) error {
 		switch o.Code {
 		case recovery.ObjectionPrimary:
 			code = fault.PrimaryAlive
-		case recovery.ObjectionAhead:
+		case recovery.ObjectionAhead, recovery.ObjectionApart:
 			if code == fault.NotFenced {
 				code = fault.PeerAhead
 			}

@@ -32,6 +32,7 @@ const (
 type plugs struct {
 	life    *life
 	reign   *reign
+	tap     config.Tap
 	defined *definitions
 
 	looking sync.Mutex // held while what is captured is made what the domain has
@@ -47,8 +48,8 @@ type plugs struct {
 // that its absence is a mistake, and no reason to go on without it.
 func seenKey(v cbt.VolumeID) string { return "site/plugged/" + v.String() }
 
-func newPlugs(l *life, r *reign, disks map[string]cbt.Volume) *plugs {
-	p := &plugs{life: l, reign: r, defined: &definitions{life: l, reign: r}, disks: make(map[string]qemu.Disk)}
+func newPlugs(l *life, r *reign, tap config.Tap, disks map[string]cbt.Volume) *plugs {
+	p := &plugs{life: l, reign: r, tap: tap, defined: &definitions{life: l, reign: r}, disks: make(map[string]qemu.Disk)}
 	for _, target := range slices.Sorted(maps.Keys(disks)) {
 		p.add(target, domainDisk(disks[target], target))
 	}
@@ -88,7 +89,7 @@ func (p *plugs) run(ctx context.Context) {
 		err := p.follow(ctx)
 		if ctx.Err() == nil && err != nil && err.Error() != told {
 			told = err.Error()
-			log.Warn("the domain is not watched", "domain", p.life.cfg.Libvirt.Domain, "err", err)
+			log.Warn("the domain is not watched", "domain", p.tap.Libvirt.Domain, "err", err)
 		}
 		again := time.NewTimer(firstRetry)
 		select {
@@ -102,7 +103,7 @@ func (p *plugs) run(ctx context.Context) {
 // follow looks at the domain whenever something happened to it, until the connection
 // or ctx ends.
 func (p *plugs) follow(ctx context.Context) error {
-	c := p.life.cfg.Libvirt
+	c := p.tap.Libvirt
 	dial, cancel := context.WithTimeout(ctx, lookPatience)
 	w, err := libvirt.DialWatch(dial, c.URI, c.Domain)
 	cancel()
@@ -117,6 +118,9 @@ func (p *plugs) follow(ctx context.Context) error {
 	for {
 		for _, n := range w.News() {
 			log.Info("the domain", "what", n.What, "detail", n.Detail)
+			if err := p.happened(n); err != nil {
+				return err
+			}
 		}
 		if err := p.look(ctx, w); err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()
@@ -141,7 +145,7 @@ func (p *plugs) look(ctx context.Context, w *libvirt.Watch) error {
 	defer cancel()
 	var d *libvirt.Domain
 	var in libvirt.Inspection
-	err := p.life.named(func(name string) (err error) {
+	err := p.life.named(p.tap, func(name string) (err error) {
 		d, in, err = w.Look(asking, name)
 		return err
 	})
@@ -154,7 +158,10 @@ func (p *plugs) look(ctx context.Context, w *libvirt.Watch) error {
 	if !in.Runs() {
 		return nil // what it will have is seen when it runs
 	}
-	p.life.remember(d)
+	p.life.remember(p.tap, d)
+	if err := p.happened(libvirt.Happening{What: libvirt.Started}); err != nil { // it came while nobody heard
+		return err
+	}
 	p.defined.note(ctx, d)
 	return p.settle(ctx, in)
 }
@@ -201,13 +208,13 @@ func (p *plugs) settle(ctx context.Context, in libvirt.Inspection) error {
 // took the place of another just when a disk came or went knows nothing of that.
 func (p *plugs) agree(ctx context.Context) error {
 	followed := make(map[cbt.VolumeID]bool)
-	for _, v := range p.reign.tracker.Status() {
+	for _, v := range p.reign.tracker.statusOf(p.tap.Guest) {
 		followed[v.Volume.ID] = true
 	}
 	var errs []error
 	for _, d := range p.tapped() {
 		if !followed[d.Volume.ID] {
-			errs = append(errs, p.reign.tracker.plug(d))
+			errs = append(errs, p.reign.tracker.plug(p.tap.Guest, d))
 		}
 		delete(followed, d.Volume.ID)
 	}
@@ -220,27 +227,32 @@ func (p *plugs) agree(ctx context.Context) error {
 // volumeOf is the volume that a disk is of, if it is to be captured.
 func (p *plugs) volumeOf(k libvirt.InspectedDisk) (cbt.Volume, bool) {
 	cfg := p.life.cfg
-	for _, c := range cfg.Volumes {
+	for _, c := range p.tap.Volumes {
 		if c.Libvirt != nil && c.Libvirt.Target == k.Target {
 			v := volumeOf(cfg, c)
 			v.Size = k.Size
 			return v, true
 		}
 	}
-	if cfg.Libvirt.Disks != config.DisksAll {
+	if p.tap.Libvirt.Disks != config.DisksAll {
 		return cbt.Volume{}, false
 	}
-	return volumeOf(cfg, config.Volume{Name: volumeName(cfg, k.Target), Size: config.Bytes(k.Size)}), true
+	return volumeOf(cfg, config.Volume{Name: volumeName(cfg, p.tap.Guest, k.Target), Size: config.Bytes(k.Size)}), true
 }
 
-// volumeName is what the disk of a target is called that volumes: does not name.
-func volumeName(g config.Group, target string) string {
+// volumeName is what the disk of a target is called that volumes: does not name: by its
+// target, behind its machine where there are several.
+func volumeName(g config.Group, guest, target string) string {
+	name := target
+	if guest != "" {
+		name = guest + "-" + target
+	}
 	for _, c := range g.Volumes {
-		if c.Name == target {
-			return "disk-" + target
+		if c.Name == name {
+			return "disk-" + name
 		}
 	}
-	return target
+	return name
 }
 
 // join makes disks, by target, part of the group, and has them captured. The first ones
@@ -262,7 +274,7 @@ func (p *plugs) join(ctx context.Context, disks map[string]cbt.Volume) error {
 	}
 	for _, target := range slices.Sorted(maps.Keys(disks)) {
 		d := domainDisk(disks[target], target)
-		if err := p.reign.tracker.plug(d); err != nil {
+		if err := p.reign.tracker.plug(p.tap.Guest, d); err != nil {
 			return fmt.Errorf("join disk %s: %w", target, err)
 		}
 		p.add(target, d)
@@ -271,29 +283,29 @@ func (p *plugs) join(ctx context.Context, disks map[string]cbt.Volume) error {
 	return nil
 }
 
-// firstLook adds to the disks of a domain, by target, those that a group of all disks
+// firstLook adds to the disks of a domain those that a group of all disks
 // is to begin with: so its first points cover them all. A domain that cannot be looked
 // at now is looked at later.
-func (l *life) firstLook(ctx context.Context, r *reign, disks map[string]cbt.Volume) error {
-	if l.cfg.Libvirt.Disks != config.DisksAll || !l.initial(ctx) {
+func (l *life) firstLook(ctx context.Context, r *reign, m *guestTap) error {
+	if m.Libvirt.Disks != config.DisksAll || !l.initial(ctx) {
 		return nil
 	}
 	look, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	in, err := libvirt.Inspect(look, l.cfg.Libvirt.URI, l.cfg.Libvirt.Domain)
+	in, err := libvirt.Inspect(look, m.Libvirt.URI, m.Libvirt.Domain)
 	if err != nil || !in.Runs() {
 		return ctx.Err()
 	}
-	p := &plugs{life: l}
+	p := &plugs{life: l, tap: m.Tap}
 	for _, k := range in.Disks {
 		v, ok := p.volumeOf(k)
-		if _, named := disks[k.Target]; named || !ok || !k.Writable || k.Size == 0 {
+		if _, named := m.domain[k.Target]; named || !ok || !k.Writable || k.Size == 0 {
 			continue
 		}
 		if err := r.writer.AddVolume(ctx, v); err != nil {
 			return fmt.Errorf("add disk %s: %w", k.Target, err)
 		}
-		disks[k.Target] = v
+		m.domain[k.Target] = v
 	}
 	return nil
 }
@@ -330,8 +342,7 @@ func (p *plugs) notices() []control.Notice {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []control.Notice
-	cfg := p.life.cfg
-	for _, c := range cfg.Volumes {
+	for _, c := range p.tap.Volumes {
 		if c.Libvirt == nil || p.disks[c.Libvirt.Target].Node != "" {
 			continue
 		}
@@ -350,8 +361,10 @@ func (p *plugs) notices() []control.Notice {
 
 // tellPlugs adds them to a line.
 func (l *life) tellPlugs(line *control.Group) {
-	if r := l.reigning(); r != nil && r.plugs != nil {
-		line.Notices = append(line.Notices, r.plugs.notices()...)
+	if r := l.reigning(); r != nil {
+		for _, p := range r.plugs {
+			line.Notices = append(append(p.away(), line.Notices...), p.notices()...)
+		}
 	}
 }
 
@@ -365,9 +378,18 @@ func partsOf(j *journal.Journal) map[cbt.VolumeID]journal.Part {
 }
 
 // targetOf is the target of the disk that volumeName calls so; "" if none is.
-func targetOf(g config.Group, name string) string {
-	for _, target := range []string{name, strings.TrimPrefix(name, "disk-")} {
-		if volumeName(g, target) == name {
+func targetOf(g config.Group, guest, name string) string {
+	for _, target := range []string{strings.TrimPrefix(name, "disk-"), name} {
+		if guest != "" {
+			var its bool
+			if target, its = strings.CutPrefix(target, guest+"-"); !its {
+				continue
+			}
+		}
+		if strings.Contains(target, "-") {
+			continue // no target has one: it is of a machine whose name begins like this one's
+		}
+		if volumeName(g, guest, target) == name {
 			return target
 		}
 	}
@@ -379,7 +401,7 @@ func (r *reign) captured(states map[cbt.VolumeID]cbt.VolumeStatus) []*disk {
 	out := slices.Clone(r.disks)
 	for _, v := range slices.SortedFunc(maps.Values(states), func(a, b cbt.VolumeStatus) int { return cmp.Compare(a.Volume.Name, b.Volume.Name) }) {
 		if !slices.ContainsFunc(out, func(d *disk) bool { return d.volume.ID == v.Volume.ID }) {
-			out = append(out, &disk{volume: v.Volume, kind: kindDomain})
+			out = append(out, &disk{volume: v.Volume, kind: kindDomain, guest: r.tracker.guestOf(v.Volume.ID)})
 		}
 	}
 	return out

@@ -36,6 +36,7 @@ func (w *domainWorld) names(r *running, at string) []string {
 // All disks of a domain are its group's, by their targets; one that is plugged joins,
 // no gap of the others; and so it stays over a restart.
 func TestAllDisksOfADomain(t *testing.T) {
+	t.Parallel()
 	for mode, state := range map[string]string{"per-write": control.StateSynced, "bitmap, every: 100ms": control.StateCycles} {
 		t.Run(strings.Fields(mode)[0], func(t *testing.T) {
 			w := newDomainWorldBy(t, config.PassthroughAllowed, mode)
@@ -102,6 +103,7 @@ func (r *running) stalls(group string) (n int) {
 // A tracker that was made just when a disk came or went is brought to what is captured:
 // it may neither miss one, which nothing would tell of, nor follow one that has left.
 func TestTrackerFollowsWhatIsCaptured(t *testing.T) {
+	t.Parallel()
 	w := newDomainWorld(t, config.PassthroughAllowed)
 	r := w.start()
 	r.awaitState("web", control.StateSynced)
@@ -110,7 +112,7 @@ func TestTrackerFollowsWhatIsCaptured(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer release()
-	p := l.reigning().plugs
+	p := l.reigning().plugs[0]
 	follows := func(want ...string) func() bool {
 		return func() bool {
 			var got []string

@@ -110,6 +110,14 @@ func (s *Site) Points(ctx context.Context, q control.PointsQuery) (control.Point
 	if out.Pins, err = l.pins(); err != nil {
 		return out, explain("list points of "+out.Group, err)
 	}
+	if q.Branches {
+		if out.Abandoned, err = l.abandoned(ctx); err != nil {
+			return out, explain("list branches of "+out.Group, err)
+		}
+	}
+	if out.Skipped, err = l.skipped(ctx, true); err != nil {
+		return out, explain("list points of "+out.Group, err)
+	}
 	if out.Suspect, err = l.suspicions(); err != nil {
 		return out, explain("list points of "+out.Group, err)
 	}
@@ -156,6 +164,14 @@ func headVolumes(j *journal.Journal) ([]cbt.Volume, error) {
 }
 
 var markName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// CheckMarkName is the fault of a name that no mark and no pin can have.
+func CheckMarkName(name string) error {
+	if !markName.MatchString(name) {
+		return fault.New(fault.MarkName, fmt.Sprintf("name a point %q", name), "the name has characters that it may not have, or is too long")
+	}
+	return nil
+}
 
 // markPatience bounds the wait of a mark for the end of a bitmap cycle.
 const markPatience = 30 * time.Second

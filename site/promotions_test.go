@@ -15,6 +15,7 @@ import (
 // holds; in the first two C is ahead of B or level with it. C follows by what it lacks,
 // counted in bytes, and what it held beyond the fork stays a branch that can be read.
 func TestThirdSiteFollowsWhoeverIsPromoted(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name string
 		late string                                 // who misses the last writes

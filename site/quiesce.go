@@ -22,26 +22,96 @@ type freezer interface {
 	Thaw(ctx context.Context) (int, error)
 }
 
-// domainFreezer reaches a domain's agent through libvirt.
-type domainFreezer struct{ *config.Libvirt }
+// domainFreezer reaches a domain's agent through libvirt, whatever the domain is called
+// by now.
+type domainFreezer struct {
+	life *life
+	tap  config.Tap
+}
 
 func (d domainFreezer) Freeze(ctx context.Context) (int, error) {
-	return libvirt.Freeze(ctx, d.URI, d.Domain)
+	return d.named(ctx, libvirt.Freeze)
 }
 
 func (d domainFreezer) Thaw(ctx context.Context) (int, error) {
-	return libvirt.Thaw(ctx, d.URI, d.Domain)
+	return d.named(ctx, libvirt.Thaw)
 }
 
-// freezerOf is how the guest of a group is frozen; nil: it cannot be.
-func freezerOf(g config.Group) freezer {
-	switch {
-	case g.Libvirt != nil:
-		return domainFreezer{g.Libvirt}
-	case g.QEMU != nil && g.Quiesce != nil && g.Quiesce.Agent != "":
-		return qemu.Agent{Socket: g.Quiesce.Agent}
+func (d domainFreezer) named(ctx context.Context, do func(ctx context.Context, uri, name string) (int, error)) (n int, err error) {
+	err = d.life.named(d.tap, func(name string) (err error) {
+		n, err = do(ctx, d.tap.Libvirt.URI, name)
+		return err
+	})
+	return n, err
+}
+
+// freezer is how the guests of a group are frozen; nil: they cannot be. Of several
+// machines each has to be one that can.
+func (l *life) freezer() freezer {
+	var all, none freezers
+	for _, t := range l.cfg.Taps() {
+		switch {
+		case t.Libvirt != nil:
+			all = append(all, domainFreezer{l, t})
+		case t.Quiesce != nil && t.Quiesce.Agent != "":
+			all = append(all, qemu.Agent{Socket: t.Quiesce.Agent})
+		default:
+			none = append(none, unreachable(t.Guest))
+		}
 	}
-	return nil
+	switch {
+	case len(all) == 0:
+		return nil
+	case len(all) == 1 && len(none) == 0:
+		return all[0]
+	}
+	return append(none, all...) // what cannot be done is found before anything is frozen
+}
+
+// unreachable is a machine beside others that can be frozen, and cannot.
+type unreachable string
+
+func (u unreachable) Freeze(context.Context) (int, error) {
+	return 0, fmt.Errorf("machine %s cannot be frozen: agent: names no socket of it", string(u))
+}
+func (unreachable) Thaw(context.Context) (int, error) { return 0, nil }
+
+// freezers are those of several machines, which stand still together.
+type freezers []freezer
+
+// Freeze stops one after the other. Once one stands still, no error says any more that
+// nothing does.
+func (f freezers) Freeze(ctx context.Context) (int, error) {
+	sum := 0
+	for i, one := range f {
+		n, err := one.Freeze(ctx)
+		switch {
+		case err == nil && n == 0:
+			err = errors.New("the guest agent froze no file system")
+			fallthrough
+		case err != nil && i > 0:
+			return sum, fmt.Errorf("machine %d of %d: %v", i+1, len(f), err)
+		case err != nil:
+			return sum, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// Thaw thaws all; 0 if one of them was not frozen any more.
+func (f freezers) Thaw(ctx context.Context) (int, error) {
+	sum, early := 0, false
+	var errs []error
+	for _, one := range f {
+		n, err := one.Thaw(ctx)
+		errs = append(errs, err)
+		sum, early = sum+n, early || n == 0
+	}
+	if early {
+		sum = 0
+	}
+	return sum, errors.Join(errs...)
 }
 
 // frozenKey is where a group's journal remembers that its guest may be frozen,
@@ -85,7 +155,7 @@ func (q quiescence) around(ctx context.Context, mark func(ctx context.Context) e
 	}
 	if err != nil {
 		err = fmt.Errorf("freeze file systems: %w", err)
-		if ctx.Err() == nil && frozeNothing(err) {
+		if frozeNothing(err) {
 			return errors.Join(err, q.remember(false))
 		}
 		_, thaw := q.thaw(ctx) // it may have been done, or be done yet
@@ -102,12 +172,11 @@ func (q quiescence) around(ctx context.Context, mark func(ctx context.Context) e
 	return err
 }
 
-// frozeNothing says of a failed freeze that it certainly left nothing frozen: it
-// was refused, or nobody was there to ask.
+// frozeNothing says of a failed freeze that it certainly left nothing frozen, and will not
+// yet: it was refused, or nobody was there to ask.
 func frozeNothing(err error) bool {
-	var refused *libvirt.Error
 	var op *net.OpError
-	return errors.As(err, &refused) || errors.Is(err, qemu.ErrAgentRefused) || (errors.As(err, &op) && op.Op == "dial")
+	return libvirt.FrozeNothing(err) || errors.Is(err, qemu.ErrAgentRefused) || (errors.As(err, &op) && op.Op == "dial")
 }
 
 // thaw tries until the guest is thawed, whatever ctx says, within thawPatience.
@@ -151,7 +220,7 @@ func hook(g config.Group, argv []string, limit time.Duration, mark string) func(
 // quiet is the group's quiescence; ok is false where nobody can freeze anything:
 // then an application mark is what its caller says.
 func (l *life) quiet(mark string) (q quiescence, ok bool) {
-	f := freezerOf(l.cfg)
+	f := l.freezer()
 	if f == nil && l.cfg.Quiesce == nil {
 		return q, false
 	}

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/novacron/afterimage/cbt/libvirt"
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -67,6 +68,7 @@ func (m *moment) quiescence() quiescence {
 // after-hook runs.
 func TestQuietMomentAlwaysEnds(t *testing.T) {
 	boom := errors.New("boom")
+	unanswered := &libvirt.Error{Code: 86} // VIR_ERR_AGENT_UNRESPONSIVE: it may be done yet
 	for _, c := range []struct {
 		name string
 		m    moment
@@ -78,6 +80,8 @@ func TestQuietMomentAlwaysEnds(t *testing.T) {
 		{"before fails", moment{fails: map[string]error{"before": boom}}, "before after", boom, 0},
 		{"before hangs", moment{hangs: "before"}, "before after", context.DeadlineExceeded, 0},
 		{"freeze is refused", moment{fails: map[string]error{"freeze": qemu.ErrAgentRefused}}, "before true freeze false after", qemu.ErrAgentRefused, 0},
+		{"freeze is refused by libvirtd", moment{fails: map[string]error{"freeze": &libvirt.Error{Code: 55}}}, "before true freeze false after", libvirt.ErrNotRunning, 0}, // VIR_ERR_OPERATION_INVALID
+		{"freeze is unanswered", moment{still: 2, fails: map[string]error{"freeze": unanswered}}, "before true freeze thaw false after", unanswered, 0},
 		{"freeze breaks off", moment{still: 2, fails: map[string]error{"freeze": boom}}, "before true freeze thaw false after", boom, 0},
 		{"freeze hangs", moment{still: 2, hangs: "freeze"}, "before true freeze thaw false after", nil, 5 * time.Second},
 		{"mark fails", moment{still: 2, fails: map[string]error{"mark": boom}}, "before true freeze mark thaw false after", boom, 0},
@@ -135,6 +139,7 @@ func TestHookIsCutOff(t *testing.T) {
 // Marks of a schedule are application marks, come without being asked for, and a hook
 // that fails costs one of them.
 func TestScheduledMarks(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	once := filepath.Join(w.dir, "once")
 	c := w.configure("a", fmt.Sprintf(`groups:
@@ -167,6 +172,7 @@ func TestScheduledMarks(t *testing.T) {
 
 // Without an agent there is no application mark, and nothing stays frozen.
 func TestAppMarkNeedsAnAgent(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	w := newDomainWorld(t, config.PassthroughForbidden)
 	r := w.start()

@@ -24,17 +24,20 @@ type reign struct {
 	tracker *tapping // of the tapped ones; nil where there are none
 
 	watching *watching // looks at the writes; nil: nobody wants that
-	plugs    *plugs    // of a domain's; nil where there is none
+	plugs    []*plugs  // of each domain
 }
 
 // disk is one captured volume.
 type disk struct {
-	volume cbt.Volume
-	kind   string
-	device nbd.Device                      // what clients reach; nil for a tapped one
-	run    func(ctx context.Context) error // blocks until ctx ends; may be nil
-	status func() cbt.VolumeStatus         // may be nil
-	close  func() error                    // may be nil
+	volume   cbt.Volume
+	kind     string
+	guest    string                          // the machine that has it, where the group has several
+	image    string                          // of a local one (pivot.go): where its machine has it
+	identity string                          // of the block device that image is; "": it is a file
+	device   nbd.Device                      // what clients reach; nil for a tapped one
+	run      func(ctx context.Context) error // blocks until ctx ends; may be nil
+	status   func() cbt.VolumeStatus         // may be nil
+	close    func() error                    // may be nil
 	// checkpoint makes what is outside the journal durable, so that less of the past is
 	// needed; may be nil.
 	checkpoint func(ctx context.Context) error
@@ -69,10 +72,9 @@ func (l *life) volumeStates() []cbt.VolumeStatus {
 // coronation is a reign that a failover has made, or why its epoch has none; or an
 // epoch whose reign is still to be made.
 type coronation struct {
-	reign   *reign
-	err     error
-	writer  *journal.Writer
-	machine bool // the machine is started beside it
+	reign  *reign
+	err    error
+	writer *journal.Writer
 }
 
 // firstReign reads the role, and at the first start makes the configured one durable.
@@ -105,6 +107,9 @@ func (l *life) enthrone(ctx context.Context) (*reign, error) {
 func (l *life) crown(ctx context.Context, w *journal.Writer) (*reign, error) {
 	r := &reign{writer: w}
 	err := l.describe(ctx, w)
+	if err == nil && l.comesHome() {
+		err = l.bringHome(ctx, w)
+	}
 	if err == nil && l.servesJournal() {
 		err = l.openJournaled(ctx, r)
 	} else if err == nil {
@@ -125,35 +130,24 @@ func (l *life) crown(ctx context.Context, w *journal.Writer) (*reign, error) {
 // servesJournal reports whether the group's disks are what the journal holds, and
 // nothing else: after a failover to a site whose own disks, if it has any, hold
 // something older. Images of this site are brought to the head once it is committed;
-// a machine's disks only by who moves them there (Reign.Own).
+// a domain's disks when it is handed back to it (home.go), and then Reign.Own says so. A
+// local disk (pivot.go) is the history's and the image beside it, until another promotion.
 func (l *life) servesJournal() bool {
 	r := l.roleNow()
 	switch {
 	case r.Role == recovery.Uncommitted:
 		return true
-	case r.From.IsZero() || r.Own:
+	case r.From.IsZero() || r.Own || l.comesHome():
 		return false
+	}
+	if p, err := l.pivotedNow(r); err != nil || p.some() {
+		return true // the machine that was started here has them open itself
 	}
 	images := len(l.cfg.Volumes) > 0
 	for _, v := range l.cfg.Volumes {
 		images = images && v.Embedded != nil
 	}
 	return !images
-}
-
-// machineBeside starts the group's machine while the reign goes on; the returned
-// function waits until that has come to an end.
-func (l *life) machineBeside(ctx context.Context, r *reign) func() {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		l.startTaken(ctx, r)
-	}()
-	return func() {
-		cancel()
-		<-ended
-	}
 }
 
 // rule captures until ctx ends.
@@ -169,7 +163,7 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 			})
 		}
 	}
-	for _, beside := range []func(context.Context){l.scheduleMarks, l.startLeft, l.keepPolicy, l.protect, func(ctx context.Context) { l.startAsked(ctx, r) }} {
+	for _, beside := range []func(context.Context){l.scheduleMarks, func(ctx context.Context) { l.startLeft(ctx, r) }, func(ctx context.Context) { l.startWithdrawn(ctx, r) }, l.keepPolicy, l.protect, func(ctx context.Context) { l.startAsked(ctx, r) }, func(ctx context.Context) { l.startTaken(ctx, r) }, func(ctx context.Context) { l.startWitnessed(ctx, r) }} {
 		g.Go(func() error {
 			beside(running)
 			return nil
@@ -183,9 +177,9 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 	}
 	if r.tracker != nil {
 		g.Go(func() error { return l.track(running, r) })
-		if r.plugs != nil {
+		for _, p := range r.plugs {
 			g.Go(func() error {
-				r.plugs.run(running)
+				p.run(running)
 				return nil
 			})
 		}
@@ -205,15 +199,21 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 // describe records what machine the group's disks belong to, so that every point
 // carries it.
 func (l *life) describe(ctx context.Context, w *journal.Writer) error {
+	if err := l.recordMachines(ctx, w); err != nil {
+		return err
+	}
 	if l.cfg.Machine == nil || l.hosted() { // a domain's definition comes from the tap
 		return nil
 	}
-	definition, err := json.Marshal((&config.Config{Groups: []config.Group{{Machine: l.cfg.Machine}}}).Masked().Groups[0].Machine)
-	if err != nil {
-		return err
-	}
-	if err := w.Machine(ctx, l.cfg.Machine.Name, definition); err != nil {
-		return fmt.Errorf("record machine %s: %w", l.cfg.Machine.Name, err)
+	shown := (&config.Config{Groups: []config.Group{{Machine: l.cfg.Machine}}}).Masked().Groups[0].Machine
+	for _, m := range shown.Each() {
+		definition, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		if err := w.Machine(ctx, m.Name, definition); err != nil {
+			return fmt.Errorf("record machine %s: %w", m.Name, err)
+		}
 	}
 	return nil
 }

@@ -67,6 +67,7 @@ func (r *running) lagOf(group, peer, direction string) control.Lag {
 
 // Two sites are each the other's replica, for different groups.
 func TestTwoSitesSendToEachOther(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).seats("a", "b")
 	disk := func(name string) string {
 		return "  role: primary\n  volumes: [{name: root, size: 2MiB, embedded: {image: " + name + ".img}}]\n"
@@ -105,6 +106,7 @@ func TestTwoSitesSendToEachOther(t *testing.T) {
 // it no more, it has it from the relay; and when it does again, from the primary. The
 // relay tells of those to whom it sends, and keeps what they lack.
 func TestRelayIsTheSecondWay(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t).seats("a", "b", "c"), context.Background()
 	c := w.run(w.at("c", "- {name: web, peers: [a, b]}\n"))
 	b := w.run(w.at("b", "- {name: web, peers: [a, c], relay: [c]}\n"))

@@ -98,7 +98,7 @@ func (s *Site) outbound() []replicator.Group {
 			if err != nil { // checked with the configuration; zones do not go away
 				s.o.Log.Error("group is sent without its limit", "group", g.cfg.Ref(), "err", err)
 			}
-			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l}, Peers: paired, Coalesce: s.coalesce(),
+			out = append(out, replicator.Group{Tenant: g.cfg.Tenant, Name: g.cfg.Name, Source: guard{l: l}, Peers: paired, Coalesce: s.coalesce(),
 				Limits: limits, Set: s.pairs.limited(limitKey("", g.cfg.Ref())), Weight: int(g.cfg.Priority), Relay: relay})
 		}
 	}
@@ -111,7 +111,7 @@ func (l *life) audience() (peers []string, relay bool) {
 	if l.roleNow().Role.Captures() {
 		return l.cfg.Peers, false
 	}
-	return l.cfg.Relay, true
+	return l.lent.with(l.cfg.Relay), true
 }
 
 // coalesce is, by peer, how far behind it may be before it gets a delta.
@@ -141,16 +141,19 @@ func (s *Site) inbound(peer string, id journal.Identity, tenant, name string) (r
 			return nil, fmt.Errorf("group %s is not open", g.cfg.Ref())
 		}
 		if r := l.roleNow().Role; r.Captures() {
-			return guard{l}, fmt.Errorf("%w: it is %s here", replicator.ErrNotReplica, r)
+			return guard{l: l, from: peer}, fmt.Errorf("%w: it is %s here", replicator.ErrNotReplica, r)
 		}
-		return guard{l}, nil
+		return guard{l: l, from: peer}, nil
 	}
 	return nil, fmt.Errorf("%w: %s/%s", replicator.ErrUnknownGroup, tenant, name)
 }
 
 // guard lends a life's journal to the replicator: every call counts as a user, so
 // that the journal is not closed under it, and ends with the life.
-type guard struct{ l *life }
+type guard struct {
+	l    *life
+	from string // of a replica: who sends
+}
 
 var (
 	_ replicator.Source       = guard{}
@@ -192,7 +195,8 @@ func (g guard) AppendFrame(ctx context.Context, r io.Reader, bytes int64, claime
 	if g.l.roleNow().Role.Captures() {
 		return journal.Cursor{}, false, replicator.ErrNotReplica
 	}
-	return g.l.j.AppendFrame(ctx, r, bytes, claimed)
+	at, dup, err := g.l.j.AppendFrame(ctx, r, bytes, claimed)
+	return at, dup, g.l.stuck(err)
 }
 
 func (g guard) NewestFrame() journal.FramePlace { return g.l.j.NewestFrame() }

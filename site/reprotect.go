@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -104,28 +105,73 @@ func (l *life) tellSides(d *control.Decision, peer string, h heads, common journ
 }
 
 // protectKey is where the site log keeps the peers that are to follow this site.
-const protectKey = "reprotect"
+const protectKey = "reprotect/orders"
 
-// protecting is who is to follow, and who said so.
-type protecting map[string]string
+// protecting is who is to follow.
+type protecting map[string]followOrder
 
-// reprotect has the peers follow, or remembers that they are to when they are back.
-func (l *life) reprotect(ctx context.Context, d *control.Decision, operator string) error {
-	wanted := protecting{}
-	for _, peer := range l.cfg.Peers {
-		if !slices.Contains(d.Following, peer) {
-			wanted[peer] = operator
-		}
-	}
-	return l.orderToFollow(ctx, d, wanted)
+// followOrder is about the divergence that a person saw, and no later one: a peer that
+// has followed since, and was failed over to then, is not to leave what it does now.
+type followOrder struct {
+	Operator string      `json:"operator,omitempty"`
+	Upto     journal.Seq `json:"upto"`             // this site's head then: the histories part before it
+	Newest   uint64      `json:"newest,omitempty"` // the peer's highest epoch then; 0: it did not answer
 }
 
-func (l *life) orderToFollow(ctx context.Context, d *control.Decision, wanted protecting) error {
-	if err := l.j.Remember(protectKey, wanted); err != nil {
-		return fmt.Errorf("remember who is to follow: %w", err)
+// errOtherDivergence says that a remembered order is void.
+var errOtherDivergence = errors.New("the peer's history parts from this one at another place than when it was decided about")
+
+// void is whether an order is about another divergence than the one that there is: common
+// is where the histories part now, newest the peer's highest epoch. It is pure.
+func (o followOrder) void(common journal.Seq, newest uint64) bool {
+	return common > o.Upto || o.Newest != 0 && newest > o.Newest
+}
+
+// reprotect has the peers follow, or remembers that they are to when they are back: all of
+// them, or the one that only says. What was decided about others before stays then.
+func (l *life) reprotect(ctx context.Context, d *control.Decision, operator, only string) error {
+	l.orders.Lock() // two that ask a peer at once hear of one another's success as a refusal
+	defer l.orders.Unlock()
+	wanted, others := protecting{}, protecting{}
+	if only != "" {
+		if _, err := l.j.Recall(protectKey, &others); err != nil {
+			return fmt.Errorf("recall who is to follow: %w", err)
+		}
 	}
+	for _, peer := range l.cfg.Peers {
+		if (only == "" || only == peer) && !slices.Contains(d.Following, peer) {
+			wanted[peer] = l.followOrderFor(ctx, peer, operator)
+		}
+	}
+	return l.orderToFollow(ctx, d, wanted, others)
+}
+
+func (l *life) followOrderFor(ctx context.Context, peer, operator string) followOrder {
+	o := followOrder{Operator: operator, Upto: l.j.Head().Seq}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	if h, err := ask[heads](ctx, l, peer, topicHeads, struct{}{}); err == nil {
+		o.Newest = h.Newest
+	}
+	return o
+}
+
+// orderToFollow makes wanted durable beside others, and has those follow that are there.
+func (l *life) orderToFollow(ctx context.Context, d *control.Decision, wanted, others protecting) error {
+	remember := func() error {
+		all := maps.Clone(others)
+		maps.Copy(all, wanted)
+		if err := l.j.Remember(protectKey, all); err != nil {
+			return fmt.Errorf("remember who is to follow: %w", err)
+		}
+		return nil
+	}
+	if err := remember(); err != nil {
+		return err
+	}
+	l.site.o.passes("who is to follow is remembered")
 	d.Away = nil
-	for peer := range wanted {
+	for _, peer := range slices.Sorted(maps.Keys(wanted)) {
 		if done, err := l.haveFollow(ctx, peer, wanted[peer]); err != nil || !done {
 			if errors.Is(err, replicator.ErrDeclined) {
 				return err
@@ -133,15 +179,15 @@ func (l *life) orderToFollow(ctx context.Context, d *control.Decision, wanted pr
 			d.Away = append(d.Away, peer)
 			continue
 		}
+		delete(wanted, peer) // it holds once
 		d.Following = append(d.Following, peer)
 	}
-	slices.Sort(d.Away)
 	slices.Sort(d.Following)
-	return nil
+	return remember()
 }
 
 // haveFollow asks a peer to leave its own history for this site's, as a person decided.
-func (l *life) haveFollow(ctx context.Context, peer, operator string) (done bool, err error) {
+func (l *life) haveFollow(ctx context.Context, peer string, o followOrder) (done bool, err error) {
 	if l.follows(peer) {
 		return true, nil
 	}
@@ -157,34 +203,54 @@ func (l *life) haveFollow(ctx context.Context, peer, operator string) (done bool
 	if !l.halts(peer) {
 		return false, nil // no session has compared the histories yet
 	}
-	if _, err := ask[yielded](ctx, l, peer, topicYield, l.yieldingFor(operator, false)); err != nil {
+	y, err := ask[yielded](ctx, l, peer, topicYield, l.yieldingFor("", true))
+	if err != nil {
 		return false, err
 	}
-	l.site.o.Log.Warn("peer leaves its history and follows", "group", l.cfg.Ref(), "peer", peer, "operator", operator)
+	if o.void(y.Common.Seq, h.Newest) {
+		return false, errOtherDivergence
+	}
+	if _, err := ask[yielded](ctx, l, peer, topicYield, l.yieldingFor(o.Operator, false)); err != nil {
+		return false, err
+	}
+	l.site.o.Log.Warn("peer leaves its history and follows", "group", l.cfg.Ref(), "peer", peer, "operator", o.Operator)
 	return true, nil
 }
 
 // protect carries out, beside a reign, what was decided about peers that were away.
 func (l *life) protect(ctx context.Context) {
 	for ; ctx.Err() == nil; _ = pauseFor(ctx, protectLook) {
-		var wanted protecting
-		if ok, err := l.j.Recall(protectKey, &wanted); !ok || err != nil || len(wanted) == 0 || l.roleNow().Role != recovery.Primary {
+		if l.roleNow().Role == recovery.Primary {
+			l.protectNow(ctx)
+		}
+	}
+}
+
+// protectNow asks who is to follow and does not yet, until one does.
+func (l *life) protectNow(ctx context.Context) {
+	l.orders.Lock()
+	defer l.orders.Unlock()
+	var wanted protecting
+	if ok, err := l.j.Recall(protectKey, &wanted); !ok || err != nil {
+		return
+	}
+	for peer, order := range wanted {
+		done, err := l.haveFollow(ctx, peer, order)
+		if errors.Is(err, errOtherDivergence) {
+			l.site.o.Log.Error("an earlier decision about a peer is void", "group", l.cfg.Ref(), "peer", peer, "operator", order.Operator, "err", err)
+			done, err = true, nil
+		}
+		if err != nil && !errors.Is(err, replicator.ErrNotConnected) && ctx.Err() == nil {
+			l.site.o.Log.Info("peer does not follow yet", "group", l.cfg.Ref(), "peer", peer, "err", err)
+		}
+		if !done {
 			continue
 		}
-		for peer, operator := range wanted {
-			done, err := l.haveFollow(ctx, peer, operator)
-			if err != nil && !errors.Is(err, replicator.ErrNotConnected) && ctx.Err() == nil {
-				l.site.o.Log.Info("peer does not follow yet", "group", l.cfg.Ref(), "peer", peer, "err", err)
-			}
-			if !done {
-				continue
-			}
-			delete(wanted, peer)
-			if err := l.j.Remember(protectKey, wanted); err != nil {
-				l.site.o.Log.Warn("remember who is to follow", "group", l.cfg.Ref(), "err", err)
-			}
-			break // what is ranged over has changed
+		delete(wanted, peer)
+		if err := l.j.Remember(protectKey, wanted); err != nil {
+			l.site.o.Log.Warn("remember who is to follow", "group", l.cfg.Ref(), "err", err)
 		}
+		return // what is ranged over has changed
 	}
 }
 
@@ -222,10 +288,13 @@ func (l *life) resolvePlan(ctx context.Context, d *control.Decision, q control.D
 		return err
 	}
 	l.tellSides(d, q.Keep, h, y.Common.Seq, q.Keep)
+	if since, _, err := l.givenUp(ctx, journal.Point{Position: y.Common.Position, Number: y.Number}, l.j.Head()); err == nil { // else it is not known
+		d.Loss = lossOf(since, l.volumeNames())
+	}
 	if h.Role != recovery.Primary { // else a rollback there would leave nobody to reign
 		d.Refused = append(d.Refused, fmt.Sprintf("the group is %s at %s: commit the failover there first, or resolve there", h.Role, q.Keep))
 	}
-	if err := l.machineIsOff(); err != nil {
+	if err := l.machineIsOff(ctx); err != nil {
 		d.Refused = append(d.Refused, err.Error())
 	}
 	d.Steps = append(d.Steps, fmt.Sprintf("leave: the %d records here after #%d.%d are a branch, kept and readable", y.Beyond, y.Number, y.Common.Seq),
@@ -244,7 +313,7 @@ func (l *life) resolve(ctx context.Context, d *control.Decision, q control.Decis
 				return err
 			}
 		}
-		return l.reprotect(ctx, d, q.Operator)
+		return l.reprotect(ctx, d, q.Operator, q.Peer)
 	}
 	once, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()

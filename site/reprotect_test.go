@@ -2,6 +2,8 @@ package site
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,6 +35,7 @@ func splitPair(w *world) (a, b *running) {
 // The old primary comes back, follows the new one from the fork on, keeps what it lost
 // as a branch, and becomes primary again with nothing lost on the way home.
 func TestReprotectAndFailback(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	a, b := splitPair(w)
 	q := control.DecisionRequest{Verb: control.VerbReprotect, Group: "web", Operator: "tester"}
@@ -77,6 +80,7 @@ func TestReprotectAndFailback(t *testing.T) {
 // A split brain is shown with both histories, and either side may be kept, decided at
 // either; the other stays readable.
 func TestResolveKeepsOneOfTwoHistories(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct{ at, keep string }{{"a", "a"}, {"a", "b"}, {"b", "a"}, {"b", "b"}} {
 		t.Run("at "+x.at+" keep "+x.keep, func(t *testing.T) {
 			w, ctx := newWorld(t), context.Background()
@@ -103,7 +107,8 @@ func TestResolveKeepsOneOfTwoHistories(t *testing.T) {
 					t.Errorf("side %+v", s)
 				}
 			}
-			decide(t, at, control.VerbResolve, x.keep)
+			given := decide(t, at, control.VerbResolve, x.keep)
+			tellsWhatIsLeft(t, given, plan, x.at, x.keep)
 			kept.awaitRole("web", recovery.Primary, control.StateSynced)
 			left.awaitRole("web", recovery.Replica, control.StateReceiving)
 			kept.write("web/data", 0x55, 0, 4096)
@@ -119,7 +124,36 @@ func TestResolveKeepsOneOfTwoHistories(t *testing.T) {
 	}
 }
 
+// tellsWhatIsLeft holds the report of a resolve to what was planned: what is not kept, and
+// where it lies, and nothing that a failover would say.
+func tellsWhatIsLeft(t *testing.T, given, plan control.Decision, at, keep string) {
+	t.Helper()
+	page, err := os.ReadFile(given.Report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(page)
+	for _, s := range []string{"never heard", "not heard since", "New epoch", "by force", "none by this decision"} {
+		if strings.Contains(text, s) {
+			t.Errorf("the report of a resolve says %q", s)
+		}
+	}
+	for _, s := range plan.Sides {
+		told := fmt.Sprintf("%d records of %s", s.Beyond, s.Site)
+		if want := !s.Kept && at == keep; strings.Contains(text, told) != want {
+			t.Errorf("the report at %s of keeping %s says %q: %v", at, keep, told, !want)
+		}
+	}
+	if at == keep {
+		return
+	}
+	if loss := fmt.Sprintf("%d writes", plan.Loss.Writes); plan.Loss.Writes == 0 || !strings.Contains(text, loss) {
+		t.Errorf("the report at %s of keeping %s does not say %q", at, keep, loss)
+	}
+}
+
 func TestResolveRefuses(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	a, b := levelPair(w)
 	for _, x := range []struct {
@@ -139,6 +173,7 @@ func TestResolveRefuses(t *testing.T) {
 
 // A commit policy decides when nobody does, also when the daemon was away meanwhile.
 func TestCommitPolicyOutlivesTheDaemon(t *testing.T) {
+	t.Parallel()
 	for policy, role := range map[string]recovery.Role{"commit": recovery.Primary, "rollback": recovery.Replica} {
 		t.Run(policy, func(t *testing.T) {
 			w := newWorld(t)

@@ -18,6 +18,7 @@ import (
 // it keeps its size when the daemon comes back to a configuration of the old one. One
 // that shrank is refused, loudly; what was recorded of it stays.
 func TestDomainDiskIsResized(t *testing.T) {
+	t.Parallel()
 	w := newDomainWorld(t, config.PassthroughAllowed)
 	r := w.start()
 	r.awaitState("web", control.StateSynced)
@@ -85,6 +86,7 @@ func (w *domainWorld) tryVirsh(args ...string) (string, error) {
 // A definition that is changed while the domain runs is recorded anew, as is what its
 // firmware remembers.
 func TestDefinitionIsRecordedAnew(t *testing.T) {
+	t.Parallel()
 	w := newDomainWorld(t, config.PassthroughAllowed)
 	w.virsh("destroy", "web")
 	code, nvram := w.d.Path("code"), w.d.Path("nvram")

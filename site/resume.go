@@ -16,8 +16,9 @@ import (
 // the command is told the loss that was told then.
 const planKey = "failover/plan"
 
-// attachLimit bounds the look at a machine that may run.
-const attachLimit = 3 * time.Second
+// attachLimit bounds the look at a machine that runs: on a busy host it takes its time to
+// answer, and one that never does is not waited for.
+const attachLimit = 30 * time.Second
 
 // resumption is what is left of a failover that promoted this site and whose
 // machine does not run: it did not start, or died since.
@@ -51,7 +52,7 @@ func (l *life) resumption(ctx context.Context, q control.FailoverRequest) (*resu
 	}
 	if q.At != r.At {
 		return nil, fault.New(fault.NotReplica, what, "the group was promoted here from --at %s, not %s, and no other point is gone to from there", r.At, q.At).
-			Advise("Machine %s does not run. Repeat with --at %s to start it.", m.Name, r.At)
+			Advise("Machine %s does not run. Repeat with --at %s to start it.", m.Called(), r.At)
 	}
 	reign := l.reignOf(ctx)
 	if reign == nil {
@@ -60,12 +61,20 @@ func (l *life) resumption(ctx context.Context, q control.FailoverRequest) (*resu
 	return l.resumptionOf(ctx, r, p, reign.writer.Epoch())
 }
 
-// machineGone is nil if the configured machine does not run.
+// machineGone is nil if the configured machine does not run, or one of several. A machine
+// is asked only where all are there: what one that is busy does not answer says nothing of
+// another one that is gone.
 func (l *life) machineGone(ctx context.Context, what string) error {
+	m := l.machine(l.cfg.Machine)
+	for _, one := range m.Each() {
+		if _, err := one.Process(); errors.Is(err, recovery.ErrNotRunning) {
+			return nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, attachLimit)
 	defer cancel()
-	name := l.cfg.Machine.Name
-	running, err := l.machine(l.cfg.Machine).Attach(ctx)
+	name := l.cfg.Machine.Called()
+	running, err := m.Attach(ctx)
 	switch {
 	case errors.Is(err, recovery.ErrNotRunning):
 		return nil
@@ -91,10 +100,10 @@ func (l *life) resumptionOf(ctx context.Context, r recovery.Reign, p recovery.Pr
 	}
 	m := l.cfg.Machine
 	c.plan = planOf(c.first)
-	c.plan.Resumes, c.plan.Epoch, c.plan.Machine, c.plan.Refused = true, e.Number, m.Name, nil
-	c.plan.Digest = named("resume", p.ID.String(), e.ID.String(), m.Name).Short()
-	c.plan.Steps = []string{fmt.Sprintf("%s: start machine %s from the disks that are served here, and wait until it runs", recovery.StepStart, m.Name)}
-	if m.Health != nil {
+	c.plan.Resumes, c.plan.Epoch, c.plan.Machine, c.plan.Refused = true, e.Number, m.Called(), nil
+	c.plan.Digest = named("resume", p.ID.String(), e.ID.String(), m.Called()).Short()
+	c.plan.Steps = []string{fmt.Sprintf("%s: start machine %s from the disks that are served here, and wait until it runs", recovery.StepStart, m.Called())}
+	if m.Checked() {
 		c.plan.Steps = append(c.plan.Steps, fmt.Sprintf("%s: wait for its line on the serial console", recovery.StepHealth))
 	}
 	c.plan.Warnings = []string{fmt.Sprintf("the group was promoted here at %s; nothing is promoted again, and the loss is what was told then", r.Since.Format(timeLayout))}
@@ -149,10 +158,10 @@ func (l *life) startMachine(ctx context.Context, o *recovery.Outcome, progress f
 		if o.Machine, err = l.machine(l.cfg.Machine).Ensure(ctx, o.URIs); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("process %d", o.Machine.PID), nil
+		return o.Machine.Told(), nil
 	})
 	h := healthOf(l.cfg.Machine)
-	if err != nil || !h.Wanted() {
+	if err != nil || !l.machine(l.cfg.Machine).Waits(h) {
 		return err
 	}
 	return step(recovery.StepHealth, func() (string, error) {

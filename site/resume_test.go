@@ -24,7 +24,7 @@ const machineOfWeb = `  machine:
 func (w *world) program(text string) {
 	w.t.Helper()
 	file := filepath.Join(w.dir, "qemu")
-	if err := os.WriteFile(file+".new", []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+	if err := writeProgram(file+".new", "#!/bin/sh\n"+text+"\n"); err != nil {
 		w.t.Fatal(err)
 	}
 	if err := os.Rename(file+".new", file); err != nil {
@@ -60,6 +60,7 @@ func (r *running) promotion() recovery.Promotion {
 }
 
 func TestRepeatedFailoverStartsTheMachineThatIsMissing(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb)
 	a, b := w.runPair(ca, cb)
@@ -131,6 +132,7 @@ func TestRepeatedFailoverStartsTheMachineThatIsMissing(t *testing.T) {
 // A site that was killed between promotion and machine finishes the first by itself
 // and the second when told to; while the group is halted only by force.
 func TestRepeatAfterARestart(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb)
 	a, b := w.runPair(ca, cb)

@@ -27,7 +27,7 @@ func (s *Site) PlanRewind(ctx context.Context, q control.RewindRequest) (control
 	return l.rewindTold(p), nil
 }
 
-// forRewind gives the life of a group that reigns here over disks that this site writes.
+// forRewind gives the life of a group that reigns here.
 func (s *Site) forRewind(ctx context.Context, what, name string) (*life, func(), error) {
 	g, err := s.group(name)
 	if err != nil {
@@ -42,8 +42,6 @@ func (s *Site) forRewind(ctx context.Context, what, name string) (*life, func(),
 	}
 	r := l.reignOf(ctx)
 	switch {
-	case r != nil && r.tracker != nil:
-		err = fault.New(fault.RewindElsewhere, what, "a machine that this site did not start has them open")
 	case r != nil:
 		return l, release, nil
 	case l.roleNow().Role.Captures():
@@ -85,12 +83,25 @@ func (l *life) rewindPlanTo(ctx context.Context, at string, pt journal.Point) (r
 	if in.Volumes, err = headVolumes(l.j); err != nil {
 		return recovery.RewindPlan{}, err
 	}
-	if _, err := pointAt(ctx, l.j, head.Number, head.Seq); err == nil {
-		in.Undo = fmt.Sprintf("#%d.%d", head.Number, head.Seq)
+	inputs := l.servedInputs
+	if l.taps() {
+		inputs = l.tappedInputs
+	}
+	if err := inputs(ctx, &in); err != nil {
+		return recovery.RewindPlan{}, err
+	}
+	return recovery.NewRewind(in), nil
+}
+
+// servedInputs is what a rewind of disks that this site serves depends on beside the
+// history.
+func (l *life) servedInputs(ctx context.Context, in *recovery.RewindInputs) error {
+	if _, err := pointAt(ctx, l.j, in.Head.Number, in.Head.Seq); err == nil {
+		in.Undo = fmt.Sprintf("#%d.%d", in.Head.Number, in.Head.Seq)
 	}
 	mine, err := l.ownMachine()
 	if err != nil {
-		return recovery.RewindPlan{}, err
+		return err
 	}
 	in.Machine = mine
 	if mine == "" { // else they are its own, which ends
@@ -98,7 +109,7 @@ func (l *life) rewindPlanTo(ctx context.Context, at string, pt journal.Point) (r
 			in.Clients = l.connected()
 		}
 	}
-	return recovery.NewRewind(in), nil
+	return l.localInputs(ctx, in)
 }
 
 // ownMachine names the machine of this site that runs from the group's disks, if it does.
@@ -111,9 +122,9 @@ func (l *life) ownMachine() (string, error) {
 	case errors.Is(err, recovery.ErrNotRunning):
 		return "", nil
 	case err != nil:
-		return "", fmt.Errorf("look for machine %s: %w", l.cfg.Machine.Name, err)
+		return "", fmt.Errorf("look for machine %s: %w", l.cfg.Machine.Called(), err)
 	}
-	return l.cfg.Machine.Name, nil
+	return l.cfg.Machine.Called(), nil
 }
 
 // connected counts the clients of the group's disks.
@@ -177,7 +188,7 @@ func (l *life) rewindTold(p recovery.RewindPlan) control.RewindPlan {
 	numbers := epochNumbers(l.j)
 	out := control.RewindPlan{Group: l.cfg.Ref(), At: p.At, Point: pointOf(p.Point), Head: control.Point{Epoch: numbers[p.Head.Epoch], Seq: uint64(p.Head.Seq)},
 		Epoch: p.Epoch, Seconds: p.GivenUp.Seconds, Writes: p.GivenUp.Writes, Bytes: p.GivenUp.Bytes, Volumes: []control.RewindVolume{}, Machine: p.Machine, Undo: p.Undo,
-		Steps: []string{}, Warnings: p.Warnings, Digest: p.Digest}
+		StaysOff: p.Stays, Steps: []string{}, Warnings: p.Warnings, Digest: p.Digest}
 	for _, v := range p.Volumes {
 		out.Volumes = append(out.Volumes, control.RewindVolume{Volume: v.Volume, Differ: v.Differ, Writes: v.Writes, Bytes: v.Bytes})
 	}

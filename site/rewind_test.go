@@ -48,6 +48,7 @@ func (w *world) imageHolds(name string, fill byte, off, n int64) {
 // A group is rolled back in place and forward again; its replica follows both times
 // and holds both branches; who had a disk open sees nothing change beneath it.
 func TestRewindAndBack(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -118,11 +119,44 @@ func TestRewindAndBack(t *testing.T) {
 			}
 		}
 	}
+	a.branchesHold(map[string]byte{back.Undo: 0x11}, done.Undo)
 	a.stop()
 	a = w.run(ca)
 	a.awaitState("web", control.StateSynced)
 	a.reads("web/root", 0x33, 0, 512)
 	a.reads("web/root", 0x66, 512, 1024)
+}
+
+// branchesHold asks that the branches which were left are those, by their newest points,
+// that each can be read, and begins with its byte; and that current is none of them.
+func (r *running) branchesHold(want map[string]byte, current string) {
+	r.t.Helper()
+	ctx := context.Background()
+	ps, err := r.Points(ctx, control.PointsQuery{Group: "web", Branches: true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	seen := 0
+	for _, a := range ps.Abandoned {
+		if a.At == current {
+			r.t.Errorf("what the history goes through is listed as abandoned: %+v", a)
+		}
+		fill, ok := want[a.At]
+		if !ok {
+			continue
+		}
+		seen++
+		to := filepath.Join(r.t.TempDir(), "root.raw")
+		if _, err := r.Restore(ctx, control.RestoreRequest{Group: "web", At: a.At, Volume: "root", To: to, Format: control.FormatSparse}, func(control.Progress) {}); err != nil {
+			r.t.Fatal(err)
+		}
+		if b, err := os.ReadFile(to); err != nil || b[0] != fill {
+			r.t.Errorf("branch %+v begins with %#x, %v", a, b[:1], err)
+		}
+	}
+	if seen != len(want) {
+		r.t.Errorf("branches %+v, want %v", ps.Abandoned, want)
+	}
 }
 
 // leftBehind asks for an image that was last made durable before the point: it may
@@ -151,6 +185,7 @@ func (r *running) leftBehind(plan control.RewindPlan) {
 
 // A disk that somebody uses is not changed beneath them.
 func TestRewindRefusesClients(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	a := w.run(w.configure("a", "groups: [{name: web, role: primary, volumes: [{name: root, size: 1MiB, embedded: {image: root.img}}]}]\n"))
 	a.awaitState("web", control.StateSynced)
@@ -183,6 +218,7 @@ func TestRewindRefusesClients(t *testing.T) {
 // A machine of this site is turned off, its disk goes back, and it runs again; who dies
 // in between starts it at the next start. A failover that is not committed can still be.
 func TestRewindOfAMachineThatRuns(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb)
@@ -224,7 +260,7 @@ func TestRewindOfAMachineThatRuns(t *testing.T) {
 	// Off for a rewind, and then the site died.
 	b.endMachine()
 	l, release := b.lifeOf()
-	if err := l.j.Remember(stoppedKey, stoppedFor{"web1", time.Now()}); err != nil {
+	if err := l.j.Remember(stoppedKey, stoppedFor{Machine: "web1", Since: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	release()

@@ -19,6 +19,7 @@ import (
 // group is where it was, or where it was to go, all of its disks together; image,
 // export and journal agree; and it can be rewound again from there.
 func TestRewindDiesAtAnyMoment(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	rest := "groups: [{name: web, role: primary, quota: 64MiB, volumes: [{name: root, size: 3MiB, embedded: {image: root.img}}, {name: data, size: 2MiB, embedded: {image: data.img}}]}]\n"
 	var left []string // directories of crashes

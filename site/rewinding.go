@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/site/control"
@@ -14,14 +15,17 @@ import (
 // rewinding is a rewind under way:
 //
 //  1. the machine is turned off; that it was is remembered first, for whoever finishes
-//     this starts it again;
+//     this starts it again. One that is tapped is halted before, so that the newest point
+//     is what its disks hold, and its disks are opened (drives.go), so that nobody starts
+//     it from them meanwhile;
 //  2. nobody has a disk open, nobody may open one, and the reign ends: no request is
 //     under way any more (closeDisks);
 //  3. the newest point is pinned, so that it can be gone back to;
 //  4. recovery.Promote makes the intent durable and forks the epoch;
 //  5. the disks are opened again, which brings them to the new head
 //     (embedded.changeBranch): until that is done, and read back, no interval is open,
-//     nothing is served and the image's own memo says where it stood.
+//     nothing is served and the image's own memo says where it stood. A tapped machine's
+//     disks are written to (settleDrives) before a tap is made.
 //
 // Whatever dies between the intent and the end: the next life finds the intent
 // (finishPromotion) or the fork, and does what is left.
@@ -35,6 +39,8 @@ type rewinding struct {
 	began     time.Time
 	done      chan error // one value
 
+	drives openDrives // of a tapped machine that is off; under life.mu
+
 	plan    recovery.RewindPlan // as it was carried out
 	epoch   uint64
 	pin     string
@@ -42,12 +48,17 @@ type rewinding struct {
 	times   map[string]float64
 }
 
-// stoppedKey is where the site log keeps that a machine was turned off for a rewind.
+// stoppedKey is where the site log keeps that a machine was turned off for a rewind. What
+// is owed by it ends where the role does.
 const stoppedKey = "rewind/stopped"
 
 type stoppedFor struct {
 	Machine string    `json:"machine"` // empty: none
 	Since   time.Time `json:"since"`
+	// Tapped is a machine that this site did not start.
+	Tapped *tappedMachine `json:"tapped,omitempty"`
+	// Halted is that its guest stands still, or is about to, and was not ended yet.
+	Halted bool `json:"halted,omitempty"`
 }
 
 func (l *life) isRewinding() bool {
@@ -96,27 +107,49 @@ func (w *rewinding) do(ctx context.Context) error {
 			err = errDetached
 		}
 	}
+	if d := l.takeDrives(); d != nil { // nothing was changed
+		err = errors.Join(err, d.close())
+	}
+	if err != nil && w.order.Drives && !w.forks() {
+		err = errors.Join(err, l.letGoOn(context.WithoutCancel(ctx), w), l.autostartBack(context.WithoutCancel(ctx)))
+	}
 	l.setRewinding(nil)
+	defer l.leaves()
 	if w.order.Machine == "" {
 		return err
 	}
-	return errors.Join(err, w.step(recovery.StepStart, func() error {
+	again := w.step(recovery.StepStart, func() (err error) {
 		w.started, err = l.startAgain(ctx)
 		return err
-	}))
+	})
+	return errors.Join(err, again)
+}
+
+// forks reports that the rewind is in effect, or that the next life will see to that: the
+// machine's disks are not what they are to be until it has.
+func (w *rewinding) forks() bool {
+	p, ok, err := recovery.Newest(w.life.j)
+	return w.epoch != 0 || err != nil || ok && p.State == recovery.PromotionBegun
 }
 
 // stop is steps 1 and 2, up to the end of the reign.
 func (w *rewinding) stop(ctx context.Context) error {
 	l := w.life
-	if m := w.order.Machine; m != "" {
+	if w.order.Drives {
+		if err := w.stopTapped(ctx); err != nil {
+			return err
+		}
+	} else if m := w.order.Machine; m != "" {
 		err := w.step(recovery.StepStop, func() error {
 			if !w.noMachine {
-				if err := l.j.Remember(stoppedKey, stoppedFor{m, l.site.o.Now()}); err != nil {
+				if err := l.j.Remember(stoppedKey, stoppedFor{Machine: m, Since: l.site.o.Now()}); err != nil {
 					return err
 				}
 			}
-			return l.machine(l.cfg.Machine).End(ctx)
+			if err := l.machine(l.cfg.Machine).End(ctx); err != nil || w.force {
+				return err
+			}
+			return l.endedLocal(ctx)
 		})
 		if err != nil {
 			return err
@@ -145,7 +178,24 @@ func (l *life) startAgain(ctx context.Context) (started bool, err error) {
 		return false, err
 	}
 	c, r := l.cfg.Machine, l.reigning()
-	if c == nil || c.Name != was.Machine || r == nil {
+	if r == nil || was.Tapped != nil && !l.taps() {
+		return false, nil
+	}
+	if was.Tapped != nil {
+		if err := l.startTapped(ctx, *was.Tapped); err != nil {
+			return false, err
+		}
+		was.Machine = "" // and what is owed to its autostart stays known
+		if err := l.j.Remember(stoppedKey, was); err != nil {
+			return true, err
+		}
+		if err := l.autostartBack(ctx); err != nil {
+			l.site.o.Log.Error("the domain does not start with its host any more", "group", l.cfg.Ref(), "err", err)
+			return true, nil
+		}
+		return true, l.j.Remember(stoppedKey, stoppedFor{})
+	}
+	if c == nil || c.Called() != was.Machine {
 		return false, nil
 	}
 	running, err := l.machine(c).Ensure(ctx, l.urisOf(r))
@@ -155,19 +205,83 @@ func (l *life) startAgain(ctx context.Context) (started bool, err error) {
 	return true, errors.Join(running.Close(), l.j.Remember(stoppedKey, stoppedFor{}))
 }
 
-// startLeft starts what an interrupted rewind has left off.
-func (l *life) startLeft(ctx context.Context) {
-	if l.isRewinding() { // it does so itself
-		return
+// forgetStopped gives up the start that an interrupted rewind owes, where the group has
+// another primary by now: a later reign here is of a history that the machine's own disks
+// do not hold, or follows a decision on what is started. The domain's autostart, which
+// the rewind took away, stays owed until its disks are the group's again.
+func (l *life) forgetStopped() error {
+	var was stoppedFor
+	if ok, err := l.j.Recall(stoppedKey, &was); err != nil || !ok || was.Machine == "" && !was.Halted {
+		return err
 	}
-	if started, err := l.startAgain(ctx); err != nil {
-		l.site.o.Log.Error("a machine that was turned off for a rewind did not start", "group", l.cfg.Ref(), "err", err)
-	} else if started {
-		l.site.o.Log.Warn("a machine that was turned off for an interrupted rewind runs again", "group", l.cfg.Ref())
+	was.Machine, was.Halted = "", false
+	return l.j.Remember(stoppedKey, was)
+}
+
+// startLeft does, beside a reign, what rewinds have left to be done: those that died with an
+// earlier life, and those of this one that could not do it themselves.
+func (l *life) startLeft(ctx context.Context, r *reign) {
+	for ctx.Err() == nil {
+		l.settleLeft(ctx, r)
+		select {
+		case <-l.left:
+		case <-ctx.Done():
+		}
 	}
 }
 
-// reignOn rules, and carries out rewinds, until ctx ends.
+// leaves has startLeft look again.
+func (l *life) leaves() {
+	select {
+	case l.left <- struct{}{}:
+	default: // it will
+	}
+}
+
+// settleLeft lets go on what stands still, and starts what is off, for as long as it takes.
+// Nobody else is asked about what stands still: had this site only died, it would run.
+func (l *life) settleLeft(ctx context.Context, r *reign) {
+	said := ""
+	for wait := askFirst; ctx.Err() == nil && !l.isRewinding(); wait = min(2*wait, renewLast) { // a rewind does so itself
+		back := l.autostartBack(ctx)
+		if back != nil && ctx.Err() == nil {
+			l.site.o.Log.Error("the domain does not start with its host any more", "group", l.cfg.Ref(), "err", back)
+		}
+		err := l.letGoOn(ctx, nil)
+		var was stoppedFor
+		if err == nil {
+			_, err = l.j.Recall(stoppedKey, &was)
+		}
+		started := false
+		if err == nil && was.Machine != "" && (was.Tapped == nil || l.taps()) {
+			if !l.untilTold(ctx, r, was.Machine) || l.isRewinding() {
+				return
+			}
+			started, err = l.startAgain(ctx)
+		}
+		if started {
+			l.site.o.Log.Warn("a machine that was turned off for an interrupted rewind runs again", "group", l.cfg.Ref())
+		}
+		if err != nil && ctx.Err() == nil && err.Error() != said && !errors.Is(err, qemu.ErrMonitor) { // one that does not answer yet, or is off
+			said = err.Error()
+			l.site.o.Log.Error("a machine that was turned off or halted for a rewind does not run again", "group", l.cfg.Ref(), "err", err)
+		}
+		if err == nil && back == nil {
+			return
+		}
+		_ = pauseFor(ctx, wait) // the loop sees that ctx ended
+	}
+}
+
+// turning is what makes the next reign of a life, when one is over.
+type turning interface {
+	turn(ctx context.Context) (*reign, error)
+	ended(err error) // what became of it
+}
+
+func (w *rewinding) ended(err error) { w.done <- err }
+
+// reignOn rules, and carries out what is done between two reigns, until ctx ends.
 func (l *life) reignOn(ctx context.Context, r *reign) error {
 	for {
 		w, err := l.ruleUntil(ctx, r)
@@ -177,15 +291,16 @@ func (l *life) reignOn(ctx context.Context, r *reign) error {
 		if err == nil {
 			r, err = w.turn(ctx)
 		}
-		w.done <- err
+		w.ended(err)
 		if err != nil {
-			return fmt.Errorf("rewind: %w", err)
+			return fmt.Errorf("begin another reign: %w", err)
 		}
 	}
 }
 
-// ruleUntil rules until ctx ends or a rewind is asked for; its reign is over then.
-func (l *life) ruleUntil(ctx context.Context, r *reign) (*rewinding, error) {
+// ruleUntil rules until ctx ends or a rewind or a pivot is asked for; its reign is over
+// then.
+func (l *life) ruleUntil(ctx context.Context, r *reign) (turning, error) {
 	ruling, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	over := make(chan error, 1)
@@ -196,6 +311,9 @@ func (l *life) ruleUntil(ctx context.Context, r *reign) (*rewinding, error) {
 	case w := <-l.rewind:
 		end(errRewinding)
 		return w, <-over
+	case p := <-l.pivot:
+		end(errPivoting)
+		return p, <-over
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 // A site changes its key while its peer goes on; a peer that is away is waited for, over
 // restarts of both, and neither end forgets what it promised.
 func TestASiteChangesItsKey(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	ca.Peers[0].Address, cb.Peers[0].Address = cb.Listen, ca.Listen
@@ -63,6 +64,7 @@ func TestASiteChangesItsKey(t *testing.T) {
 
 // Crashes at each step of the change leave one key that the peer accepts.
 func TestAChangeOfKeyThatIsCutShort(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	ca.Peers[0].Address, cb.Peers[0].Address = cb.Listen, ca.Listen

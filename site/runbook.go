@@ -9,6 +9,7 @@ import (
 
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/recovery/runbook"
+	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -28,15 +29,19 @@ func runbookFault(ps runbook.Problems) *fault.Error {
 	if n := len(ps) - 1; n > 0 {
 		why += fmt.Sprintf(" (and %d more)", n)
 	}
-	return &fault.Error{Code: runbookCodes[first.Code], What: "check runbook " + first.File, Why: why, Hint: first.Hint, Evidence: ps, Err: ps}
+	all := make(config.Problems, len(ps)) // as those of a configuration are told
+	for i, p := range ps {
+		all[i] = config.Problem{Code: runbookCodes[p.Code], File: p.File, Line: p.Line, Column: p.Column, What: p.What, Hint: p.Hint, Excerpt: p.Excerpt}
+	}
+	return &fault.Error{Code: runbookCodes[first.Code], What: "check runbook " + first.File, Why: why, Hint: first.Hint, Evidence: all, Err: ps}
 }
 
-// facts are what runbooks are checked against: groups with a machine, by every name
-// that a command takes.
+// facts are what runbooks are checked against: groups with a machine or a captured domain, by
+// every name that a command takes.
 func (s *Site) facts() runbook.Facts {
 	f := runbook.Facts{Programs: s.cfg.RunbookPrograms()}
 	for _, g := range s.cfg.Groups {
-		if g.Machine == nil {
+		if g.Machine == nil && g.Libvirt == nil {
 			continue
 		}
 		f.Groups = append(f.Groups, g.Ref())
@@ -128,9 +133,17 @@ func (s *Site) preflight(ctx context.Context, q control.RunbookRequest, p runboo
 				out.Refused = append(out.Refused, name+": "+r)
 			}
 		default:
-			if !s.promotedHere(name) {
-				return out, fault.New(fault.RunbookMode, what, "nothing was handed over to this site: the group is not primary here").
-					Advise("A move and a failback start machines where their groups are primary already. Hand the group over first; failover unplanned takes it by force.")
+			if s.promotedHere(name) {
+				out.Warnings = append(out.Warnings, name+" is primary here already: its machine is started, nothing is handed over")
+				continue
+			}
+			plan, err := s.PlanHandover(ctx, control.HandoverRequest{Group: name, Shutdown: true, Operator: q.Operator})
+			if err != nil {
+				return out, explain(what, err)
+			}
+			out.Handover = append(out.Handover, plan)
+			for _, r := range plan.Refused {
+				out.Refused = append(out.Refused, name+": "+r)
 			}
 		}
 	}
@@ -139,16 +152,7 @@ func (s *Site) preflight(ctx context.Context, q control.RunbookRequest, p runboo
 
 // promotedHere reports whether the group is primary at this site.
 func (s *Site) promotedHere(name string) bool {
-	g, err := s.group(name)
-	if err != nil {
-		return false
-	}
-	l, release, err := g.use()
-	if err != nil {
-		return false
-	}
-	defer release()
-	return l.roleNow().Role.Captures()
+	return s.lives(name, func(l *life) bool { return l.roleNow().Role.Captures() })
 }
 
 // groupsOf are those that a plan starts machines of, once each.

@@ -65,14 +65,21 @@ func (s *Site) machineOfRun(ctx context.Context, r *runbook.Run, a runbook.Actio
 		m.Point, m.Chain, m.Picture, m.Text, m.Why = c.point, c.chain, c.console.Picture, c.console.Text, c.console.Why
 		return m
 	}
-	c := s.machineFor(g, g.cfg.Machine).Look(ctx)
-	m.Picture, m.Text, m.Why = c.Picture, c.Text, c.Why
 	l, release, err := g.use()
 	if err != nil {
+		m.Why = err.Error()
 		return m
 	}
 	defer release()
+	if x, ok, err := l.machineHere(ctx); err == nil && ok {
+		c := x.Look(ctx)
+		m.Picture, m.Text, m.Why = c.Picture, c.Text, c.Why
+	}
 	now := l.roleNow()
+	if r.Plan.Mode != runbook.Unplanned && !now.Handed.IsZero() {
+		m.Point, m.Chain, m.Loss = now.From.String(), now.Chain.String(), &runbook.Loss{Known: true}
+		return m
+	}
 	m.Point, m.Chain = now.From.String(), now.Chain.String()
 	var p recovery.Plan
 	if known, err := l.j.Recall(planKey, &p); err == nil && known && p.Point.Position == now.From {

@@ -33,6 +33,9 @@ func (s *Site) RunRunbook(ctx context.Context, q control.RunbookRequest, progres
 	if q.Expect != "" && q.Expect != shown.Digest {
 		return control.RunbookRun{}, fault.New(fault.PlanStale, what, "since the plan was shown the file or the mode has changed").With(shown)
 	}
+	if len(shown.Refused) > 0 && len(shown.Handover) > 0 { // what cannot be planned is not forced
+		return control.RunbookRun{}, fault.New(fault.HandoverTrouble, what, "%s", shown.Refused[0]).With(shown)
+	}
 	if len(shown.Refused) > 0 && !q.Force {
 		return control.RunbookRun{}, fault.New(fault.NotFenced, what, "%s", shown.Refused[0]).With(shown)
 	}

@@ -31,7 +31,7 @@ boot:
 func (w *world) book(mode string) control.RunbookRequest {
 	w.t.Helper()
 	note := filepath.Join(w.dir, "note")
-	if err := os.WriteFile(note, []byte("#!/bin/sh\necho \"$1 $AFTERIMAGE_RUNBOOK\" >> "+w.dir+"/notes\ntouch "+w.dir+"/noted\n"), 0o700); err != nil {
+	if err := writeProgram(note, "#!/bin/sh\necho \"$1 $AFTERIMAGE_RUNBOOK\" >> "+w.dir+"/notes\ntouch "+w.dir+"/noted\n"); err != nil {
 		w.t.Fatal(err)
 	}
 	return control.RunbookRequest{File: "shop.yml", Text: []byte(strings.ReplaceAll(bookOfWeb, "{dir}", w.dir)), Mode: mode, At: "latest", Operator: "tester"}
@@ -53,6 +53,7 @@ func stepStates(r control.RunbookRun) string {
 // TestTheSameRunbookDrillsAndFailsOver: a drill that loses its daemon in the middle is
 // resumed, and then the file is used in earnest.
 func TestTheSameRunbookDrillsAndFailsOver(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", machineOfWeb+"runbooks: {programs: [{dir}/note, /usr/bin/test]}\n")
@@ -135,6 +136,7 @@ func TestTheSameRunbookDrillsAndFailsOver(t *testing.T) {
 }
 
 func TestAWrongRunbookIsRefusedBeforeAnything(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	_, cb := w.pair("", machineOfWeb)
 	s := newSite(cb, Options{}.withDefaults())

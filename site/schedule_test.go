@@ -57,6 +57,7 @@ func TestTheNextDrillIsAtAQuietTimeBeforeItIsOverdue(t *testing.T) {
 // A drill that is due is done without anybody asking, leaves a report whether it held or
 // not, and the next one is told.
 func TestADrillThatIsDueIsDone(t *testing.T) {
+	t.Parallel()
 	scale.Tools(t, "qemu-system-x86_64")
 	w := newWorld(t)
 	ca, cb := w.pair("", machineOfWeb+"  drill: {every: 10h}\n")

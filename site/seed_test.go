@@ -16,6 +16,7 @@ import (
 // crosses the link. A seed that is not as it was made is refused, and so is one that
 // comes too late, or to the primary.
 func TestSeedIsCarriedToThePeer(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	ca.Peers[0].Address = cb.Listen

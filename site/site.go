@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/novacron/afterimage/cbt/nbd"
 	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery/evidence"
+	"github.com/novacron/afterimage/recovery/witness"
 	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
@@ -31,15 +33,24 @@ type Options struct {
 	Now func() time.Time // nil: time.Now; must carry a monotonic reading
 	// Uptime is what thinning holds Now to; nil: the machine's, none where Now is given.
 	Uptime journal.Uptime
+	// File is where the configuration was read from; zero: nowhere. Status tells of changes.
+	File config.Written
 	// Heartbeat is how often peers hear of the head; 0: the replicator's default.
 	Heartbeat time.Duration
 	// Executable is the program whose hidden command "watchdog" is the watchdog;
 	// empty: this process's own.
 	Executable string
+	// HeadPatience is how long a plan waits for a peer that has to be called before it
+	// can be asked where its history ends; 0: two seconds.
+	HeadPatience time.Duration
 	// HostBoot names this boot of the host; empty: the kernel's own name of it.
 	HostBoot string
 
-	passed func(step string) // a test's: what a rewind has just done durably, or half
+	// peersPatience is how long peers may take to answer before a machine that is owed a
+	// start is started without their word; 0: peersPatience.
+	peersPatience time.Duration
+
+	passed func(step string) // a test's: what a verb has just done durably, or half
 }
 
 func (o Options) passes(step string) {
@@ -51,6 +62,12 @@ func (o Options) passes(step string) {
 func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.HeadPatience <= 0 {
+		o.HeadPatience = headPatience
+	}
+	if o.peersPatience <= 0 {
+		o.peersPatience = peersPatience
 	}
 	if o.HostBoot == "" {
 		o.HostBoot = hostBoot()
@@ -79,6 +96,8 @@ type Site struct {
 	clients   clients     // of them; has its own lock
 	searching sync.Mutex  // one step of a bisection at a time
 	peers     *peerBook
+	calls     calling       // has its own lock
+	witness   *witness.Etcd // nil: none is configured
 	meters    *meters
 	watchdog  *watchdog // nil: no group wants one
 	ledger    *evidence.Ledger
@@ -113,7 +132,7 @@ func Open(c *config.Config, o Options) (*Site, error) {
 	s := newSite(c, o.withDefaults())
 	s.lock = lock
 	if err := s.prepare(); err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, unlock(lock))
 	}
 	return s, nil
 }
@@ -149,6 +168,9 @@ func (s *Site) prepare() error {
 	}
 	if s.repl, err = s.newReplicator(); err != nil {
 		return explain("set up replication", err)
+	}
+	if err := s.openGuards(); err != nil {
+		return err
 	}
 	return s.resumeRotation()
 }
@@ -190,6 +212,11 @@ func (s *Site) Run(ctx context.Context) error {
 	var groups sync.WaitGroup
 	for _, gr := range s.groups {
 		groups.Go(func() { gr.run(lives) })
+	}
+	for _, gr := range s.groups {
+		if gr.guard != nil {
+			groups.Go(func() { gr.guard.run(lives) })
+		}
 	}
 	if s.watchdog != nil {
 		groups.Go(func() {
@@ -249,7 +276,11 @@ func (s *Site) Close() error {
 	if s.lock == nil {
 		return nil
 	}
-	return errors.Join(s.watchdog.close(), s.lock.Close())
+	var err error
+	if s.witness != nil {
+		err = s.witness.Close()
+	}
+	return errors.Join(err, s.watchdog.close(), unlock(s.lock))
 }
 
 type listeners struct {
@@ -297,8 +328,11 @@ func (l listeners) close() {
 	}
 }
 
-// group finds a group by NAME or TENANT/NAME.
+// group finds a group by NAME or TENANT/NAME, and what a rejoin set aside by NAME@N.
 func (s *Site) group(name string) (*group, error) {
+	if strings.Contains(name, asideMark) {
+		return s.asideOf(name)
+	}
 	c, err := s.cfg.Group(name)
 	if err != nil {
 		return nil, err
@@ -309,6 +343,20 @@ func (s *Site) group(name string) (*group, error) {
 		}
 	}
 	return nil, fault.New(fault.GroupUnknown, "find group "+name, "it is not set up")
+}
+
+// lives reports whether a group's journal is open now, and its life is so.
+func (s *Site) lives(name string, so func(*life) bool) bool {
+	g, err := s.group(name)
+	if err != nil {
+		return false
+	}
+	l, release, err := g.use()
+	if err != nil {
+		return false
+	}
+	defer release()
+	return so(l)
 }
 
 func (s *Site) running() bool { return s.lock != nil }

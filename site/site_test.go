@@ -21,9 +21,23 @@ import (
 	"github.com/novacron/afterimage/site/fault"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain also is a site of a test's, and the watchdog of guards: those processes are
+// this program.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == WatchdogCommand {
+		os.Exit(guardDog(os.Args[2:]))
+	}
+	if path := os.Getenv(mortalSite); path != "" {
+		os.Exit(liveAndDie(path))
+	}
+	if len(os.Args) > 1 && os.Args[1] == PackCommand {
+		os.Exit(packDog(os.Args[2:]))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestWriteMarkAttackLookBackFailOver(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -108,6 +122,7 @@ func TestWriteMarkAttackLookBackFailOver(t *testing.T) {
 }
 
 func TestReturnedPrimaryIsFoundToHaveDiverged(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -130,6 +145,7 @@ func TestReturnedPrimaryIsFoundToHaveDiverged(t *testing.T) {
 }
 
 func TestInterruptedFailoverIsFinished(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -166,6 +182,7 @@ func TestInterruptedFailoverIsFinished(t *testing.T) {
 
 // A frame that is under way when the role changes is not appended.
 func TestPrimaryAppendsNoFrames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	s := w.run(w.configure("a", twoGroups))
 	s.awaitState("web", control.StateSynced)
@@ -174,12 +191,13 @@ func TestPrimaryAppendsNoFrames(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer release()
-	if _, _, err := (guard{l}).AppendFrame(context.Background(), strings.NewReader("x"), 1, journal.Chain{}); !errors.Is(err, replicator.ErrNotReplica) {
+	if _, _, err := (guard{l: l}).AppendFrame(context.Background(), strings.NewReader("x"), 1, journal.Chain{}); !errors.Is(err, replicator.ErrNotReplica) {
 		t.Errorf("a frame at a primary: %v", err)
 	}
 }
 
 func TestSecondDaemonRefusesToStart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", "")
 	first := w.run(c)
@@ -201,6 +219,7 @@ const twoGroups = `groups:
 `
 
 func TestOneGroupFailsAlone(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", twoGroups)
 	s := w.run(c)
@@ -230,6 +249,7 @@ func TestOneGroupFailsAlone(t *testing.T) {
 }
 
 func TestReachWithoutDaemonReadsAndRefusesTheRest(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	c := w.configure("a", twoGroups)
 	api := Reach(c, Options{})
@@ -284,6 +304,7 @@ func TestReachWithoutDaemonReadsAndRefusesTheRest(t *testing.T) {
 }
 
 func TestViewsEndWithCallerCloseAndSite(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	c := w.configure("a", twoGroups)
 	s := w.run(c)
@@ -331,6 +352,7 @@ func TestViewsEndWithCallerCloseAndSite(t *testing.T) {
 }
 
 func TestUnpinnedPeerGetsNothingAndIsNamed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ca, cb := w.pair("", "")
 	ra, rb := w.runPair(ca, cb)
@@ -351,6 +373,7 @@ func TestUnpinnedPeerGetsNothingAndIsNamed(t *testing.T) {
 }
 
 func TestFlippedByteIsNamedAndOtherPointsStay(t *testing.T) {
+	t.Parallel()
 	w, ctx := newWorld(t), context.Background()
 	c := w.configure("a", twoGroups)
 	s := w.run(c)

@@ -27,18 +27,30 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 			st.Listen = addr.String()
 		}
 	}
+	if how := s.o.File.Changed(); how != "" {
+		st.Notices = append(st.Notices, control.Notice{Level: control.Warning, Text: fmt.Sprintf("%s %s", s.o.File.Path, how), Hint: configHint})
+	}
 	for _, g := range s.groups {
 		st.Groups = append(st.Groups, s.groupStatus(ctx, g))
 	}
+	pairs, unread := s.pairs, ""
+	if pairs == nil { // what the daemon keeps is read without it; where it cannot be read, nothing is known
+		var err error
+		if pairs, err = openPairing(s.cfg, s.o.Now); err != nil {
+			unread = err.Error()
+		}
+	}
 	for _, p := range s.cfg.Peers {
-		if s.pairs != nil {
-			p = s.pairs.of(p)
+		if pairs != nil {
+			p = pairs.of(p)
 		}
 		e := control.Peer{Name: p.Name, Address: p.Address, Pin: p.Pin, State: "unknown"}
 		e.Limited = s.limitOf(p.Name)
 		e.Limit = e.Limited.BytesPerSecond
 		known := s.peers.get(p.Name)
 		switch {
+		case p.Pin == "" && unread != "":
+			e.Error = unread
 		case p.Pin == "":
 			e.State = "unpaired"
 		case !s.running():
@@ -61,6 +73,9 @@ func (s *Site) Status(ctx context.Context) (control.Status, error) {
 	}
 	return st, nil
 }
+
+// configHint is what makes a change of the configuration count.
+const configHint = "The daemon goes by what it read: look at it with config check, then start the daemon again"
 
 // groupStatus is a group's line; what cannot be told is left at zero, and a
 // journal that cannot be read makes the line say why.
@@ -93,6 +108,9 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	line.Notices = append(line.Notices, objectiveNotices(g.cfg, s.measured(), line.Since, s.o.Now())...)
 	line.NextDrill = s.drillDue(g, line.Role, line.Since)
 	line.Notices = append(line.Notices, l.bootNotices()...)
+	line.Notices = append(line.Notices, l.owedNotices()...)
+	line.Notices = append(line.Notices, l.cededNotices()...)
+	line.Notices = append(line.Notices, g.guard.notices(l.roleNow().Role.Captures())...)
 	if s.ledgerErr != nil {
 		f := fault.Of(explain("open the ledger of reports", s.ledgerErr))
 		line.Notices = append(line.Notices, control.Notice{Level: control.Alarm, Code: string(f.Code), Text: f.Why, Hint: f.Advice()})
@@ -142,6 +160,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	line.Notices = append(line.Notices, rpoNotices(g.cfg, line)...)
 	l.tellPause(&line)
 	l.tellPlugs(&line)
+	l.tellGuests(&line)
 	switch {
 	case !s.running():
 		line.State, line.Detail = control.StateStopped, ""

@@ -97,6 +97,7 @@ func TestRPOOutsideAnIntervalReachesBackToTheLastPoint(t *testing.T) {
 // The replica of a source that went silent shows an RPO that grows, and after a
 // restart none, until the source is heard again.
 func TestReplicaOfASilentSourceNeverShowsASmallRPO(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -128,6 +129,7 @@ func TestReplicaOfASilentSourceNeverShowsASmallRPO(t *testing.T) {
 }
 
 func TestMetricsExistFromTheStartAndPassTheLint(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", "metrics: 127.0.0.1:0\n"+twoGroups)
 	s := w.run(c)
@@ -157,6 +159,7 @@ func TestMetricsExistFromTheStartAndPassTheLint(t *testing.T) {
 }
 
 func TestMetricsOfAPairOverHTTP(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ca, cb := w.pair("", "")
 	a, b := w.runPair(ca, cb)
@@ -203,6 +206,7 @@ func TestMetricsOfAPairOverHTTP(t *testing.T) {
 // A journal without room opens a gap, says so, and does not stall the writer; when
 // there is room again the interval opens anew.
 func TestFullJournalOpensAGapAndTheDiskGoesOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", "groups:\n- {name: web, role: primary, quota: 64MiB, volumes: [{name: root, size: 64MiB, embedded: {image: r.img}}]}\n")
 	s := w.run(c)

@@ -35,17 +35,36 @@ func (d *stepDriver) machine(a runbook.Action) (m recovery.Machine, pid int, err
 	if err != nil {
 		return m, 0, err
 	}
-	m = d.site.machineFor(g, g.cfg.Machine)
-	if d.drills() {
-		if m, err = m.Isolated(d.site.drillDir(g)); err != nil {
-			return m, 0, err
-		}
+	if m, err = d.site.machineOfRunStep(g, d.drills()); err != nil {
+		return m, 0, err
 	}
 	pid, err = m.Process()
 	if errors.Is(err, recovery.ErrNotRunning) {
 		err = nil
 	}
 	return m, pid, err
+}
+
+// machineOfRunStep is a group's machine as a run has it: that of a drill, or what runs
+// from the group's disks here.
+func (s *Site) machineOfRunStep(g *group, drill bool) (recovery.Machine, error) {
+	if drill {
+		if g.cfg.Machine == nil {
+			return recovery.Machine{}, fault.New(fault.RunbookMachine, "find the machine of "+g.cfg.Ref(), "no machine is configured here that a drill could start").
+				Advise("A drill needs machine: of the group, at the site that it is replicated to.")
+		}
+		return s.machineFor(g, g.cfg.Machine).Isolated(s.drillDir(g))
+	}
+	l, release, err := g.use()
+	if err != nil {
+		return recovery.Machine{}, err
+	}
+	defer release()
+	m, ok, err := l.machineHere(l.ctx)
+	if err == nil && !ok {
+		err = fault.New(fault.RunbookMachine, "find the machine of "+g.cfg.Ref(), "the group has none here")
+	}
+	return m, err
 }
 
 // Look implements runbook.Driver.
@@ -61,8 +80,8 @@ func (d *stepDriver) Look(ctx context.Context, a runbook.Action) (runbook.Seen, 
 	}
 	switch a.Step.Kind {
 	case runbook.Start:
-		_, pid, err := d.machine(a)
-		if err != nil || pid == 0 {
+		m, _, err := d.machine(a)
+		if err != nil || !m.RunsWhole() {
 			return seen(false, err)
 		}
 		if d.drills() { // one that no drill of ours holds is a left-over, which Do meets
@@ -161,8 +180,8 @@ func (d *stepDriver) start(ctx context.Context, a runbook.Action) (string, error
 		return stepTimes(x.times), nil
 	}
 	q := control.FailoverRequest{Group: a.Group, At: d.run.Plan.At, Operator: d.run.Operator, Force: d.run.Forced}
-	if d.run.Plan.Mode != runbook.Unplanned && !d.site.promotedHere(a.Group) {
-		return "", fault.New(fault.RunbookMode, "start the machine of "+a.Group, "the group is not primary here")
+	if d.run.Plan.Mode != runbook.Unplanned {
+		return d.site.bringOver(ctx, a.Group, d.run.Operator)
 	}
 	out, err := d.site.Failover(ctx, q, func(control.Progress) {})
 	var b strings.Builder

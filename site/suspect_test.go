@@ -22,6 +22,7 @@ import (
 // it is pinned and clean; what was written before it was no alarm, and where nobody
 // wants to know nothing is looked at.
 func TestEncryptionIsNoticed(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"on", "off"} {
 		t.Run(mode, func(t *testing.T) {
 			w, ctx := newWorld(t), context.Background()

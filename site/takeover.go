@@ -24,6 +24,13 @@ func (l *life) offered(peer string, q cession) (statement, error) {
 	if err := l.takes(q); err != nil {
 		return statement{}, err
 	}
+	if l.atHome() {
+		ctx, cancel := context.WithTimeout(l.ctx, ownPatience)
+		defer cancel()
+		if _, err := l.homeDisks(ctx); err != nil {
+			return statement{}, declined("the domain's own disks cannot be brought to the head here: %v", err)
+		}
+	}
 	return statement{l.j.Head().Durable}, nil
 }
 
@@ -82,8 +89,8 @@ func (l *life) take(ctx context.Context, peer string, q cession) (taking, error)
 	}
 	o := recovery.Order{Group: l.cfg.Ref(), Site: l.site.cfg.Site, At: "latest", Point: q.Head.Position, EpochAtLeast: max(q.Number, l.newestNumber()) + 1,
 		Operator: q.Operator, Fence: recovery.FenceProven, Handover: q.ID, Giver: peer}
-	if m := l.cfg.Machine; m != nil && !q.NoMachine {
-		o.Machine = m.Name
+	if !q.NoMachine {
+		o.Machine = l.hasMachine()
 	}
 	// From here on it goes to its end: half a promotion helps nobody.
 	p, err := recovery.Promote(context.WithoutCancel(ctx), l.promoting(), o, l.site.o.Now())
@@ -92,8 +99,11 @@ func (l *life) take(ctx context.Context, peer string, q cession) (taking, error)
 		return taking{}, err
 	}
 	l.setRole(p.Reign)
+	l.mu.Lock()
+	l.took = q.ID
+	l.mu.Unlock()
 	l.site.o.Log.Warn("group taken over", "group", l.cfg.Ref(), "giver", peer, "epoch", p.Reign.Epoch, "record", q.Head.Position.String(), "operator", q.Operator)
-	if !l.hand(coronation{writer: p.Writer, machine: o.Machine != ""}) {
+	if !l.hand(coronation{writer: p.Writer}) {
 		return taking{}, errDetached // the next life plays what stands
 	}
 	return taking{Taken: true, Epoch: p.Reign.Epoch}, nil
@@ -117,19 +127,7 @@ func (l *life) revoke(q cession) (taking, error) {
 		if err := l.j.Remember(revokedKey, ids[max(0, len(ids)-maxRevoked):]); err != nil {
 			return taking{}, fmt.Errorf("remember revoked handover: %w", err)
 		}
+		l.site.o.passes("handover revoked")
 	}
 	return taking{Revoked: true}, nil
-}
-
-// startTaken starts the machine of a group that was taken over, beside its reign. What
-// fails is left to a person: the disks are served either way.
-func (l *life) startTaken(ctx context.Context, r *reign) {
-	m := l.machine(l.cfg.Machine)
-	running, err := m.Ensure(ctx, l.urisOf(r))
-	if err != nil {
-		l.site.o.Log.Error("machine of the group that was taken over does not run", "group", l.cfg.Ref(), "machine", m.Name, "err", err)
-		return
-	}
-	l.site.o.Log.Warn("machine of the group that was taken over runs", "group", l.cfg.Ref(), "machine", m.Name, "process", running.PID)
-	closeMachine(running)
 }

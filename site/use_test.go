@@ -16,6 +16,7 @@ import (
 // A command that comes while a group is being opened waits for it, not for ever,
 // and not for one that failed.
 func TestCommandsWaitForAGroupThatIsBeingOpened(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		after time.Duration // until something happens; 0: nothing does
@@ -67,6 +68,7 @@ func TestCommandsWaitForAGroupThatIsBeingOpened(t *testing.T) {
 
 // Commands right after the start of a daemon get an answer, not the advice to try again.
 func TestCommandsRightAfterTheStart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", twoGroups)
 	s := w.run(c)
@@ -81,6 +83,7 @@ func TestCommandsRightAfterTheStart(t *testing.T) {
 }
 
 func TestHaltsAreOfTwoKinds(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	s := newSite(w.configure("a", twoGroups), Options{}.withDefaults())
 	g := s.groups[0]

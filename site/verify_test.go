@@ -46,6 +46,7 @@ func flipIn(t *testing.T, dir string, needle []byte) string {
 // Damage at either end of a session is found, called by its place, spoils the points
 // that it touches and no others, and is repaired from the other end.
 func TestVerifyRepairsFromThePeer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b := w.runPair(w.pair("", ""))
 	a.awaitState("web", control.StateSynced)
@@ -100,6 +101,7 @@ func TestVerifyRepairsFromThePeer(t *testing.T) {
 // A journal that lost its tail stays shut until a person says so, and only while no
 // daemon runs.
 func TestRecoverAcceptsALoss(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.configure("a", "groups:\n- {name: web, role: primary, volumes: [{name: root, size: 1MiB, embedded: {image: r.img}}]}\n")
 	s := w.run(c)

@@ -81,7 +81,7 @@ func (s *Site) serve(ctx context.Context, q control.ServeRequest) (*view, error)
 		return nil, errors.Join(err, free())
 	}
 	v := s.enlist(g, q, p)
-	if v.chain, err = l.j.ChainOf(p.Position); err != nil { // of a point that is served all the same
+	if v.chain, err = l.j.ChainOf(ctx, p.Position); err != nil { // of a point that is served all the same
 		s.o.Log.Warn("no chain of the point", "view", v.ID, "err", err)
 	}
 	listener, err := s.listenView(v)

@@ -9,9 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"github.com/novacron/afterimage/cbt/libvirt"
 	"github.com/novacron/afterimage/cbt/qemu"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/fault"
@@ -31,26 +34,56 @@ func Watchdog(ctx context.Context, pid int, stall time.Duration, stdin io.Reader
 		return fault.Wrap(fault.Unexpected, "watch process "+strconv.Itoa(pid), err)
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil)).With("part", "watchdog")
-	return explain("watch", qemu.RunWatchdog(ctx, qemu.WatchdogOptions{Pipe: stdin, Proc: proc, StallBudget: stall, Log: log}))
+	return explain("watch", qemu.RunWatchdog(ctx, qemu.WatchdogOptions{Pipe: stdin, Proc: proc, StallBudget: stall, Log: log, Dial: dialWatched}))
 }
 
-// watchdog keeps a watchdog process beside this one while trackers need it.
+// byLibvirt begins the address of a monitor that is reached through libvirtd: no path does.
+const byLibvirt = "libvirt:"
+
+// domainAddress is that of a domain's monitor in a beat.
+func domainAddress(uri, domain string) string { return byLibvirt + uri + " " + domain }
+
+// dialWatched is the watchdog's way to the monitor of a machine.
+func dialWatched(ctx context.Context, address string) (qemu.Monitor, error) {
+	at, ok := strings.CutPrefix(address, byLibvirt)
+	if !ok {
+		return qemu.DialQMP(ctx, address)
+	}
+	uri, domain, _ := strings.Cut(at, " ")
+	m, err := libvirt.DialMonitor(ctx, uri, domain)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// watchdog keeps a watchdog process beside this one, from the first tracker that needs it.
 type watchdog struct {
-	beats *qemu.Heartbeat
-	read  *os.File // what the process inherits
-	write *os.File
-	stall time.Duration
+	beats  *qemu.Heartbeat
+	read   *os.File // what the process inherits
+	write  *os.File
+	stall  time.Duration
+	taps   bool // the configuration wants it for taps; else it is for local disks alone
+	needed chan struct{}
+	need   func() // closes needed
 }
 
-// newWatchdog makes the pipe, if a group names a socket for the watchdog; nil otherwise.
+// newWatchdog makes the pipe, if a group names a socket for the watchdog, or a machine
+// whose disks may become local; nil otherwise.
 func (s *Site) newWatchdog() (*watchdog, error) {
 	w := &watchdog{}
 	wanted := false
 	for _, g := range s.cfg.Groups {
-		// Libvirt passes nothing out of band: there the watchdog kills us.
-		if g.QEMU != nil && g.QEMU.Watchdog != "" || g.Libvirt != nil && g.Role == config.Primary {
+		if g.Machine != nil && g.Machine.Libvirt == nil {
 			wanted = true
 			w.stall = max(w.stall, 2*time.Duration(g.StallBudget))
+		}
+		for _, t := range g.Taps() {
+			// Libvirt passes nothing out of band: where a write waits the watchdog kills us.
+			if t.QEMU != nil && t.QEMU.Watchdog != "" || t.Libvirt != nil && g.Role == config.Primary {
+				wanted, w.taps = true, true
+				w.stall = max(w.stall, 2*time.Duration(g.StallBudget))
+			}
 		}
 	}
 	if !wanted {
@@ -61,13 +94,18 @@ func (s *Site) newWatchdog() (*watchdog, error) {
 		return nil, fmt.Errorf("make watchdog pipe: %w", err)
 	}
 	w.beats = qemu.NewHeartbeat(w.write)
+	w.needed = make(chan struct{})
+	w.need = sync.OnceFunc(func() { close(w.needed) })
 	return w, nil
 }
 
-func (w *watchdog) heartbeat() *qemu.Heartbeat {
-	if w == nil {
+// heartbeat is for a tracker of a machine, which is our own or was there before us; nil:
+// it has no watchdog.
+func (w *watchdog) heartbeat(own bool) *qemu.Heartbeat {
+	if w == nil || !own && !w.taps {
 		return nil
 	}
+	w.need()
 	return w.beats
 }
 
@@ -78,10 +116,14 @@ func (w *watchdog) close() error {
 	return errors.Join(w.write.Close(), w.read.Close())
 }
 
-// run starts the process, and again whenever it ends, until ctx does. The process
+// run starts the process once it is needed, and again whenever it ends, until ctx does. The process
 // is in a group of its own: what interrupts the daemon at a terminal must not
 // take it first. It ends with the pipe's other end even if we are killed.
 func (w *watchdog) run(ctx context.Context, s *Site) error {
+	select {
+	case <-w.needed:
+	case <-ctx.Done():
+	}
 	for ctx.Err() == nil {
 		self := s.o.Executable
 		if self == "" {

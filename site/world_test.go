@@ -9,16 +9,21 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/replicator"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/testbed/port"
 )
 
-// world is a directory for sites, with a path short enough for sockets.
+// world is a directory for sites, with a path short enough for sockets. Tests with worlds
+// of their own wait more than they work, and run beside each other; those that measure,
+// or live by leases of seconds, do not.
 type world struct {
 	t   *testing.T
 	dir string
@@ -32,6 +37,32 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return &world{t, dir}
+}
+
+// writeProgram makes a file that can be executed at once. Nobody begins a process while it
+// is open for writing: until that process is its own program it has the file open too, and
+// the kernel executes no such file (ETXTBSY).
+func writeProgram(path, text string) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, []byte(text), 0o700)
+}
+
+// unforked returns once no process that is being begun has what was closed before: until
+// it is its own program it has all our sockets too, and their ports are taken.
+func unforked() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+}
+
+// idle is a watchdog that only waits.
+func (w *world) idle() string {
+	w.t.Helper()
+	path := filepath.Join(w.dir, "idle")
+	if err := writeProgram(path, "#!/bin/sh\nexec cat >/dev/null\n"); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
 }
 
 // configure makes a site's configuration; {dir} is the world's directory.
@@ -48,6 +79,13 @@ func (w *world) configure(name, rest string) *config.Config {
 // pair is two sites that know each other: a is web's primary, b its replica.
 func (w *world) pair(extraA, extraB string) (a, b *config.Config) {
 	w.t.Helper()
+	textA, textB := w.pairTexts(extraA, extraB)
+	return w.configure("a", textA), w.configure("b", textB)
+}
+
+// pairTexts are the configurations of pair.
+func (w *world) pairTexts(extraA, extraB string) (a, b string) {
+	w.t.Helper()
 	plain := func(name string) string {
 		pin, err := Pin(w.configure(name, ""))
 		if err != nil {
@@ -56,8 +94,8 @@ func (w *world) pair(extraA, extraB string) (a, b *config.Config) {
 		return pin
 	}
 	pinA, pinB := plain("a"), plain("b")
-	a = w.configure("a", "listen: "+port.Address(w.t)+"\npeers: [{name: b, pin: \""+pinB+"\"}]\ngroups:\n- name: web\n  role: primary\n  peers: [b]\n  volumes: [{name: root, size: 1MiB, embedded: {image: root.img}}, {name: data, size: 2MiB, embedded: {image: data.img}}]\n"+extraA)
-	b = w.configure("b", "listen: "+port.Address(w.t)+"\npeers: [{name: a, pin: \""+pinA+"\"}]\ngroups:\n- name: web\n  peers: [a]\n"+extraB)
+	a = "listen: " + port.Address(w.t) + "\npeers: [{name: b, pin: \"" + pinB + "\"}]\ngroups:\n- name: web\n  role: primary\n  peers: [b]\n  volumes: [{name: root, size: 1MiB, embedded: {image: root.img}}, {name: data, size: 2MiB, embedded: {image: data.img}}]\n" + extraA
+	b = "listen: " + port.Address(w.t) + "\npeers: [{name: a, pin: \"" + pinA + "\"}]\ngroups:\n- name: web\n  peers: [a]\n" + extraB
 	return a, b
 }
 
@@ -67,6 +105,7 @@ type running struct {
 	t    *testing.T
 	stop func()
 	log  *lockedBuffer
+	over *atomic.Bool // it was stopped
 }
 
 type lockedBuffer struct {
@@ -96,6 +135,9 @@ func (w *world) runWith(c *config.Config, o Options) *running {
 	w.t.Helper()
 	log := &lockedBuffer{}
 	o.Log, o.Heartbeat = slog.New(slog.NewTextHandler(log, nil)), 20*time.Millisecond
+	if o.HeadPatience == 0 { // a site that a test has stopped is not waited for
+		o.HeadPatience = 100 * time.Millisecond
+	}
 	s, err := Open(c, o)
 	if err != nil {
 		w.t.Fatal(err)
@@ -103,7 +145,9 @@ func (w *world) runWith(c *config.Config, o Options) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
+	over := new(atomic.Bool)
 	stop := sync.OnceFunc(func() {
+		over.Store(true)
 		cancel()
 		if err := <-done; err != nil {
 			w.t.Errorf("site %s: %v", c.Site, err)
@@ -111,12 +155,13 @@ func (w *world) runWith(c *config.Config, o Options) *running {
 		if err := s.Close(); err != nil {
 			w.t.Errorf("site %s: %v", c.Site, err)
 		}
+		unforked()
 		if w.t.Failed() {
 			w.t.Logf("log of site %s:\n%s", c.Site, log)
 		}
 	})
 	w.t.Cleanup(stop)
-	return &running{s, w.t, stop, log}
+	return &running{s, w.t, stop, log, over}
 }
 
 // runPair runs both ends of a pair, a for the second time.
@@ -128,7 +173,25 @@ func (w *world) runPair(a, b *config.Config) (*running, *running) {
 	ra.awaitState(a.Groups[0].Ref(), control.StateSynced)
 	ra.stop()
 	a.Peers[0].Address = rb.address() // frames are sent over connections that their source dialled
-	return w.run(a), rb
+	ra = w.run(a)
+	stop := ra.stop
+	ra.stop = func() { // who is to take over sees that it is gone
+		stop()
+		rb.awaitGone(a.Site)
+	}
+	return ra, rb
+}
+
+// awaitGone waits until a site that was stopped is known to be away, unless r has ended too.
+func (r *running) awaitGone(peer string) {
+	r.t.Helper()
+	await(r.t, peer+" is gone for "+r.cfg.Site, func() bool {
+		answers := r.peers.get(peer).connections > 0
+		for _, lag := range r.repl.Lags() {
+			answers = answers || lag.Peer == peer && (lag.Connected || lag.State == replicator.StateStreaming || lag.State == replicator.StateCatchingUp)
+		}
+		return !answers || r.over.Load()
+	})
 }
 
 func (r *running) address() string {
@@ -145,12 +208,15 @@ func (r *running) address() string {
 // await asks until ok, or fails.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
+	pace := 5 * time.Millisecond // less often later on: most of a test's work is this
+	again := time.NewTimer(pace)
+	defer again.Stop()
 	limit := time.After(time.Minute)
 	for !ok() {
 		select {
-		case <-tick.C:
+		case <-again.C:
+			pace = min(2*pace, 20*time.Millisecond)
+			again.Reset(pace)
 		case <-limit:
 			t.Fatalf("after a minute not yet: %s", what)
 		}
@@ -180,13 +246,15 @@ func (r *running) awaitState(name, state string) {
 	})
 }
 
-// device is an exported disk, past the NBD server.
+// device is an exported disk, past the NBD server, as soon as it is there.
 func (r *running) device(name string) nbd.Device {
 	r.t.Helper()
-	x, err := r.lookupExport(context.Background(), name)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	var x *nbd.Export
+	await(r.t, "site "+r.cfg.Site+" serves "+name, func() (ok bool) {
+		var err error
+		x, err = r.lookupExport(context.Background(), name)
+		return err == nil
+	})
 	return x.Device
 }
 
@@ -208,10 +276,14 @@ func (r *running) reads(name string, fill byte, off, n int64) {
 	}
 }
 
-// awaitLevel waits until b holds all that a has.
+// awaitLevel waits until b holds all that a has. A reign that is only beginning is not all:
+// what it carries over comes before its first point.
 func awaitLevel(a, b *running, name string) {
 	a.t.Helper()
 	await(a.t, "the replica is level", func() bool {
+		if a.groupLine(name).State == control.StateStarting {
+			return false
+		}
 		x, y := a.groupLine(name), b.groupLine(name)
 		return x.Seq == y.Durable && x.EpochID == y.EpochID
 	})

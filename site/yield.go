@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
@@ -38,7 +39,7 @@ func (l *life) yieldTo(ctx context.Context, peer string, q yielding) (yielded, e
 	if err != nil {
 		return out, err
 	}
-	if err := l.machineIsOff(); err != nil || q.DryRun {
+	if err := l.machineIsOff(ctx); err != nil || q.DryRun {
 		return out, err
 	}
 	return out, l.leaveFor(left)
@@ -77,22 +78,27 @@ func (g *group) halts(peer string) bool {
 	return g.halted[peer].why != ""
 }
 
-// machineIsOff is nil unless a machine runs from the group's disks here.
-func (l *life) machineIsOff() error {
+// machineIsOff is nil unless a machine runs from the group's disks here, or nobody can
+// tell: a site that captures does not leave its history under one.
+func (l *life) machineIsOff(ctx context.Context) error {
 	what := "leave the history of " + l.cfg.Ref()
-	if m := l.cfg.Machine; m != nil {
-		if pid, err := l.machine(m).Process(); err == nil {
-			return fault.New(fault.PrimaryAlive, what, "machine %s runs here (process %d), and is not stopped by us", m.Name, pid).
-				Advise("Shut it down at site %s, then repeat the command.", l.site.cfg.Site)
-		}
+	runs := func(err error) error {
+		return fault.Wrap(fault.PrimaryAlive, what, fmt.Errorf("%w, and is not stopped by us", err)).
+			Advise("Shut it down at site %s, then repeat the command.", l.site.cfg.Site)
 	}
 	if r := l.reigning(); r != nil && r.tracker != nil {
 		for _, v := range r.tracker.Status() {
 			if v.State == cbt.StateSynced || v.State == cbt.StateSyncing || v.Cause != cbt.CauseMachine && v.Cause != cbt.CauseTapEnded {
-				return fault.New(fault.PrimaryAlive, what, "the machine of volume %s runs here (%s), and is not stopped by us", v.Volume.Name, v.State).
-					Advise("Shut it down at site %s, then repeat the command.", l.site.cfg.Site)
+				return runs(fmt.Errorf("the machine of volume %s runs here (%s)", v.Volume.Name, v.State))
 			}
 		}
+	}
+	err := l.processEnded(ctx)
+	if err == nil && l.roleNow().Role.Captures() { // else what is tapped here is in nobody's history
+		err = l.tappedEnded(ctx)
+	}
+	if err != nil {
+		return runs(err)
 	}
 	return nil
 }

@@ -41,10 +41,10 @@ func countedIn(src []byte) (map[string]int, error) {
 	return out, err
 }
 
-// isCounted reports whether fun is scale.Counted.
+// isCounted reports whether fun is scale.Counted or scale.CountedFew.
 func isCounted(fun ast.Expr) bool {
 	s, ok := fun.(*ast.SelectorExpr)
-	if !ok || s.Sel.Name != "Counted" {
+	if !ok || s.Sel.Name != "Counted" && s.Sel.Name != "CountedFew" {
 		return false
 	}
 	x, ok := s.X.(*ast.Ident)
@@ -113,7 +113,7 @@ func TestEveryCountIsInTheList(t *testing.T) {
 }
 
 func TestMissedCountsAreFound(t *testing.T) {
-	const src = "package p\nfunc f() { scale.Counted(t, \"a\", n, 5); scale.Counted(t, \"a\", n, 2); scale.Counted(t, \"b\", n, 1); other.Counted(t, \"c\", n, 1) }"
+	const src = "package p\nfunc f() { scale.Counted(t, \"a\", n, 5); scale.Counted(t, \"a\", n, 2); scale.CountedFew(t, \"b\", n, 1); other.Counted(t, \"c\", n, 1) }"
 	counts, err := countedIn([]byte(src))
 	if err != nil || len(counts) != 2 || counts["a"] != 7 || counts["b"] != 1 {
 		t.Fatalf("%v, %v", counts, err)

@@ -10,8 +10,9 @@
 //	link     a network path between two loopback addresses, with its vices
 //	tunnel   a path of IP packets between two network namespaces, with the same vices
 //	libvirtd a libvirtd that belongs to one test
+//	loop     block devices
 //
-// scale, port, stamp, guest, link, tunnel and libvirtd are leaves: they import nothing of the
+// scale, port, loop, stamp, guest, link, tunnel and libvirtd are leaves: they import nothing of the
 // product, so the tests of every package may import them, and what they find shares no code
 // with what they check. The demo and the benches of cli use stamp, guest and
 // link too; scale and port are for tests alone.

@@ -17,7 +17,9 @@ const patience = 60 * time.Second
 
 // World is a machine with disks, as a driver sees it.
 type World struct {
-	Volumes []cbt.Volume // two at least
+	// Volumes are two at least: the first holds the largest request, and the size of the
+	// second is no multiple of a cell's.
+	Volumes []cbt.Volume
 	// Guest is the guest's own way to a disk.
 	Guest func(i int) *nbd.Client
 	// Image is what a disk holds now.
@@ -36,6 +38,7 @@ func TestTracker(t *testing.T, start func(t *testing.T) World) {
 	}{
 		{"InitialSync", testInitialSync},
 		{"LoadDuringSyncAndAfter", testLoad},
+		{"RequestsOfEveryShape", testShapes},
 		{"SlowSinkLetsGo", testStall},
 		{"FullSinkLetsGo", testFull},
 		{"ReattachByDelta", testReattach},
@@ -132,6 +135,49 @@ func testLoad(s *session) {
 	s.awaitSynced()
 	s.checkImages()
 	s.load(4, 300)
+	s.checkImages()
+	for _, v := range s.Volumes {
+		if !s.sink.Synced(v.ID) {
+			s.Errorf("%s: gaps %v", v.Name, s.sink.Gaps(v.ID))
+		}
+	}
+}
+
+// testShapes makes requests that begin and end anywhere, up to the longest that there are
+// and to the last byte of each disk, while all is synced.
+func testShapes(s *session) {
+	if s.Volumes[0].Size < cbt.MaxWriteBytes+cbt.CellBytes || s.Volumes[1].Size%cbt.CellBytes == 0 {
+		s.Fatalf("the disks have %d and %d bytes", s.Volumes[0].Size, s.Volumes[1].Size)
+	}
+	s.run(30 * time.Second)
+	s.awaitSynced()
+	ctx := Context(s, 2*patience)
+	for i, g := range s.guests() {
+		size := s.Volumes[i].Size
+		longest := min(cbt.MaxWriteBytes, size-cbt.CellBytes)
+		for k, e := range []cbt.Extent{
+			{Offset: cbt.SectorBytes, Length: longest}, {Offset: 1, Length: longest - 1}, // one that is not of whole sectors
+			{Offset: 0, Length: 1}, {Offset: 4095, Length: 2}, {Offset: 777, Length: 4097}, {Offset: 3 << 20, Length: cbt.SectorBytes},
+			{Offset: size - cbt.SectorBytes, Length: cbt.SectorBytes}, {Offset: size - 100, Length: 100}, {Offset: size - 1, Length: 1},
+		} {
+			if err := g.WriteAt(ctx, bytes.Repeat([]byte{byte(17*k + i + 1)}, int(e.Length)), e.Offset, false); err != nil {
+				s.Fatalf("write %v: %v", e, err)
+			}
+		}
+		for _, e := range []cbt.Extent{{Offset: 1 << 20, Length: 3 << 20}, {Offset: 5<<20 + 333, Length: 1<<20 + 1}, {Offset: size - 700, Length: 650}} {
+			if err := g.Zero(ctx, e, false, false); err != nil {
+				s.Fatalf("zero %v: %v", e, err)
+			}
+		}
+		for _, e := range []cbt.Extent{{Offset: 6 << 20, Length: 1 << 20}, {Offset: 7<<20 + 100, Length: 200 << 10}, {Offset: size - 3*cbt.SectorBytes, Length: 3 * cbt.SectorBytes}} {
+			if err := g.Trim(ctx, e, false); err != nil {
+				s.Fatalf("trim %v: %v", e, err)
+			}
+		}
+		if err := g.WriteAt(ctx, []byte("the end"), size-7, true); err != nil {
+			s.Fatal(err)
+		}
+	}
 	s.checkImages()
 	for _, v := range s.Volumes {
 		if !s.sink.Synced(v.ID) {

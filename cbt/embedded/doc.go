@@ -26,8 +26,8 @@
 // brought to the head where the two histories differ (level.go); one whose host went
 // down while it was in use is compared as a whole. What is written then is read back.
 //
-// A disk that lives in the journal alone is moved into an image while it is served
-// (move.go): each write goes to both from the first one on, the rest is copied under the
+// A disk that lives in the journal alone is moved into an image, or onto a block device
+// (blockdevice.go), while it is served (move.go): each write goes to both from the first one on, the rest is copied under the
 // locks of its extents, and the image is the disk's once it is durable and known.
 //
 // A Device is an nbd.Device, safe for concurrent use. Run owns the checkpoint and

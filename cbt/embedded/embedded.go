@@ -47,6 +47,7 @@ var ErrImage = errors.New("the image file is not known to the journal, and the v
 type Options struct {
 	Volume     cbt.Volume
 	Image      string        // raw file; made sparse when it is not there
+	Device     bool          // Image is a block device instead, of at least the volume's size
 	Sink       cbt.Sink      // the epoch's writer
 	History    History       // the same journal
 	Memory     cbt.Memory    // keeps the image's place
@@ -129,7 +130,11 @@ func New(ctx context.Context, o Options) (*Device, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	img, err := openImage(o.Image, o.Volume.Size)
+	open := openImage
+	if o.Device {
+		open = openDevice
+	}
+	img, err := open(o.Image, o.Volume.Size)
 	if err != nil {
 		return nil, fmt.Errorf("open embedded volume %s: %w", o.Volume.Name, err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -71,28 +70,23 @@ func (l *lodging) status(ctx context.Context, e cbt.Extent) ([]nbd.StatusExtent,
 	return l.now().status(ctx, e)
 }
 
-// Move brings a disk that lives in the journal alone into o.Image, which must not exist,
-// while it is served. Every write goes to the journal from the first to the last, and
+// Move brings a disk that lives in the journal alone into o.Image, which must not exist
+// or, if o.Device says so, be a block device that nobody uses, while it is served. Every write goes to the journal from the first to the last, and
 // from the beginning of the move to the image too; the rest is copied piece by piece, each
 // under the lock of its extent. At the end writes stand still until the image is durable
 // and known to Memory: pause is how long. A move that fails, or is interrupted by
-// anything, leaves the disk where it was; what there is of the image is removed.
+// anything, leaves the disk where it was; what there is of the image is removed, but for
+// what a device holds.
 func (d *Device) Move(ctx context.Context, o Options) (pause time.Duration, err error) {
 	l, ok := d.store.(*lodging)
 	if !ok || l.image.Load() != nil {
 		return 0, fmt.Errorf("move volume %s: %w", d.o.Volume.Name, ErrMoving)
 	}
-	f, err := os.OpenFile(o.Image, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err == nil {
-		err = f.Truncate(d.o.Volume.Size)
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(o.Image))
-		}
-	}
+	img, discard, err := begin(o, d.o.Volume.Size)
 	if err != nil {
 		return 0, fmt.Errorf("move volume %s: %w", d.o.Volume.Name, err)
 	}
-	into := &filling{image: &image{f: f, fresh: true}}
+	into := &filling{image: img}
 	if !l.moving.CompareAndSwap(nil, into) {
 		err = ErrMoving
 	} else {
@@ -106,7 +100,7 @@ func (d *Device) Move(ctx context.Context, o Options) (pause time.Duration, err 
 		}
 	}
 	if err != nil {
-		return 0, fmt.Errorf("move volume %s: %w", d.o.Volume.Name, errors.Join(err, f.Close(), os.Remove(o.Image)))
+		return 0, fmt.Errorf("move volume %s: %w", d.o.Volume.Name, errors.Join(err, discard()))
 	}
 	return pause, nil
 }
@@ -163,7 +157,7 @@ func (d *Device) pivot(l *lodging, into *filling, o Options) (time.Duration, err
 		o.Boot = bootOf()
 	}
 	d.mu.Lock()
-	d.o.Image, d.o.Memory, d.o.History, d.o.Key, d.o.Boot, d.o.Log = o.Image, o.Memory, o.History, o.Key, o.Boot, o.Log
+	d.o.Image, d.o.Device, d.o.Memory, d.o.History, d.o.Key, d.o.Boot, d.o.Log = o.Image, o.Device, o.Memory, o.History, o.Key, o.Boot, o.Log
 	if d.o.Log == nil {
 		d.o.Log = slog.New(slog.DiscardHandler)
 	}

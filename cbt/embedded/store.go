@@ -61,10 +61,11 @@ func (headStore) status(_ context.Context, e cbt.Extent) ([]nbd.StatusExtent, er
 	return []nbd.StatusExtent{{Length: e.Length}}, nil
 }
 
-// image is a raw file.
+// image is a raw file, or a block device.
 type image struct {
-	f     *os.File
-	fresh bool // made by this opening
+	f      *os.File
+	fresh  bool // made by this opening
+	device bool
 }
 
 // openImage opens path, which must be size bytes long, or makes it, sparse.
@@ -106,10 +107,11 @@ func (i *image) writeAt(p []byte, off int64) error {
 	return err
 }
 
-// zero punches a hole, or writes zeros where the file system cannot.
+// zero punches a hole, or writes zeros where the file system cannot, or the device: that
+// refuses what is not whole blocks of its own as invalid.
 func (i *image) zero(e cbt.Extent) error {
 	err := unix.Fallocate(int(i.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e.Offset, e.Length)
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) && !(i.device && errors.Is(err, unix.EINVAL)) {
 		return err
 	}
 	zeros := make([]byte, min(e.Length, 1<<20))
@@ -128,8 +130,11 @@ func (i *image) forget() error {
 func (i *image) standsAlone() bool { return true }
 func (i *image) close() error      { return i.f.Close() }
 
-// status asks the file system for holes (lseek(2), SEEK_DATA).
+// status asks the file system for holes (lseek(2), SEEK_DATA). A device has none.
 func (i *image) status(_ context.Context, e cbt.Extent) ([]nbd.StatusExtent, error) {
+	if i.device {
+		return []nbd.StatusExtent{{Length: e.Length}}, nil
+	}
 	var out []nbd.StatusExtent
 	fd := int(i.f.Fd())
 	for at := e.Offset; at < e.End(); {

@@ -80,16 +80,7 @@ func (c *Copies) Woken(disk string) <-chan struct{} {
 
 // Size implements qemu.Copier.
 func (c *Copies) Size(ctx context.Context, disk string) (int64, error) {
-	d := c.monitor.Domain
-	var capacity uint64
-	err := d.conn.Call(ctx, "size of "+disk+" of "+d.Name, func(l *rpc.Libvirt) (err error) {
-		_, capacity, _, err = l.DomainGetBlockInfo(d.dom, disk, 0)
-		return err
-	})
-	if err != nil {
-		return 0, err // the call may still write
-	}
-	return int64(capacity), nil
+	return c.monitor.size(ctx, disk)
 }
 
 // destination is where a copy goes (libvirt, docs/formatdomain.rst).

@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"cmp"
 	"context"
 	"encoding/xml"
 	"fmt"
@@ -33,6 +34,9 @@ type definedDisk struct {
 		Name     string `xml:"name,attr"`
 		Pool     string `xml:"pool,attr"`
 		Volume   string `xml:"volume,attr"`
+
+		Encryption *struct{} `xml:"encryption"`
+		Slices     *struct{} `xml:"slices"`
 	} `xml:"source"`
 	Target struct {
 		Dev string `xml:"dev,attr"`
@@ -41,6 +45,19 @@ type definedDisk struct {
 		Name string `xml:"name,attr"`
 	} `xml:"alias"`
 	Mirror *mirror `xml:"mirror"`
+
+	Encryption *struct{} `xml:"encryption"` // as older libvirts have it
+	Transient  *struct{} `xml:"transient"`
+	Shareable  *struct{} `xml:"shareable"` // then no lock keeps another QEMU off
+}
+
+// image is the file or block device in which all of the disk lies, as plain as its
+// format says; "" if it is not so simple.
+func (d definedDisk) image() string {
+	if s := d.Source; s.Encryption == nil && s.Slices == nil && d.Encryption == nil && d.Transient == nil && d.Shareable == nil {
+		return cmp.Or(s.File, s.Dev)
+	}
+	return ""
 }
 
 func (d definedDisk) source() string {

@@ -21,9 +21,10 @@
 //     stopped and in which way, defined anew, renamed, a device plugged or pulled.
 //
 // Beside a copy libvirt refuses snapshots, backups, resizing, saving and pulling the
-// disk. Beside a mirror through passthrough QEMU refuses the first three; libvirtd 9.0
-// was seen to crash when it undid a backup that had begun by then. All of it is for a
-// pause of the group.
+// disk, and migration. Beside a mirror through passthrough QEMU refuses the first three;
+// libvirtd 9.0 was seen to crash when it undid a backup that had begun by then. A domain
+// with such a mirror is migrated and saved by those who ask for it, and the tap ends. All
+// of it is for a pause of the group.
 //
 // Passthrough taints the domain ("custom-monitor"): libvirtd notes it in its log.
 // It has no out-of-band commands, so a QEMU whose main loop hangs cannot be

@@ -97,6 +97,19 @@ func (d *Domain) State(ctx context.Context) (State, error) {
 	return StateUnknown, nil
 }
 
+// saved asks whether d's memory was saved, by virsh managedsave or when the host went down.
+func (d *Domain) saved(ctx context.Context) (bool, error) {
+	var n int32
+	err := d.conn.Call(ctx, "saved memory of "+d.Name, func(l *rpc.Libvirt) (err error) {
+		n, err = l.DomainHasManagedSaveImage(d.dom, 0)
+		return err
+	})
+	if err != nil {
+		return false, err // the call may still write
+	}
+	return n != 0, nil
+}
+
 // Definition is the XML that d would be defined with again, without secrets. A
 // transient domain's carries aliases and indexes, which libvirt ignores there.
 func (d *Domain) Definition(ctx context.Context) (string, error) {
@@ -105,6 +118,19 @@ func (d *Domain) Definition(ctx context.Context) (string, error) {
 
 // Live is the XML of d as it runs.
 func (d *Domain) Live(ctx context.Context) (string, error) { return d.xml(ctx, 0) }
+
+// Lying are the disks that d, which runs, has now, and where they lie.
+func (d *Domain) Lying(ctx context.Context) ([]InspectedDisk, error) {
+	live, err := d.Live(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var in Inspection
+	if err := in.read([]byte(live)); err != nil {
+		return nil, fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
+	}
+	return in.Disks, nil
+}
 
 // Equipped is the definition with the disks that d has now: where others are plugged
 // than are defined, it is what a migration would take along.
@@ -166,6 +192,19 @@ func (d *Domain) xml(ctx context.Context, flags rpc.DomainXMLFlags) (string, err
 		return "", err // the call may still write
 	}
 	return text, nil
+}
+
+// size is that of the disk with a target, in bytes.
+func (d *Domain) size(ctx context.Context, target string) (int64, error) {
+	var capacity uint64
+	err := d.conn.Call(ctx, "size of "+target+" of "+d.Name, func(l *rpc.Libvirt) (err error) {
+		_, capacity, _, err = l.DomainGetBlockInfo(d.dom, target, 0)
+		return err
+	})
+	if err != nil {
+		return 0, err // the call may still write
+	}
+	return int64(capacity), nil
 }
 
 // Execute runs a QMP command in d's QEMU by monitor passthrough, as a

@@ -13,6 +13,7 @@ import (
 type Inspection struct {
 	LibvirtVersion, QEMUVersion Version // of the host
 	State                       State
+	Saved                       bool            // off with its memory saved: its next start goes on from there
 	Disks                       []InspectedDisk // all of the definition, read-only ones too
 	Agent                       bool            // a guest agent answers
 	AgentChannel                bool            // the definition has a channel for one
@@ -26,6 +27,7 @@ func (in Inspection) Runs() bool { return in.State != StateOff && in.State != St
 type InspectedDisk struct {
 	Target, Source, Format string
 	Writable               bool
+	Image                  string // file or block device of the host in which it lies; "": none, or not that alone
 	Size                   int64  // bytes; 0: not told
 	Job                    string // of a block job that libvirt knows: copy, active-commit, …
 	JobSocket              string // where a copy goes
@@ -45,11 +47,18 @@ func Inspect(ctx context.Context, uri, name string) (Inspection, error) {
 		return Inspection{}, err
 	}
 	defer c.Close()
-	_, in, err := c.inspect(ctx, name)
+	_, in, err := c.inspect(ctx, name, make(sizes))
 	return in, err
 }
 
-func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, error) {
+// sizes of disks that were asked for, in bytes, by target and source. Asking is not
+// free of danger: libvirtd has QEMU list its nodes, and QEMU 7.2 was seen to abort there
+// (qcow2_get_specific_info) while a backup of somebody else's began and its scratch
+// image was being formatted. So what is known is not asked again.
+type sizes map[[2]string]int64
+
+// inspect asks for the sizes that known lacks, and adds them.
+func (c *Conn) inspect(ctx context.Context, name string, known sizes) (*Domain, Inspection, error) {
 	// What a call writes to is read only after its nil error: one that was given up goes on.
 	var lib, qemu uint64
 	err := c.Call(ctx, "ask for versions", func(l *rpc.Libvirt) (err error) {
@@ -69,6 +78,11 @@ func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, e
 	if in.State, err = d.State(ctx); err != nil {
 		return nil, in, err
 	}
+	if !in.Runs() {
+		if in.Saved, err = d.saved(ctx); err != nil {
+			return nil, in, err
+		}
+	}
 	text, err := d.xml(ctx, 0)
 	if err != nil {
 		return nil, in, err
@@ -77,6 +91,11 @@ func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, e
 		return nil, in, fmt.Errorf("%w: definition of %s: %w", ErrReply, d.Name, err)
 	}
 	for i, k := range in.Disks {
+		place := [2]string{k.Target, k.Source}
+		if size, ok := known[place]; ok {
+			in.Disks[i].Size = size
+			continue
+		}
 		var capacity uint64
 		err := c.Call(ctx, "size of "+k.Target, func(l *rpc.Libvirt) (err error) {
 			_, capacity, _, err = l.DomainGetBlockInfo(d.dom, k.Target, 0)
@@ -85,6 +104,9 @@ func (c *Conn) inspect(ctx context.Context, name string) (*Domain, Inspection, e
 		switch {
 		case err == nil:
 			in.Disks[i].Size = int64(capacity)
+			if capacity > 0 {
+				known[place] = int64(capacity)
+			}
 		case c.Err() != nil || ctx.Err() != nil:
 			return nil, in, err
 		} // else a drive without a medium, which has no size
@@ -111,7 +133,7 @@ func (in *Inspection) read(text []byte) error {
 		return err
 	}
 	for _, k := range def.Disks {
-		d := InspectedDisk{Target: k.Target.Dev, Source: k.source(), Format: k.Driver.Type,
+		d := InspectedDisk{Target: k.Target.Dev, Source: k.source(), Image: k.image(), Format: k.Driver.Type,
 			Writable: k.ReadOnly == nil && (k.Device == "" || k.Device == "disk" || k.Device == "lun")}
 		if k.Mirror != nil {
 			d.Job, d.JobSocket = k.Mirror.Job, k.Mirror.Source.Host.Socket

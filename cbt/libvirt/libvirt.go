@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	rpc "github.com/digitalocean/go-libvirt"
 )
@@ -22,13 +23,20 @@ type Conn struct {
 }
 
 // watched is a net.Conn that tells when it has ended; the RPC client's own sign
-// of that is not safe to ask while it connects.
+// of that is not safe to ask while it connects. Nor is it safe to be given: an end that
+// comes while the client takes its connection for made races with that, so its reader
+// learns of one when connecting has settled, or could not go on for want of an answer.
 type watched struct {
 	net.Conn
-	once sync.Once
-	err  error         // set before gone is closed
-	gone chan struct{} // closed at the end
+	once    sync.Once
+	err     error         // set before gone is closed
+	gone    chan struct{} // closed at the end
+	settled chan struct{} // closed when the client has connected, or failed to
 }
+
+// settlePatience is how long a client that connects may wait for an answer that will not
+// come any more.
+const settlePatience = time.Second
 
 func (w *watched) end(err error) {
 	w.once.Do(func() {
@@ -41,6 +49,10 @@ func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	if err != nil {
 		w.end(err)
+		select {
+		case <-w.settled:
+		case <-time.After(settlePatience):
+		}
 	}
 	return n, err
 }
@@ -70,9 +82,12 @@ func Connect(ctx context.Context, uri string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConnection, err)
 	}
-	w := &watched{Conn: nc, gone: make(chan struct{})}
+	w := &watched{Conn: nc, gone: make(chan struct{}), settled: make(chan struct{})}
 	c := &Conn{client: rpc.NewWithDialer(ready{w}), conn: w}
-	err = c.Call(ctx, "connect", func(l *rpc.Libvirt) error { return l.ConnectToURI(rpc.ConnectURI(driver)) })
+	err = c.Call(ctx, "connect", func(l *rpc.Libvirt) error {
+		defer close(w.settled)
+		return l.ConnectToURI(rpc.ConnectURI(driver))
+	})
 	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("connect %s: %w", uri, err)

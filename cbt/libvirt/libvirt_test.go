@@ -124,7 +124,13 @@ func TestErrorsAreTyped(t *testing.T) {
 	if !errors.As(err, &refused) || refused.Class != "CommandNotFound" || !qmp.IsRefused(err) {
 		t.Errorf("unknown command: %v", err)
 	}
+	if _, err := Freeze(ctx, d.URI, "web"); err == nil || !FrozeNothing(err) {
+		t.Errorf("freeze without an agent: %v", err)
+	}
 	virsh(t, d, "destroy", "web")
+	if _, err := Freeze(ctx, d.URI, "web"); !errors.Is(err, ErrNoDomain) || !FrozeNothing(err) {
+		t.Errorf("freeze a domain that has gone: %v", err)
+	}
 	if err := dom.Execute(ctx, "query-status", nil, nil); !errors.Is(err, ErrNoDomain) {
 		t.Errorf("command for a domain that has gone: %v", err)
 	}
@@ -141,6 +147,30 @@ func TestErrorsAreTyped(t *testing.T) {
 	}
 	if _, err := Connect(ctx, d.URI); !errors.Is(err, ErrConnection) {
 		t.Errorf("connect without libvirtd: %v", err)
+	}
+}
+
+// What an agent may have been told, and may yet do, is no refusal.
+func TestARefusedFreezeIsToldFromOneInDoubt(t *testing.T) {
+	for _, c := range []struct {
+		err     error
+		nothing bool
+	}{
+		{nil, false},
+		{errors.New("lost"), false},
+		{&Error{Code: uint32(rpc.ErrAgentUnresponsive)}, false},
+		{&Error{Code: uint32(rpc.ErrAgentCommandTimeout)}, false},
+		{&Error{Code: uint32(rpc.ErrAgentUnsynced)}, false},
+		{&Error{Code: uint32(rpc.ErrInternalError)}, false},
+		{&Error{Code: uint32(rpc.ErrAgentCommandFailed)}, true},
+		{&Error{Code: uint32(rpc.ErrArgumentUnsupported)}, true},
+		{&Error{Code: uint32(rpc.ErrOperationInvalid)}, true},
+		{notAsked{&Error{Code: uint32(rpc.ErrAgentUnresponsive)}}, true},
+		{notAsked{context.DeadlineExceeded}, true},
+	} {
+		if got := FrozeNothing(c.err); got != c.nothing {
+			t.Errorf("%v: %t", c.err, got)
+		}
 	}
 }
 

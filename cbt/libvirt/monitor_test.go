@@ -104,7 +104,7 @@ func TestMonitorHearsAndEndsWithItsDomain(t *testing.T) {
 // The disks are raw and shareable, so that the suite's guest can be an export of
 // the very node that the machine's device holds.
 const sharedDisk = `<disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='none'/><source file='%s'/><target dev='%s' bus='virtio'/><shareable/>
+      <driver name='qemu' type='raw' cache='writeback'/><source file='%s'/><target dev='%s' bus='virtio'/><shareable/>
     </disk>`
 
 func TestTapThroughLibvirtConforms(t *testing.T) {
@@ -130,7 +130,7 @@ func TestTapByBlockCopyConforms(t *testing.T) {
 
 // startWorld is a domain; copies taps it without the monitor.
 func startWorld(t *testing.T, d *libvirtd.Daemon, name string, copies bool) cbttest.World {
-	specs := []cbttest.DiskSpec{{Name: "vda", Bytes: 16 << 20}, {Name: "vdb", Bytes: 8 << 20}}
+	specs := []cbttest.DiskSpec{{Name: "vda", Bytes: 40 << 20}, {Name: "vdb", Bytes: 8<<20 + 512}}
 	var devices strings.Builder
 	var vs []cbt.Volume
 	for _, s := range specs {

@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 
 	rpc "github.com/digitalocean/go-libvirt"
@@ -60,7 +61,9 @@ type Watch struct {
 	name string
 	uuid rpc.UUID // zero until the domain was seen
 	news []Happening
-	wake chan struct{}
+	// known are the sizes of disks since something last happened.
+	known sizes
+	wake  chan struct{}
 }
 
 // newsKept is how many happenings wait for Next; of more it is only told that there
@@ -144,15 +147,23 @@ func (w *Watch) News() []Happening {
 	defer w.mu.Unlock()
 	out := w.news
 	w.news = nil
+	if len(out) > 0 {
+		w.known = nil
+	}
 	return out
 }
 
 // Look inspects the domain as it is now, and follows it from then on when it is renamed.
 func (w *Watch) Look(ctx context.Context, name string) (*Domain, Inspection, error) {
-	d, in, err := w.conn.inspect(ctx, name)
+	w.mu.Lock()
+	known := make(sizes)
+	maps.Copy(known, w.known)
+	w.mu.Unlock()
+	d, in, err := w.conn.inspect(ctx, name, known)
 	if err == nil {
 		w.mu.Lock()
 		w.name, w.uuid = d.Name, d.dom.UUID
+		w.known = known
 		w.mu.Unlock()
 	}
 	return d, in, err

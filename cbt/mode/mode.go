@@ -98,7 +98,8 @@ func (s State) Next(e Event) (State, Order, error) {
 	case Break:
 		return s.leave(cbt.StateBroken, cbt.ModeNone, e, s.told != e.Cause)
 	case Release:
-		return s.leave(cbt.StateDetached, cbt.ModeReleased, e, false)
+		// Between two cycles no interval is open, and yet it is this that ends the points.
+		return s.leave(cbt.StateDetached, cbt.ModeReleased, e, s.Plan == Cycles && s.Phase == cbt.StateSynced)
 	case GapTold:
 		s.untold = max(s.untold-1, 0)
 		return s, Nothing, nil

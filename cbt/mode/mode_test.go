@@ -247,3 +247,24 @@ func TestEachGapIsToldOnce(t *testing.T) {
 		s, _, _ = s.Next(Event{Kind: GapTold})
 	}
 }
+
+// Between two cycles no interval is open: who lets the volume go then has to be told of
+// as what ended the points, once.
+func TestReleaseBetweenCyclesIsTold(t *testing.T) {
+	s := State{Plan: Cycles}
+	for i, m := range []struct {
+		e    Event
+		want Order
+	}{
+		{Event{Kind: Attach}, Nothing}, {Event{Kind: Judged, Trusted: true}, Draw}, {Event{Kind: Drawn}, ReadDelta},
+		{Event{Kind: Brought}, Nothing}, {Event{Kind: Mark}, Nothing}, {Event{Kind: Closed}, TellGap}, {Event{Kind: GapTold}, Nothing},
+		{Event{Kind: Release, Cause: cbt.CauseDetached}, TellGap}, {Event{Kind: GapTold}, Nothing},
+		{Event{Kind: Release, Cause: cbt.CauseDetached}, Nothing},
+	} {
+		next, order, err := s.Next(m.e)
+		if err != nil || order != m.want {
+			t.Fatalf("event %d: order %d, %v; want %d", i, order, err, m.want)
+		}
+		s = next
+	}
+}

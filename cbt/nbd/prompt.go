@@ -20,12 +20,18 @@ const (
 	readerBytes = 256 << 10 // of a connection's reader: what may arrive together
 	promptBytes = 128 << 10 // a larger write takes a buffer of its own
 	maxTogether = 64        // writes that are settled together
+
+	// togetherBytes of payloads are enough: the client has something to do with the
+	// answers while the next ones are begun.
+	togetherBytes = 256 << 10
 )
 
 // together are the writes that the reading goroutine has begun.
 type together struct {
 	prompt Prompt // nil: the device is none
 	tasks  []begunTask
+	bytes  int64 // of their payloads
+	crowd  bool  // several were settled together last
 
 	mu       sync.Mutex // guards settling
 	settling []begunTask
@@ -59,6 +65,7 @@ func (s *session) begin(q request) (done bool, err error) {
 	}
 	if began {
 		s.tasks = append(s.tasks, begunTask{task: t, begun: b, since: since})
+		s.bytes += int64(q.length)
 	} else {
 		t.payload = s.srv.buffers.get(int(q.length))
 		copy(t.payload.bytes, p)
@@ -68,10 +75,31 @@ func (s *session) begin(q request) (done bool, err error) {
 	return true, err
 }
 
+// more reports that another request has arrived whole, and is to be settled with those
+// that were begun. Where several came together last, it looks for what has arrived
+// meanwhile: a frame that more writes share costs each of them less.
+func (s *session) more() bool {
+	if len(s.tasks) >= maxTogether || s.bytes >= togetherBytes {
+		return false
+	}
+	for !s.whole() {
+		if !s.crowd || len(s.tasks) == 0 {
+			return false
+		}
+		s.in.now = true
+		_, err := s.r.Peek(s.r.Buffered() + 1)
+		s.in.now = false
+		if err != nil { // whatever it is, who reads on meets it
+			return false
+		}
+	}
+	return true
+}
+
 // whole reports that another request has arrived whole, and there is room for it: the
 // reading goroutine meets nothing to wait for.
 func (s *session) whole() bool {
-	if len(s.tasks) >= maxTogether || s.r.Buffered() < requestBytes {
+	if s.r.Buffered() < requestBytes {
 		return false
 	}
 	head, err := s.r.Peek(requestBytes)
@@ -104,8 +132,9 @@ func (s *session) settle() (mine bool) {
 	s.settling = nil
 	s.mu.Unlock()
 	if mine {
+		s.crowd = len(s.tasks) > 1
 		s.finish(s.tasks)
-		s.tasks = s.tasks[:0]
+		s.tasks, s.bytes = s.tasks[:0], 0
 	}
 	return mine
 }
@@ -120,7 +149,7 @@ func (s *session) takeOver() {
 		return // whoever reads meets nothing that holds it up any more
 	}
 	s.finish(held)
-	s.tasks = nil
+	s.tasks, s.bytes = nil, 0
 	s.read()
 }
 

@@ -185,3 +185,37 @@ func TestServerEndsWithAHeldUpSettle(t *testing.T) {
 		t.Error("the server ended as if nothing were left")
 	}
 }
+
+// What arrives while writes are begun is settled with them, where several came together
+// before; a write that comes alone is settled at once.
+func TestWritesThatArriveMeanwhileAreSettledTogether(t *testing.T) {
+	p := newPromptly(1 << 20)
+	h := shake(t, serve(t, "unix", nbd.ServerOptions{}, p.export()))
+	h.open("d")
+	block := make([]byte, 4096)
+	two := func(a, b uint64) {
+		h.write(uint32(0x25609513), uint16(0), uint16(1), a, a*4096, uint32(4096), block, uint32(0x25609513), uint16(0), uint16(1), b, b*4096, uint32(4096), block)
+	}
+	answers := func(n int) {
+		t.Helper()
+		for range n {
+			if _, errno := h.simple(); errno != 0 {
+				t.Fatalf("errno %d", errno)
+			}
+		}
+	}
+	p.refuse = func(off int64) bool { // Begin asks
+		if off == 2*4096 || off == 4*4096 { // in the reading goroutine: nothing is settled before this returns
+			n := uint64(off) / 4096
+			two(n+1, n+2)
+		}
+		return false
+	}
+	two(1, 2)
+	answers(6)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.most != 4 { // the first two were alone before, the others were not
+		t.Errorf("at most %d were settled together", p.most)
+	}
+}

@@ -161,7 +161,8 @@ func (s *Server) handle(ctx context.Context, c net.Conn) error {
 		s.refused(c, err)
 		return err
 	}
-	r := bufio.NewReaderSize(c, readerBytes)
+	in := newArrivals(c)
+	r := bufio.NewReaderSize(in, readerBytes)
 	n, err := s.handshake(ctx, c, r)
 	if err != nil {
 		s.refused(c, err)
@@ -172,7 +173,7 @@ func (s *Server) handle(ctx context.Context, c net.Conn) error {
 	if f := s.opts.Events.Opened; f != nil {
 		f(remote, name)
 	}
-	ss := newSession(s, c, r, n)
+	ss := newSession(s, c, in, r, n)
 	over, drained := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(drained)

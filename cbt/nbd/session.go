@@ -15,7 +15,8 @@ import (
 type session struct {
 	srv    *Server
 	conn   net.Conn
-	r      *bufio.Reader
+	in     *arrivals
+	r      *bufio.Reader // of in
 	export *Export
 	terms  terms
 
@@ -29,9 +30,9 @@ type session struct {
 	together
 }
 
-func newSession(srv *Server, conn net.Conn, r *bufio.Reader, n negotiated) *session {
+func newSession(srv *Server, conn net.Conn, in *arrivals, r *bufio.Reader, n negotiated) *session {
 	s := &session{
-		srv: srv, conn: conn, r: r, export: n.export, terms: n.terms(),
+		srv: srv, conn: conn, in: in, r: r, export: n.export, terms: n.terms(),
 		inflight: newInflight(srv.opts.MaxInFlight, srv.opts.MaxInFlightBytes),
 		stuck:    make(chan struct{}),
 		ended:    make(chan error, 1),
@@ -100,7 +101,7 @@ func (s *session) reading() error {
 // tells ended; or a stand-in takes over, who does.
 func (s *session) read() {
 	for {
-		if !s.whole() && !s.settle() {
+		if !s.more() && !s.settle() {
 			return
 		}
 		on, err := s.request()

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// ErrAgent means that no guest agent answers; ErrAgentRefused that one did.
+// ErrAgent means that no guest agent answers; ErrAgentRefused that one did, with an error.
 var (
 	ErrAgent        = errors.New("guest agent")
 	ErrAgentRefused = errors.New("it refused")
@@ -61,7 +61,7 @@ func (a Agent) Execute(ctx context.Context, command string, arguments map[string
 	r := bufio.NewReaderSize(c, longestReply)
 	for {
 		var id int64
-		if err := reply(r, &id); err != nil && !errors.Is(err, ErrAgentRefused) {
+		if err := reply(r, &id); err != nil && !errors.Is(err, ErrAgentRefused) && !errors.Is(err, errGarbled) {
 			return fmt.Errorf("%w: %s: %w", ErrAgent, command, err)
 		} else if err == nil && id == number {
 			break
@@ -91,6 +91,9 @@ func send(c net.Conn, command string, arguments map[string]any) error {
 	return nil
 }
 
+// errGarbled is a line that says nothing of whether the agent did what it was told.
+var errGarbled = errors.New("it answered something else")
+
 // reply reads one line into result.
 func reply(r *bufio.Reader, result any) error {
 	line, err := r.ReadSlice('\n')
@@ -104,13 +107,13 @@ func reply(r *bufio.Reader, result any) error {
 		} `json:"error"`
 	}
 	if err := json.Unmarshal(line, &out); err != nil {
-		return fmt.Errorf("%w: %w", ErrAgentRefused, err)
+		return fmt.Errorf("%w: %w", errGarbled, err)
 	}
 	if out.Error != nil {
 		return fmt.Errorf("%w: %s", ErrAgentRefused, out.Error.Desc)
 	}
 	if err := json.Unmarshal(out.Return, result); err != nil {
-		return fmt.Errorf("%w: %w", ErrAgentRefused, err)
+		return fmt.Errorf("%w: %w", errGarbled, err)
 	}
 	return nil
 }

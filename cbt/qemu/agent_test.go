@@ -63,6 +63,12 @@ func TestAgentFreezesAndThaws(t *testing.T) {
 	if _, err := a.Thaw(ctx); !errors.Is(err, ErrAgent) || !errors.Is(err, ErrAgentRefused) {
 		t.Errorf("a refusal: %v", err)
 	}
+	for _, noise := range []string{"noise", `{"return": "three"}`} {
+		garbled := Agent{fakeAgent(t, nil, map[string]string{"guest-fsfreeze-freeze": noise})}
+		if _, err := garbled.Freeze(ctx); !errors.Is(err, ErrAgent) || errors.Is(err, ErrAgentRefused) {
+			t.Errorf("an agent that answered %s: %v", noise, err)
+		}
+	}
 	silent := Agent{fakeAgent(t, nil, nil)}
 	if _, err := silent.Freeze(cbttest.Context(t, 50*time.Millisecond)); !errors.Is(err, ErrAgent) || errors.Is(err, ErrAgentRefused) {
 		t.Errorf("a silent agent: %v", err)

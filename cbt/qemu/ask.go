@@ -23,7 +23,7 @@ func (t *Tracker) AtPoint(ctx context.Context, do func(context.Context) error) e
 	t.mu.Lock()
 	t.asks = append(t.asks, a)
 	t.mu.Unlock()
-	signal(t.asked)
+	t.opts.Cut.hurry()
 	select {
 	case err := <-a.done:
 		return err

@@ -68,6 +68,7 @@ func (a *attachment) run(ctx context.Context) error {
 	if err := d.advance(mode.Event{Kind: mode.Tapped}); err != nil {
 		return err
 	}
+	d.ranOn(ranTapped)
 	if err := a.way.bring(ctx, a, found); err != nil {
 		return err
 	}
@@ -80,6 +81,7 @@ func (a *attachment) run(ctx context.Context) error {
 	if err := d.advance(mode.Event{Kind: mode.Mark}); err != nil {
 		return err
 	}
+	d.level()
 	if err := t.markSynced(); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func (t *tap) Begin(p []byte, off int64) (nbd.Begun, bool) {
 	}
 	s := t.seq.enterNow(e)
 	if s == nil {
-		t.finish(op)
+		t.give(op) // it comes again, as WriteAt
 		return nil, false
 	}
 	var pending cbt.Pending
@@ -48,7 +48,7 @@ func (t *tap) Begin(p []byte, off int64) (nbd.Begun, bool) {
 	})
 	if !recorded {
 		t.seq.leave(s)
-		t.finish(op)
+		t.give(op) // it comes again, as WriteAt
 		return nil, false
 	}
 	t.journaled.Add(e.Length)

@@ -38,6 +38,9 @@ type collected struct {
 	*mirror
 	delta   string // round: a bitmap of what the held instant covers
 	scratch *scratch
+	// caughtUp says that what the volume had missed when the cycles began has been read:
+	// all of the disk, or what the bitmaps named then.
+	caughtUp bool
 }
 
 func (c *collected) bitmap() string { return c.bitmaps[0] }
@@ -73,7 +76,7 @@ func (t *Tracker) collectOnce(ctx context.Context, m *machine) (err error) {
 		}
 		c.end(ctx, err)
 	}()
-	if err := c.wakeLeft(ctx); err != nil {
+	if err := c.t.wakeLeft(ctx, c.m.commands); err != nil {
 		return err
 	}
 	work, stop := context.WithCancel(ctx)
@@ -217,6 +220,7 @@ func (c *collected) begin(ctx context.Context) error {
 	if err := c.durable(ctx); err != nil {
 		return err
 	}
+	c.caughtUp = true
 	if err := c.remember(c.bitmaps); err != nil {
 		return err
 	}
@@ -246,9 +250,11 @@ func (c *collected) shrink(ctx context.Context) error {
 	if err := c.addBitmap(ctx); err != nil {
 		return err
 	}
-	if err := c.resync(ctx, mode.Verdict{Trusted: true, Keep: c.bitmaps[:1]}); err != nil {
+	r := &resync{a: c.mirror, routine: c.caughtUp}
+	if err := c.reading(ctx, r, mode.Verdict{Trusted: true, Keep: c.bitmaps[:1]}); err != nil {
 		return err
 	}
+	c.caughtUp = true
 	if err := c.durable(ctx); err != nil {
 		return err
 	}

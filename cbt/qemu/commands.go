@@ -46,7 +46,8 @@ type nodeInfo struct {
 	Driver   string `json:"drv"`
 	ReadOnly bool   `json:"ro"`
 	Image    struct {
-		VirtualSize int64 `json:"virtual-size"`
+		Filename    string `json:"filename"`
+		VirtualSize int64  `json:"virtual-size"`
 		Snapshots   []struct {
 			ID string `json:"id"`
 		} `json:"snapshots"`
@@ -106,6 +107,19 @@ func (c commands) job(ctx context.Context, id string) (*jobInfo, error) {
 		}
 	}
 	return nil, err
+}
+
+// jobGone returns once there is no job of that id.
+func (c commands) jobGone(ctx context.Context, id string) error {
+	const look = 2 * time.Millisecond
+	for {
+		if j, err := c.job(ctx, id); err != nil || j == nil {
+			return err
+		}
+		if !rest(ctx, c.Done(), look) {
+			return errors.Join(context.Cause(ctx), c.Err())
+		}
+	}
 }
 
 // addTarget makes a node of our capture export. reconnect-delay 0: a restarted

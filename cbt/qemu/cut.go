@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,12 +17,37 @@ import (
 // together: a point is of all of them or of none. Trackers that share one share
 // their sink. The zero Cut is of one machine.
 type Cut struct {
-	Machines int           // how many trackers share it; 0 is 1
+	Machines int           // how many trackers share it; 0 is 1; a round is of those that have disks
 	Limit    time.Duration // longest pause of several machines; default 50 ms
 
-	mu    sync.Mutex // guards what follows
-	here  []*arrival
-	stats cbt.Cycles
+	mu      sync.Mutex // guards what follows
+	here    []*arrival
+	stats   cbt.Cycles
+	again   time.Duration // after the newest round, if it gave no point
+	members []*Tracker
+}
+
+// enlist notes that t shares k.
+func (k *Cut) enlist(t *Tracker) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.members = append(k.members, t)
+}
+
+// list is the trackers that share k. They are asked without its lock.
+func (k *Cut) list() []*Tracker {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.members)
+}
+
+// hurry lets the next round of all machines begin without waiting for its time.
+func (k *Cut) hurry() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, t := range k.members {
+		signal(t.asked)
+	}
 }
 
 // Stats is the count so far.
@@ -31,65 +57,29 @@ func (k *Cut) Stats() cbt.Cycles {
 	return k.stats
 }
 
-// arrival is one machine that is ready for a round; done gives its outcome.
-type arrival struct {
-	c    *collector
-	done chan error
-}
+var (
+	// errTooLong is why a pause ends that gives no point.
+	errTooLong = errors.New("the limit has passed")
+	// errWaited is why a machine leaves that was waiting for the others.
+	errWaited = fmt.Errorf("%w: a disk leaves while not all machines were there", errNoInstant)
+)
 
-// take waits for the other machines, and takes part in one round with them. The last
-// to arrive leads. Whoever leaves before that is not missed; a round that has begun
-// ends for all in the same way.
-func (k *Cut) take(ctx context.Context, c *collector) error {
-	me := &arrival{c: c, done: make(chan error, 1)}
-	k.mu.Lock()
-	k.here = append(k.here, me)
-	var all []*arrival
-	if len(k.here) >= max(k.Machines, 1) {
-		all, k.here = k.here, nil
-	}
-	k.mu.Unlock()
-	if all != nil {
-		k.lead(ctx, all)
-		return <-me.done
-	}
-	select {
-	case err := <-me.done:
-		return err
-	case <-ctx.Done():
-	case <-c.m.Done():
-	}
-	if k.withdraw(me) {
-		return errors.Join(context.Cause(ctx), c.m.Err())
-	}
-	return <-me.done // the round is under way, and uses what is ours
-}
-
-func (k *Cut) withdraw(me *arrival) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for i, a := range k.here {
-		if a == me {
-			k.here = append(k.here[:i], k.here[i+1:]...)
-			return true
-		}
-	}
-	return false
-}
+// How long after a round without a point the next one begins for those who wait for one:
+// twice as long each time, for it may have stopped the guests.
+const (
+	askedAgain  = 200 * time.Millisecond
+	askedLatest = 5 * time.Second
+)
 
 // lead makes the round. A machine's own failure is its break; for the others there
 // was no instant.
 func (k *Cut) lead(ctx context.Context, all []*arrival) {
 	failed := make([]error, len(all))
 	pause, err := k.round(ctx, all, failed)
-	k.mu.Lock()
-	if err == nil {
-		k.stats.Points++
-		k.stats.Longest = max(k.stats.Longest, pause)
-	} else {
-		k.stats.Refused++
+	again := k.count(pause, err)
+	if err != nil && slices.ContainsFunc(k.list(), func(t *Tracker) bool { return len(t.asksNow()) > 0 }) {
+		time.AfterFunc(again, k.hurry) // its time may be hours away
 	}
-	k.mu.Unlock()
 	for i, a := range all {
 		mine := failed[i]
 		if err != nil {
@@ -113,13 +103,29 @@ func (k *Cut) lead(ctx context.Context, all []*arrival) {
 	}
 }
 
+// count notes what became of a round, and says when another one may follow that is asked for.
+func (k *Cut) count(pause time.Duration, err error) (again time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err != nil {
+		k.stats.Refused++
+		k.again = min(max(2*k.again, askedAgain), askedLatest)
+		return k.again
+	}
+	k.again = 0
+	k.stats.Points++
+	k.stats.Longest = max(k.stats.Longest, pause)
+	return 0
+}
+
 // round is one cycle of all machines, from their bitmaps to a point.
 func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause time.Duration, err error) {
 	k.date(all)
 	idle := true
-	asked := make([][]*ask, len(all))
-	for i, a := range all {
-		asked[i] = a.c.t.asksNow()
+	members := k.list() // one that has no disks may be asked too
+	asked := make([][]*ask, len(members))
+	for i, t := range members {
+		asked[i] = t.asksNow()
 	}
 	for i, a := range all {
 		var busy bool
@@ -128,8 +134,9 @@ func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause 
 		}
 		idle = idle && !busy
 	}
-	// Nothing has changed on any disk since the last point: it is the same again.
-	if !idle || len(all) > 1 {
+	// Nothing has changed on any disk since the last point: it is the same again. Each
+	// was asked after the round's time, so it was the same then, on all machines.
+	if !idle {
 		if pause, err = k.drawAll(ctx, all, failed); err != nil {
 			return pause, err
 		}
@@ -137,8 +144,7 @@ func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause 
 	if f := all[0].c.t.opts.faults.afterDraw; f != nil {
 		f()
 	}
-	same := idle && len(all) == 1
-	if err := each(all, failed, func(c *collector) error { return c.bring(ctx, same) }); err != nil {
+	if err := each(all, failed, func(c *collector) error { return c.bring(ctx, idle) }); err != nil {
 		return pause, err
 	}
 	var disks []*collected
@@ -146,8 +152,8 @@ func (k *Cut) round(ctx context.Context, all []*arrival, failed []error) (pause 
 		disks = append(disks, a.c.disks...)
 	}
 	if err := mark(ctx, disks, all[0].c.instant, func() {
-		for i, a := range all {
-			a.c.t.answer(ctx, asked[i])
+		for i, t := range members {
+			t.answer(ctx, asked[i])
 		}
 	}); err != nil {
 		for i := range failed {
@@ -193,7 +199,8 @@ func (k *Cut) drawAll(ctx context.Context, all []*arrival, failed []error) (time
 			failed[i] = a.c.foresee(ctx)
 		}
 		if failed[i] != nil {
-			return 0, failed[i]
+			// None will be stopped: one that somebody stops from now on is not ours to wake.
+			return 0, errors.Join(failed[i], each(all, failed, (*collector).forgetStill))
 		}
 	}
 	limit := k.Limit
@@ -201,14 +208,12 @@ func (k *Cut) drawAll(ctx context.Context, all []*arrival, failed []error) (time
 		limit = 50 * time.Millisecond
 	}
 	began := k.date(all)
-	err := k.paused(ctx, all, failed, func() error {
-		return each(all, failed, func(c *collector) error { return c.draw(ctx) })
-	})
+	err := k.paused(ctx, limit, all, failed)
 	pause := time.Since(began)
 	if len(all) > 1 {
-		err = errors.Join(err, each(all, failed, func(c *collector) error { return c.forgetStill() }))
+		err = errors.Join(err, each(all, failed, (*collector).forgetStill))
 	}
-	if err == nil && len(all) > 1 && pause > limit {
+	if len(all) > 1 && pause > limit && (err == nil || errors.Is(err, errNoInstant)) {
 		err = fmt.Errorf("%w: the machines stood still for %v, the limit is %v", errNoInstant, pause.Round(time.Millisecond), limit)
 	}
 	if err != nil {
@@ -217,25 +222,25 @@ func (k *Cut) drawAll(ctx context.Context, all []*arrival, failed []error) (time
 	return pause, each(all, failed, func(c *collector) error { return c.copied(ctx) })
 }
 
-// paused runs f while several machines stand still; one needs not.
-func (k *Cut) paused(ctx context.Context, all []*arrival, failed []error, f func() error) (err error) {
+// paused draws while several machines stand still; one needs not. When the limit has
+// passed they go on, whatever was reached: a command that was given takes effect before
+// the one that lets its machine go on.
+func (k *Cut) paused(ctx context.Context, limit time.Duration, all []*arrival, failed []error) error {
+	draw := func(ctx context.Context) error {
+		return each(all, failed, func(c *collector) error { return c.draw(ctx) })
+	}
 	if len(all) == 1 {
-		return f()
+		return draw(ctx)
 	}
-	for i, a := range all {
-		if failed[i] = a.c.hush(ctx); failed[i] != nil {
-			err = failed[i]
-			break
-		}
-	}
+	short, cancel := context.WithTimeoutCause(ctx, limit, errTooLong)
+	defer cancel()
+	err := each(all, failed, func(c *collector) error { return c.hush(short) })
 	if err == nil {
-		err = f()
+		err = draw(short)
 	}
-	for i, a := range all {
-		if wake := a.c.wake(ctx); wake != nil && failed[i] == nil {
-			failed[i] = wake
-			err = errors.Join(err, wake)
-		}
+	if errors.Is(context.Cause(short), errTooLong) && err != nil {
+		clear(failed)
+		err = fmt.Errorf("%w: %w", errNoInstant, err)
 	}
-	return err
+	return errors.Join(err, each(all, failed, func(c *collector) error { return c.wake(ctx) }))
 }

@@ -394,3 +394,43 @@ func TestCyclesAndTapsHandOver(t *testing.T) {
 	}
 	stop()
 }
+
+// A machine that waits for another one, which may never come, keeps no disk from leaving.
+func TestDiskLeavesWhileAnotherMachineIsAway(t *testing.T) {
+	w := newWorld(t, cbttest.DiskSpec{Name: "a", Bytes: 1 << 20}, cbttest.DiskSpec{Name: "b", Bytes: 1 << 20})
+	cut := &Cut{Machines: 2}
+	w.options = func(o *Options) { o.Every, o.Cut = time.Hour, cut }
+	tr := w.tracker()
+	w.run(tr)
+	cbttest.Eventually(t, patience, "the machine waits", func() bool {
+		cut.mu.Lock()
+		defer cut.mu.Unlock()
+		return len(cut.here) == 1
+	})
+	if err := tr.Unplug(cbttest.Context(t, patience), w.volumes[1].ID, func(context.Context) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if st := tr.Status(); len(st) != 1 || cut.Stats().Points != 0 {
+		t.Errorf("status %+v", st)
+	}
+}
+
+// What is asked for at one machine is done in a cycle of all, whose time is far away.
+func TestAskedOfOneMachineIsDoneByAll(t *testing.T) {
+	cut := &Cut{Machines: 2}
+	var trs []*Tracker
+	for _, name := range []string{"a", "b"} {
+		w := newWorld(t, cbttest.DiskSpec{Name: name, Bytes: 1 << 20})
+		w.options = func(o *Options) { o.Every, o.Cut = time.Hour, cut }
+		tr := w.tracker()
+		trs = append(trs, tr)
+		w.run(tr)
+	}
+	cbttest.Eventually(t, patience, "a cycle is closed", func() bool { return cut.Stats().Points > 0 })
+	for _, tr := range trs {
+		done := false
+		if err := tr.AtPoint(cbttest.Context(t, patience), func(context.Context) error { done = true; return nil }); err != nil || !done {
+			t.Fatalf("%v, done %v", err, done)
+		}
+	}
+}

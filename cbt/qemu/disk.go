@@ -17,7 +17,9 @@ type disk struct {
 	opts    *Options
 	conf    Disk
 	gaps    *gaps
-	made    string // the newest target node that this process added; of the loop in follow
+	answers cbt.Meter
+	made    string    // the newest target node that this process added; of the loop in follow
+	tapped  time.Time // until when the volume was synced last; of that loop too
 
 	there  context.Context // ends when the disk is unplugged
 	unplug context.CancelFunc
@@ -30,6 +32,7 @@ type disk struct {
 	joining   bool    // plugged, and never synced: no round waits for it
 	unplugged bool    // a break is none any more
 	untold    *gapDue // what was not told for that reason
+	saidRan   bool    // RanOn was told since the volume was last synced
 }
 
 func newDisk(t *Tracker, conf Disk) *disk {
@@ -137,6 +140,10 @@ func (d *disk) follow(ctx context.Context, l link) {
 	pause := firstPause
 	for {
 		held, err := d.attempt(ctx, l)
+		if held > 0 {
+			d.tapped = time.Now()
+		}
+		d.outlived()
 		if ctx.Err() != nil || l.Err() != nil {
 			return
 		}
@@ -166,6 +173,9 @@ func (d *disk) attempt(ctx context.Context, l link) (held time.Duration, err err
 	var attach func(*tap) *attachment
 	if err == nil {
 		attach, err = l.prepare(ctx, d)
+		if answered(l, err) {
+			d.ranOn(ranAnswering)
+		}
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -185,6 +195,9 @@ func (d *disk) attempt(ctx context.Context, l link) (held time.Duration, err err
 	defer stop()
 	err = a.run(ctx)
 	if l.Err() != nil {
+		if !a.synced.IsZero() && !t.left(ctx) {
+			d.ranOn(ranStayed)
+		}
 		err = breakage(cbt.CauseTapEnded, fmt.Errorf("%w: %w", ErrMonitor, l.Err()))
 	}
 	if !a.synced.IsZero() {

@@ -49,10 +49,15 @@
 // and the bits given up. A backup into our own export would need no scratch, but a
 // guest's write fails when the target of a backup does (on-cbw-error, which a backup
 // job of QEMU 7.2 cannot be told), and we may die; so it is a local file, for which
-// there has to be twice the room that is needed. Trackers that share a Cut
+// there has to be twice the room that is needed, and behind a quorum that hides its
+// errors from the guest (scratch.go). Trackers that share a Cut
 // (cut.go) stop their machines for the transactions, up to 50 ms or there is no point.
 // A point's records come after its instant, by what copying and reading took, and carry
 // its time.
+//
+// Pivot (pivot.go) is for a guest whose disks were served over NBD and are to be files
+// that QEMU has open itself: the two nodes are exchanged while it stands still, and a
+// bitmap begins with which the tap that follows has nothing to read.
 //
 // Goroutines of Run: the capture server's, watch (stall budget, heartbeat), one
 // recorder of gaps per disk, and per session one for events and one per disk.

@@ -14,5 +14,6 @@ type faults struct {
 	// Not faults, but handles for the tests to time things by.
 	rotateNow <-chan struct{}  // a receive rotates, if it is time
 	afterDraw func()           // called when an instant is held
+	scratch   func(args) args  // makes the node of a scratch file another one
 	afterRead func(cbt.Extent) // called between the read of a fill and its record
 }

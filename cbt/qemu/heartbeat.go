@@ -36,6 +36,7 @@ type beat struct {
 	Key   string   `json:"key"`             // of the tracker
 	QMP   string   `json:"qmp,omitempty"`   // the watchdog's own QMP socket to its machine
 	Nodes []string `json:"nodes,omitempty"` // capture nodes to yank
+	Still bool     `json:"still,omitempty"` // the guest may be stopped by us, to be resumed
 	Gone  bool     `json:"gone,omitempty"`  // the tracker has ended in order
 }
 
@@ -43,6 +44,11 @@ type beat struct {
 // which QMP socket the watchdog reaches its machine, and which nodes are ours there.
 func (h *Heartbeat) Beat(key, qmpSocket string, nodes []string) {
 	h.send(beat{Key: key, QMP: qmpSocket, Nodes: nodes})
+}
+
+// Still is Beat for a guest that may be stopped by us just now.
+func (h *Heartbeat) Still(key, qmpSocket string, nodes []string) {
+	h.send(beat{Key: key, QMP: qmpSocket, Nodes: nodes, Still: true})
 }
 
 // Gone says that the tracker has ended and needs no watching.

@@ -2,7 +2,7 @@ package qemu
 
 import "context"
 
-// link is a session with a machine, and the way in which its disks are tapped:
+// link is a session with a machine, and the way in which its disks are followed:
 // through the monitor (machine), or by copies that a manager makes (copies).
 type link interface {
 	Done() <-chan struct{} // closed when the session has ended

@@ -1,12 +1,14 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/novacron/afterimage/cbt/qmp"
@@ -21,6 +23,9 @@ type machine struct {
 	mu     sync.Mutex               // guards what follows
 	wakers map[string]chan struct{} // by job; signalled when something happened to it
 	errs   map[string]string        // by job: the newest error it told of
+
+	copies aside       // copies aside
+	bare   atomic.Bool // it has no quorum driver
 
 	readMu  sync.Mutex // guards readers, held while the server starts and stops
 	readers int
@@ -39,6 +44,7 @@ func (m *machine) hear(ctx context.Context) {
 		ev, err := q.Next(ctx)
 		switch {
 		case errors.Is(err, qmp.ErrOverflow):
+			m.copies.failed("", "events were lost")
 			m.wake("")
 		case err != nil:
 			m.wake("")
@@ -48,10 +54,14 @@ func (m *machine) hear(ctx context.Context) {
 				Device string `json:"device"`
 				ID     string `json:"id"`
 				Error  string `json:"error"`
+				Status string `json:"status"`
 			}
 			if json.Unmarshal(ev.Data, &data) != nil {
 				m.wake("")
 				continue
+			}
+			if data.Status == "pending" {
+				m.copies.isPending(data.ID)
 			}
 			id := data.Device + data.ID // an event has one of them
 			if data.Error != "" {
@@ -60,6 +70,16 @@ func (m *machine) hear(ctx context.Context) {
 				m.mu.Unlock()
 			}
 			m.wake(id)
+		case ev.Name == "QUORUM_REPORT_BAD":
+			var data struct {
+				Node  string `json:"node-name"`
+				Error string `json:"error"`
+			}
+			if json.Unmarshal(ev.Data, &data) != nil || data.Node == "" {
+				m.copies.failed("", "an event of a failure is not understood")
+				continue
+			}
+			m.copies.failed(data.Node, cmp.Or(data.Error, "an error without a name"))
 		}
 	}
 }
@@ -113,19 +133,6 @@ func (m *machine) endJob(ctx context.Context, id string) error {
 			}
 			asked = true
 			continue
-		}
-		if !rest(ctx, m.Done(), look) {
-			return errors.Join(context.Cause(ctx), m.Err())
-		}
-	}
-}
-
-// jobGone returns once there is no job of that id.
-func (m *machine) jobGone(ctx context.Context, id string) error {
-	const look = 5 * time.Millisecond
-	for {
-		if j, err := m.job(ctx, id); err != nil || j == nil {
-			return err
 		}
 		if !rest(ctx, m.Done(), look) {
 			return errors.Join(context.Cause(ctx), m.Err())

@@ -52,8 +52,11 @@ func (m *machine) found(ctx context.Context, d *disk) (nodeInfo, error) {
 	if err != nil {
 		return nodeInfo{}, err
 	}
-	if n.ReadOnly {
-		return nodeInfo{}, fmt.Errorf("%w: node %q is read-only; after a snapshot the guest writes to another one", ErrNode, n.Name)
+	if err := n.written(); err != nil {
+		return nodeInfo{}, err
+	}
+	if f := d.opts.Events.DiskFound; f != nil {
+		f(d.conf.Volume.ID, n.image())
 	}
 	return n, d.agree(ctx, n.Image.VirtualSize)
 }

@@ -81,10 +81,12 @@ type Options struct {
 // from its goroutines and must not block.
 type Events struct {
 	StateChanged   func(cbt.VolumeStatus)
+	DiskFound      func(v cbt.VolumeID, i Image)                          // where the machine has it open, at each attachment; may write to a disk
 	BytesRead      func(v cbt.VolumeID, n int64)                          // from a live disk, by a resync
 	BytesJournaled func(v cbt.VolumeID, n int64)                          // recorded by a resync
 	RotationDone   func(v cbt.VolumeID, kept []string)                    // bitmaps, oldest first
 	LetGo          func(v cbt.VolumeID, c cbt.Cause, err error)           // a tap ended
+	RanOn          func(v cbt.VolumeID, why string) error                 // its machine may have written unseen since it was last synced; may write to a disk
 	GapRecorded    func(v cbt.VolumeID, c cbt.Cause, after time.Duration) // and since when it was due
 }
 

@@ -41,6 +41,8 @@ func (t *Tracker) Unplug(ctx context.Context, v cbt.VolumeID, farewell func(cont
 	if d == nil {
 		return nil
 	}
+	t.unplugging.Add(1)
+	defer t.unplugging.Add(-1)
 	t.rounds.Lock() // no round is of a disk that leaves in its middle
 	defer t.rounds.Unlock()
 	d.mu.Lock()

@@ -288,3 +288,14 @@ func TestOptionsAreChecked(t *testing.T) {
 
 type nopSink struct{ cbt.Sink }
 type nopMemory struct{ cbt.Memory }
+
+// After a snapshot the node that was the disk is a backing file, and read-only: nobody is
+// to write to its file.
+func TestAReadOnlyNodeIsNotWhatTheGuestWritesTo(t *testing.T) {
+	if err := (nodeInfo{Name: "disk"}).written(); err != nil {
+		t.Errorf("one that is written to: %v", err)
+	}
+	if err := (nodeInfo{Name: "disk", ReadOnly: true}).written(); !errors.Is(err, ErrNode) {
+		t.Errorf("a read-only one: %v", err)
+	}
+}

@@ -27,7 +27,9 @@ type resync struct {
 	bitmap string    // its meta context, empty for a full read
 	held   *os.File  // nil, or what an instant of the disk was copied to where the bitmap names it
 	at     time.Time // of that instant
-	limit  *rate.Limiter
+	// routine is a cycle's reading that brings what changed since the one before.
+	routine bool
+	limit   *rate.Limiter
 	// fromLive is the fault that faults.liveCycles plants.
 	fromLive bool
 	full     []byte // one fill of zeros
@@ -43,8 +45,19 @@ func (a *mirror) resync(ctx context.Context, found mode.Verdict) error {
 
 // resyncHeld is resync of a held instant.
 func (c *collected) resyncHeld(ctx context.Context, at time.Time) error {
-	r := &resync{a: c.mirror, held: c.scratch.file, at: at, fromLive: c.disk.opts.faults.liveCycles}
-	return c.mirror.reading(ctx, r, mode.Verdict{Trusted: true, Keep: []string{c.delta}})
+	r := &resync{a: c.mirror, held: c.scratch.file, at: at, fromLive: c.disk.opts.faults.liveCycles, routine: c.caughtUp}
+	err := c.mirror.reading(ctx, r, mode.Verdict{Trusted: true, Keep: []string{c.delta}})
+	c.caughtUp = c.caughtUp || err == nil
+	return err
+}
+
+// missedNothing is for cycles that begin with nothing to be read.
+func (c *collected) missedNothing() {
+	if !c.caughtUp {
+		c.caughtUp = true
+		now := time.Now()
+		(&resync{a: c.mirror, cost: cbt.Resync{Began: now, Ended: now}}).show()
+	}
 }
 
 func (a *mirror) reading(ctx context.Context, r *resync, found mode.Verdict) error {
@@ -73,7 +86,7 @@ func (a *mirror) reading(ctx context.Context, r *resync, found mode.Verdict) err
 	r.account(func(c *cbt.Resync) { c.Ended = time.Now() })
 	c := r.cost
 	level := slog.LevelInfo
-	if r.held != nil {
+	if r.held != nil || r.routine {
 		level = slog.LevelDebug // it is one of many
 	}
 	a.disk.opts.Log.Log(ctx, level, "resynced", "volume", a.disk.conf.Volume.Name, "full", c.Full, "reason", c.Why,
@@ -124,22 +137,32 @@ func (r *resync) open(ctx context.Context, found mode.Verdict) (closeAll func(),
 		return nil, fmt.Errorf("export disk for reading: %w", err)
 	}
 	undo = append(undo, func(ctx context.Context) { m.deleteExport(ctx, export) })
+	if err := r.connect(ctx, socket, export); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func(context.Context) { r.live.Close() })
+	return undoAll, nil
+}
+
+// connect dials the export that shows the disk, and what tells the delta.
+func (r *resync) connect(ctx context.Context, socket, export string) (err error) {
 	contexts := []string{nbd.ContextAllocation}
 	if r.bitmap != "" {
 		contexts = append(contexts, r.bitmap)
 	}
 	r.live, err = nbd.Dial(ctx, "unix", socket, nbd.DialOptions{Export: export, MetaContexts: contexts})
-	if err != nil {
-		return nil, fmt.Errorf("read live disk: %w", err)
-	}
-	undo = append(undo, func(context.Context) { r.live.Close() })
 	switch {
-	case r.live.Info().Size < a.tap.volume.Size:
-		return nil, breakage(cbt.CauseTapEnded, errSizeChanged)
+	case err != nil:
+		return fmt.Errorf("read live disk: %w", err)
+	case r.live.Info().Size < r.a.tap.volume.Size:
+		err = breakage(cbt.CauseTapEnded, errSizeChanged)
 	case r.bitmap != "" && !r.live.HasMetaContext(r.bitmap):
-		return nil, fmt.Errorf("read live disk: %w: %s", nbd.ErrNoMetaContext, r.bitmap)
+		err = fmt.Errorf("read live disk: %w: %s", nbd.ErrNoMetaContext, r.bitmap)
 	}
-	return undoAll, nil
+	if err != nil {
+		r.live.Close()
+	}
+	return err
 }
 
 // run fills window by window, then what unaligned writes left to be read again.
@@ -228,7 +251,11 @@ func (r *resync) account(change func(*cbt.Resync)) {
 	r.show()
 }
 
+// show makes it the volume's newest resync; a round's reading is one only if it catches up.
 func (r *resync) show() {
+	if r.routine {
+		return
+	}
 	r.mu.Lock()
 	c := r.cost
 	r.mu.Unlock()

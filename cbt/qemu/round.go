@@ -101,7 +101,8 @@ func (c *collector) draw(ctx context.Context) error {
 }
 
 // lighten sees to it that little has to be copied aside, and that there is room for
-// it. busy says that something has to be.
+// it. busy says that an instant has to be held: something is to be copied, or was read
+// from the live disk just now, which is of no instant of all machines.
 func (c *collector) lighten(ctx context.Context) (busy bool, err error) {
 	for i := 0; ; i++ {
 		dirty, err := c.dirty(ctx)
@@ -116,7 +117,7 @@ func (c *collector) lighten(ctx context.Context) (busy bool, err error) {
 			}
 		}
 		if len(large) == 0 || i == shrinkTimes {
-			return sum > 0, roomFor(c.t.opts.Dir, sum)
+			return sum > 0 || i > 0, roomFor(c.t.opts.Dir, sum)
 		}
 		for _, d := range large {
 			if err := d.shrink(ctx); err != nil {
@@ -160,7 +161,11 @@ func (c *collector) copied(ctx context.Context) error {
 			if !there || j.Error != "" || (j.IOStatus != "" && j.IOStatus != "ok") {
 				return breakage(cbt.CauseTapError, fmt.Errorf("copy of %s aside: %w: %s", d.tap.volume.Name, errJobEnded, c.m.jobError(d.scratch.node)))
 			}
-			done = done && j.Status == "pending"
+			whole, err := c.m.copies.whole(d.scratch.node)
+			if err != nil {
+				return fmt.Errorf("copy of %s aside: %w", d.tap.volume.Name, err)
+			}
+			done = done && j.Status == "pending" && whole
 		}
 		if done {
 			return c.sameExtents(ctx)
@@ -202,7 +207,9 @@ func (c *collector) bring(ctx context.Context, idle bool) error {
 		if err := d.disk.advance(mode.Event{Kind: mode.Drawn}); err != nil {
 			return err
 		}
-		if !idle {
+		if idle {
+			d.missedNothing()
+		} else {
 			g.Go(func() error { return d.resyncHeld(reading, c.instant) })
 		}
 	}
@@ -265,6 +272,7 @@ func (c *collector) discard(ctx context.Context) error {
 		if err := c.m.deleteNode(ctx, d.scratch.node); err != nil && !qmp.IsRefused(err) {
 			return fmt.Errorf("delete scratch node: %w", err)
 		}
+		c.m.copies.end(d.scratch.node)
 		d.scratch.remove()
 		d.scratch = nil
 		if d.delta != "" {

@@ -6,20 +6,45 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/cbt/qmp"
 )
 
 // scratchFloor is the room, besides twice what is to be copied, that a round wants
-// where it copies aside: a guest's write fails when QEMU cannot.
+// where it copies aside.
 const scratchFloor = 64 << 20
+
+// A guest's write fails when the target of a backup job of QEMU 7.2 does: what is about to
+// be overwritten has to be copied first. The scratch file therefore is one of two that
+// copies go to, in a quorum that wants one vote; the other is a null device, which always
+// gives it. A copy that failed is told by an event alone (aside), and costs the round.
+// QEMU cannot tell a quorum's block size and says so in its log at each round.
 
 // scratch is the file into which QEMU copies one disk's part of a held instant. It
 // is ours on disk: neither the guest's progress nor the end of the job needs us.
 type scratch struct {
-	node string // and the job's id
-	file *os.File
+	node  string // and the job's id
+	inner string // the file's own node; empty: it is node, for this QEMU knows no quorum
+	file  *os.File
+}
+
+// options are the node's.
+func (s *scratch) options(size int64, wrap func(args) args) args {
+	name := s.inner
+	if name == "" {
+		name = s.node
+	}
+	file := args{"driver": "file", "node-name": name, "filename": s.file.Name(), "discard": "unmap"}
+	if wrap != nil {
+		file = wrap(file)
+	}
+	if s.inner == "" {
+		return file
+	}
+	return args{"driver": "quorum", "node-name": s.node, "vote-threshold": 1, "children": []args{file, {"driver": "null-co", "size": size}}}
 }
 
 // prepareScratch makes an empty file as long as the disk, and a node of it.
@@ -41,11 +66,34 @@ func (c *collected) prepareScratch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make scratch: %w", err)
 	}
-	err = c.machine.do(ctx, "blockdev-add", args{"driver": "file", "node-name": name, "filename": f.Name(), "discard": "unmap"}, nil)
-	if err != nil {
+	if err := c.addScratch(ctx); err != nil {
 		return fmt.Errorf("add scratch node: %w", err)
 	}
 	return nil
+}
+
+// addScratch adds the node. A QEMU that was built without quorums gets the bare file: then
+// the room that was looked for is all that keeps a guest's write from failing.
+func (c *collected) addScratch(ctx context.Context) error {
+	s, m, size := c.scratch, c.machine, c.tap.volume.Size
+	if !m.bare.Load() {
+		s.inner = freshName(c.tap.volume.ID, "f")
+		m.copies.begin(s.node, s.inner)
+		err := m.do(ctx, "blockdev-add", s.options(size, c.disk.opts.faults.scratch), nil)
+		var refused *qmp.Error
+		if !errors.As(err, &refused) || !strings.Contains(refused.Desc, "quorum") {
+			return err // of another refusal the next round may hear nothing
+		}
+		m.copies.end(s.node)
+		s.inner = ""
+		if err := m.do(ctx, "blockdev-add", s.options(size, c.disk.opts.faults.scratch), nil); err != nil {
+			return err
+		}
+		m.bare.Store(true)
+		c.disk.opts.Log.Warn("this QEMU has no quorum driver: a guest's write fails if there is no room to copy aside", "error", err)
+		return nil
+	}
+	return m.do(ctx, "blockdev-add", s.options(size, c.disk.opts.faults.scratch), nil)
 }
 
 // roomFor reports whether bytes can be copied aside in dir.

@@ -12,7 +12,7 @@ import (
 
 func TestTrackerConforms(t *testing.T) {
 	cbttest.TestTracker(t, func(t *testing.T) cbttest.World {
-		m := cbttest.StartStorageDaemon(t, cbttest.DiskSpec{Name: "a", Bytes: 16 << 20}, cbttest.DiskSpec{Name: "b", Bytes: 8 << 20, Format: "qcow2"})
+		m := cbttest.StartStorageDaemon(t, cbttest.DiskSpec{Name: "a", Bytes: 40 << 20}, cbttest.DiskSpec{Name: "b", Bytes: 8<<20 + 512, Format: "qcow2"})
 		vs := []cbt.Volume{m.Disks[0].Volume(), m.Disks[1].Volume()}
 		return cbttest.World{
 			Volumes: vs,

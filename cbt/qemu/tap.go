@@ -33,6 +33,8 @@ type tap struct {
 	pulse  *pulse
 	faults *faults
 
+	answers *cbt.Meter
+
 	mask cbt.Mask
 	seq  sequencer
 
@@ -81,7 +83,7 @@ func (t *tap) letGo(b *breakError) {
 	t.onLetGo(b, open)
 }
 
-// begin admits a request, and finish must follow; or it says that the tap only
+// begin admits a request, and finish or give must follow; or it says that the tap only
 // drains any more.
 func (t *tap) begin() (op uint64, admitted bool) {
 	if late := t.pulse.late(); late > 0 && !t.faults.ignorePause {
@@ -99,13 +101,21 @@ func (t *tap) begin() (op uint64, admitted bool) {
 	return t.nextOp, true
 }
 
+// finish ends a request that is about to be answered.
 func (t *tap) finish(op uint64) {
+	t.answers.Answered(time.Since(t.give(op)))
+}
+
+// give ends a request here, which began at the given time.
+func (t *tap) give(op uint64) (began time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	began = t.ops[op]
 	delete(t.ops, op)
 	if len(t.ops) == 0 {
 		signal(t.idle)
 	}
+	return began
 }
 
 // drained returns once no request is under way. After letGo none begins, so

@@ -21,8 +21,13 @@ type Tracker struct {
 	server *nbd.Server
 
 	attachments atomic.Uint64
+	still       atomic.Bool // the guest may be stopped by us
+	reached     time.Time   // since when sessions have followed one another; set between them
 
-	rounds sync.Mutex // held while a bitmap cycle's round is under way, and before mu
+	// unplugging counts who wants rounds to themselves: a machine that waits for others
+	// to begin one leaves off then.
+	unplugging atomic.Int32
+	rounds     sync.Mutex // held while a bitmap cycle's round is under way, and before mu
 
 	mu        sync.Mutex // guards what follows
 	disks     []*disk
@@ -48,6 +53,7 @@ func New(o Options) (*Tracker, error) {
 	for _, d := range t.opts.Disks {
 		t.disks = append(t.disks, newDisk(t, d))
 	}
+	t.opts.Cut.enlist(t)
 	return t, nil
 }
 
@@ -60,6 +66,8 @@ func (t *Tracker) Status() []cbt.VolumeStatus {
 		out[i] = d.snapshot()
 		if t.opts.Every > 0 {
 			out[i].Cycles = t.opts.Cut.Stats()
+		} else {
+			out[i].Answers = d.answers.Look()
 		}
 	}
 	return out
@@ -122,9 +130,13 @@ func (t *Tracker) follow(ctx context.Context) {
 			for _, d := range t.plugged() {
 				d.broke(nil, breakage(cbt.CauseMachine, err), false)
 			}
+			t.reached = time.Time{}
 			rest(ctx, nil, pause)
 			pause = min(2*pause, t.opts.Retry)
 			continue
+		}
+		if t.reached.IsZero() {
+			t.reached = time.Now()
 		}
 		pause = firstPause
 		t.session(ctx, l)
@@ -160,6 +172,11 @@ func (t *Tracker) session(ctx context.Context, l link) {
 	if m, ok := l.(*machine); ok && t.opts.Every > 0 {
 		disks.Go(func() { t.collect(ctx, m) })
 	} else {
+		if ok { // a life before this one may have made cycles
+			if err := t.wakeLeft(ctx, m.commands); err != nil {
+				t.opts.Log.Error("a guest may stand still that an earlier life stopped", "error", err)
+			}
+		}
 		// A connection that ends ends the waiting for more disks, not those that there
 		// are: each has to see that for itself.
 		more, enough := context.WithCancel(ctx)
@@ -216,7 +233,7 @@ func (t *Tracker) newTap(d *disk, v cbt.Volume) *tap {
 	live, end := context.WithCancelCause(context.Background())
 	tap := &tap{
 		volume: v, node: freshName(v.ID, ""), export: exportName(v.ID, t.opts.Incarnation, t.attachments.Add(1)),
-		sink: t.opts.Sink, gate: t.opts.Gate, pulse: t.pulse, faults: &t.opts.faults,
+		sink: t.opts.Sink, gate: t.opts.Gate, pulse: t.pulse, answers: &d.answers, faults: &t.opts.faults,
 		live: live, end: end,
 		settled: make(chan struct{}, 1), idle: make(chan struct{}, 1), ops: make(map[uint64]time.Time),
 	}

@@ -119,3 +119,24 @@ func TestInitialSyncAndWrites(t *testing.T) {
 	w.write("a", bytes.Repeat([]byte{8}, 1000), 700)
 	w.checkImages()
 }
+
+// What capture adds to each write is measured once, whichever way the write took.
+func TestEachAnswerIsMeasuredOnce(t *testing.T) {
+	w := newWorld(t, cbttest.DiskSpec{Name: "a", Bytes: 8 << 20})
+	tr := w.tracker()
+	w.run(tr)
+	w.awaitSynced()
+	before := tr.Status()[0].Answers.Count
+	const writes = 20
+	for i := range int64(writes) {
+		w.write("a", bytes.Repeat([]byte{8}, 4096+int(i%2)*100), i*8192) // every other one ends inside a sector
+	}
+	a := tr.Status()[0].Answers
+	if n := a.Count - before; n != writes {
+		t.Errorf("%d writes, %d answers were measured", writes, n)
+	}
+	if p50, p99 := a.Quantile(0.5), a.Quantile(0.99); p50 <= 0 || p99 < p50 || a.Most < p99 || a.Sum < a.Most {
+		t.Errorf("p50 %v, p99 %v, at most %v, %v in all", p50, p99, a.Most, a.Sum)
+	}
+	t.Logf("%d answers: p50 %v, p99 %v, at most %v", a.Count, a.Quantile(0.5), a.Quantile(0.99), a.Most)
+}

@@ -52,7 +52,7 @@ func (t *Tracker) watch(ctx context.Context) {
 			}
 		}
 		if healthy {
-			t.opts.Heartbeat.Beat(key, t.opts.WatchdogQMP, nodes)
+			t.tell(nodes)
 		}
 	}
 }
@@ -65,7 +65,16 @@ func (t *Tracker) announce() {
 	for i, tap := range taps {
 		nodes[i] = tap.node
 	}
-	t.opts.Heartbeat.Beat(t.opts.captureSocket(), t.opts.WatchdogQMP, nodes)
+	t.tell(nodes)
+}
+
+// tell beats the watchdog's heart.
+func (t *Tracker) tell(nodes []string) {
+	beat := t.opts.Heartbeat.Beat
+	if t.still.Load() {
+		beat = t.opts.Heartbeat.Still
+	}
+	beat(t.opts.captureSocket(), t.opts.WatchdogQMP, nodes)
 }
 
 func (t *Tracker) yank(ctx context.Context, l link, tap *tap) {

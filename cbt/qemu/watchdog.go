@@ -22,11 +22,13 @@ type WatchdogOptions struct {
 	StallBudget time.Duration
 	// KillAfter is how much longer a process may be silent whose nodes were
 	// yanked, before it is killed; default 10 s. Where nothing could be yanked
-	// it is killed at once.
+	// it is killed at once. Where a guest stands still, and cannot be resumed, that is
+	// tried for as long: an end of the process resumes nobody.
 	KillAfter time.Duration
 	Log       *slog.Logger // must not write to a disk that can stall; nil: silent
 
-	dial func(ctx context.Context, path string) (Monitor, error) // nil: DialQMP
+	// Dial is the way to the monitor that a beat names; nil: DialQMP.
+	Dial func(ctx context.Context, address string) (Monitor, error)
 }
 
 func (o WatchdogOptions) withDefaults() WatchdogOptions {
@@ -39,8 +41,8 @@ func (o WatchdogOptions) withDefaults() WatchdogOptions {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.dial == nil {
-		o.dial = DialQMP
+	if o.Dial == nil {
+		o.Dial = DialQMP
 	}
 	return o
 }
@@ -49,7 +51,8 @@ func (o WatchdogOptions) withDefaults() WatchdogOptions {
 // get on: stopped, swapped out, stuck in the kernel. It is the whole work of a
 // process of its own, whose memory is locked and which touches no disk. It
 // returns nil when the pipe's other end has gone, for then the capturing process
-// has too and its sockets with it, or when it has killed it.
+// has too and its sockets with it, or when it has killed it. A guest that stands still for
+// the instant of a cycle it resumes before that.
 func RunWatchdog(ctx context.Context, o WatchdogOptions) error {
 	o = o.withDefaults()
 	if o.Pipe == nil || o.Proc == nil {
@@ -87,9 +90,11 @@ func RunWatchdog(ctx context.Context, o WatchdogOptions) error {
 			}
 			last = now
 			if w.judge(ctx, now) {
+				w.resumeAll(ctx)
 				return nil
 			}
 		case err := <-ended:
+			w.resumeAll(ctx)
 			return err
 		case <-ctx.Done():
 			return nil
@@ -107,8 +112,10 @@ type watchdog struct {
 // watched is one tracker.
 type watched struct {
 	nodes   []string
+	still   bool      // its guest may be stopped
 	heard   time.Time // the newest beat
-	acted   bool      // since then
+	acted   time.Time // first, since then
+	freed   bool      // since then
 	monitor *line
 }
 
@@ -116,6 +123,9 @@ func (w *watchdog) heard(ctx context.Context, b beat, now time.Time) {
 	x := w.watched[b.Key]
 	switch {
 	case b.Gone:
+		if x != nil && x.still {
+			w.wake(ctx, b.Key, x, w.opts.StallBudget/2)
+		}
 		if x != nil && x.monitor != nil {
 			x.monitor.stop()
 		}
@@ -129,7 +139,7 @@ func (w *watchdog) heard(ctx context.Context, b beat, now time.Time) {
 			w.lines.Go(x.monitor.run)
 		}
 	}
-	x.nodes, x.heard, x.acted = b.Nodes, now, false
+	x.nodes, x.still, x.heard, x.acted, x.freed = b.Nodes, b.Still, now, time.Time{}, false
 }
 
 func (w *watchdog) excuse(now time.Time) {
@@ -142,18 +152,27 @@ func (w *watchdog) excuse(now time.Time) {
 func (w *watchdog) judge(ctx context.Context, now time.Time) bool {
 	for key, x := range w.watched {
 		silent := now.Sub(x.heard)
-		if len(x.nodes) == 0 || silent <= w.opts.StallBudget {
+		if len(x.nodes) == 0 && !x.still || silent <= w.opts.StallBudget {
 			continue
 		}
-		if !x.acted {
-			x.acted = true
-			err := w.yank(ctx, x)
-			if err == nil {
-				w.opts.Log.Warn("capture is silent: its nodes were yanked", "tracker", key, "silent", silent)
+		first := x.acted.IsZero()
+		if first {
+			x.acted = now
+		}
+		late := now.Sub(x.acted) > w.opts.KillAfter
+		if !x.freed {
+			err := w.free(ctx, x)
+			x.freed = err == nil
+			if x.freed {
+				w.opts.Log.Warn("capture is silent: its guest was let go", "tracker", key, "silent", silent, "yanked", len(x.nodes), "resumed", x.still)
 				continue
 			}
-			w.opts.Log.Error("capture is silent and its nodes cannot be yanked", "tracker", key, "silent", silent, "error", err)
-		} else if silent <= w.opts.StallBudget+w.opts.KillAfter {
+			if first || late {
+				w.opts.Log.Error("capture is silent and its guest cannot be let go", "tracker", key, "silent", silent, "error", err)
+			}
+			late = late || len(x.nodes) > 0
+		}
+		if !late {
 			continue
 		}
 		w.opts.Log.Error("killing the capturing process", "pid", w.opts.Proc.Pid, "tracker", key)
@@ -164,6 +183,58 @@ func (w *watchdog) judge(ctx context.Context, now time.Time) bool {
 		return true
 	}
 	return false
+}
+
+// free lets the guest of x go: its writes are not waited for any more, and it runs.
+func (w *watchdog) free(ctx context.Context, x *watched) error {
+	var errs []error
+	if len(x.nodes) > 0 {
+		errs = append(errs, w.yank(ctx, x))
+	}
+	if x.still {
+		errs = append(errs, w.resume(ctx, x, w.opts.StallBudget/4))
+	}
+	return errors.Join(errs...)
+}
+
+// resumePatience is how long the end of the capturing process is waited with for a
+// monitor through which a guest can be resumed.
+const resumePatience = 5 * time.Second
+
+// resumeAll is for the end of the capturing process: nobody else would.
+func (w *watchdog) resumeAll(ctx context.Context) {
+	for key, x := range w.watched {
+		if !x.still {
+			continue
+		}
+		x.monitor.await(ctx, resumePatience) // this process may have just begun
+		w.wake(ctx, key, x, resumePatience)
+	}
+}
+
+// wake is resume of a guest whose capture has ended: nobody tries again.
+func (w *watchdog) wake(ctx context.Context, key string, x *watched, patience time.Duration) {
+	if err := w.resume(ctx, x, patience); err != nil {
+		w.opts.Log.Error("a guest may stand still that nobody resumes", "tracker", key, "error", err)
+	} else {
+		w.opts.Log.Warn("capture has ended while its guest stood still for it: it does not any more", "tracker", key)
+	}
+}
+
+// resume lets a guest run that was stopped for the instant of a cycle. One that runs, or
+// stands still for another reason, is left alone.
+func (w *watchdog) resume(ctx context.Context, x *watched, patience time.Duration) error {
+	mon := x.monitor.get()
+	if mon == nil {
+		return ErrMonitor
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	state, err := commands{mon}.guestState(ctx)
+	if err != nil || state != guestPaused {
+		return err
+	}
+	return mon.Execute(ctx, "cont", nil, nil)
 }
 
 // yank cuts every node of x. One that has gone already is none the worse.
@@ -195,17 +266,17 @@ func (w *watchdog) yank(ctx context.Context, x *watched) error {
 
 // line keeps a connection to one monitor ready.
 type line struct {
-	path string
-	opts WatchdogOptions
-	ctx  context.Context
-	stop context.CancelFunc
+	address string
+	opts    WatchdogOptions
+	ctx     context.Context
+	stop    context.CancelFunc
 
 	mu  sync.Mutex // guards mon
 	mon Monitor
 }
 
-func newLine(ctx context.Context, path string, o WatchdogOptions) *line {
-	l := &line{path: path, opts: o}
+func newLine(ctx context.Context, address string, o WatchdogOptions) *line {
+	l := &line{address: address, opts: o}
 	l.ctx, l.stop = context.WithCancel(ctx)
 	return l
 }
@@ -219,6 +290,16 @@ func (l *line) get() Monitor {
 	return l.mon
 }
 
+// await waits for a connection, for as long as patience.
+func (l *line) await(ctx context.Context, patience time.Duration) {
+	const look = 20 * time.Millisecond
+	for end := time.Now().Add(patience); l != nil && l.get() == nil && time.Now().Before(end); {
+		if !rest(ctx, nil, look) {
+			return
+		}
+	}
+}
+
 func (l *line) set(m Monitor) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -226,10 +307,10 @@ func (l *line) set(m Monitor) {
 }
 
 func (l *line) run() {
-	const pause, patience = 200 * time.Millisecond, 3 * time.Second
-	for l.ctx.Err() == nil {
+	const pause, longest, patience = 200 * time.Millisecond, 2 * time.Second, 3 * time.Second
+	for next := pause; l.ctx.Err() == nil; next = min(2*next, longest) {
 		dial, cancel := context.WithTimeout(l.ctx, patience)
-		mon, err := l.opts.dial(dial, l.path)
+		mon, err := l.opts.Dial(dial, l.address)
 		cancel()
 		if err == nil {
 			l.set(mon)
@@ -239,7 +320,8 @@ func (l *line) run() {
 			}
 			l.set(nil)
 			mon.Close()
+			next = pause
 		}
-		rest(l.ctx, nil, pause)
+		rest(l.ctx, nil, next)
 	}
 }

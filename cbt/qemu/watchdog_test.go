@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -219,13 +220,25 @@ func TestStoppedCaptureIsKilledWhereNothingCanBeYanked(t *testing.T) {
 
 // fakeMonitor records what is yanked.
 type fakeMonitor struct {
-	mu     sync.Mutex // guards yanked
-	yanked []string
-	err    error
-	done   chan struct{}
+	mu      sync.Mutex // guards what follows
+	yanked  []string
+	resumed int
+	err     error
+	state   string // of the guest; "": it is paused
+	done    chan struct{}
 }
 
-func (m *fakeMonitor) Execute(context.Context, string, any, any) error { return nil }
+func (m *fakeMonitor) Execute(_ context.Context, command string, _, result any) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch command {
+	case "query-status":
+		return json.Unmarshal([]byte(`{"status":"`+cmp.Or(m.state, guestPaused)+`"}`), result)
+	case "cont":
+		m.resumed++
+	}
+	return m.err
+}
 func (m *fakeMonitor) ExecuteOOB(_ context.Context, _ string, a, _ any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -244,16 +257,26 @@ func TestWatchdogJudges(t *testing.T) {
 		err     error
 		silent  time.Duration
 		nodes   []string
+		still   bool
+		state   string
 		yanked  int
+		resumed int
 		killed  bool
-		beating bool
+		late    bool // it is killed, but not at once
 	}{
-		"in time":            {oob: true, silent: 900 * time.Millisecond, nodes: []string{"n"}},
-		"nothing to protect": {oob: true, silent: time.Hour},
-		"silent":             {oob: true, silent: 1100 * time.Millisecond, nodes: []string{"n", "o"}, yanked: 2},
-		"no monitor":         {silent: 1100 * time.Millisecond, nodes: []string{"n"}, killed: true},
-		"refused":            {oob: true, err: &qmp.Error{Class: "CommandNotFound"}, silent: 1100 * time.Millisecond, nodes: []string{"n"}, yanked: 1, killed: true},
-		"hung":               {oob: true, err: context.DeadlineExceeded, silent: 1100 * time.Millisecond, nodes: []string{"n"}, yanked: 1, killed: true},
+		"a guest stands still":     {oob: true, still: true, silent: 1100 * time.Millisecond, resumed: 1},
+		"not for long":             {oob: true, still: true, silent: 900 * time.Millisecond},
+		"still, and no monitor":    {still: true, silent: 1100 * time.Millisecond, late: true},
+		"still, and not resumed":   {oob: true, still: true, err: context.DeadlineExceeded, silent: 1100 * time.Millisecond, resumed: 1, late: true},
+		"still for another reason": {oob: true, still: true, state: "postmigrate", silent: 1100 * time.Millisecond},
+		"still, and it runs":       {oob: true, still: true, state: guestRuns, silent: 1100 * time.Millisecond},
+		"still, with nodes":        {oob: true, still: true, nodes: []string{"n"}, silent: 1100 * time.Millisecond, yanked: 1, resumed: 1},
+		"in time":                  {oob: true, silent: 900 * time.Millisecond, nodes: []string{"n"}},
+		"nothing to protect":       {oob: true, silent: time.Hour},
+		"silent":                   {oob: true, silent: 1100 * time.Millisecond, nodes: []string{"n", "o"}, yanked: 2},
+		"no monitor":               {silent: 1100 * time.Millisecond, nodes: []string{"n"}, killed: true},
+		"refused":                  {oob: true, err: &qmp.Error{Class: "CommandNotFound"}, silent: 1100 * time.Millisecond, nodes: []string{"n"}, yanked: 1, killed: true},
+		"hung":                     {oob: true, err: context.DeadlineExceeded, silent: 1100 * time.Millisecond, nodes: []string{"n"}, yanked: 1, killed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			victim := exec.Command(os.Args[0]) // never started by name: it waits for its pipe
@@ -270,10 +293,10 @@ func TestWatchdogJudges(t *testing.T) {
 			r.Close()
 			defer victim.Wait()
 			defer victim.Process.Kill()
-			mon := &fakeMonitor{err: tc.err, done: make(chan struct{})}
+			mon := &fakeMonitor{err: tc.err, state: tc.state, done: make(chan struct{})}
 			dog := &watchdog{opts: WatchdogOptions{Proc: victim.Process}.withDefaults(), watched: map[string]*watched{}}
 			now := time.Now()
-			dog.heard(t.Context(), beat{Key: "k", Nodes: tc.nodes}, now)
+			dog.heard(t.Context(), beat{Key: "k", Nodes: tc.nodes, Still: tc.still}, now)
 			if tc.oob {
 				l := &line{}
 				l.set(mon)
@@ -282,16 +305,20 @@ func TestWatchdogJudges(t *testing.T) {
 			if killed := dog.judge(t.Context(), now.Add(tc.silent)); killed != tc.killed {
 				t.Errorf("killed %v", killed)
 			}
-			if len(mon.yanked) != tc.yanked {
-				t.Errorf("yanked %v", mon.yanked)
+			if len(mon.yanked) != tc.yanked || mon.resumed != tc.resumed {
+				t.Errorf("yanked %v, resumed %d times", mon.yanked, mon.resumed)
 			}
 			if tc.killed {
 				return
 			}
-			if dog.judge(t.Context(), now.Add(tc.silent+time.Second)); tc.yanked > 0 && len(mon.yanked) != tc.yanked {
+			again := dog.judge(t.Context(), now.Add(tc.silent+time.Second))
+			if tc.yanked > 0 && len(mon.yanked) != tc.yanked {
 				t.Errorf("yanked again: %v", mon.yanked)
 			}
-			if tc.yanked > 0 && !dog.judge(t.Context(), now.Add(12*time.Second)) {
+			if tries := 2 * tc.resumed; tc.late && (again || mon.resumed != tries) {
+				t.Errorf("killed %v, resumed %d times", again, mon.resumed)
+			}
+			if (tc.late || tc.yanked > 0) && !dog.judge(t.Context(), now.Add(12*time.Second)) {
 				t.Error("still silent after KillAfter, and not killed")
 			}
 		})
@@ -337,4 +364,48 @@ func TestHeartbeatNeverBlocks(t *testing.T) {
 	var none *Heartbeat
 	none.Beat("k", "", nil)
 	none.Gone("k")
+}
+
+// The capturing process dies while a guest stands still for it, before the watchdog has
+// even reached the machine: the guest is resumed all the same.
+func TestWatchdogResumesWhenTheProcessIsGone(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	h := NewHeartbeat(w)
+	h.Still("stopped", "/its/monitor", nil)
+	h.Beat("runs", "/another", nil)
+	w.Close()
+	mons := map[string]*fakeMonitor{"/its/monitor": {done: make(chan struct{})}, "/another": {done: make(chan struct{})}}
+	proc, err := os.FindProcess(os.Getpid()) // which nothing here kills
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = RunWatchdog(cbttest.Context(t, patience), WatchdogOptions{Pipe: r, Proc: proc, StallBudget: time.Hour,
+		Dial: func(_ context.Context, path string) (Monitor, error) { return mons[path], nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := mons["/its/monitor"].resumed, mons["/another"].resumed; a != 1 || b != 0 {
+		t.Errorf("the guest that stood still was resumed %d times, the other one %d times", a, b)
+	}
+}
+
+// A tracker that ends in order may leave its guest stopped, if it lost its machine: the
+// watchdog resumes it before it forgets it.
+func TestWatchdogResumesBeforeItForgets(t *testing.T) {
+	mon := &fakeMonitor{done: make(chan struct{})}
+	dog := &watchdog{opts: WatchdogOptions{}.withDefaults(), watched: map[string]*watched{}}
+	for _, still := range []bool{false, true} {
+		dog.heard(t.Context(), beat{Key: "k", Still: still}, time.Now())
+		l := &line{stop: func() {}}
+		l.set(mon)
+		dog.watched["k"].monitor = l
+		dog.heard(t.Context(), beat{Key: "k", Gone: true}, time.Now())
+		if want := map[bool]int{true: 1}[still]; mon.resumed != want || len(dog.watched) != 0 {
+			t.Errorf("still %v: resumed %d times, %d watched", still, mon.resumed, len(dog.watched))
+		}
+	}
 }

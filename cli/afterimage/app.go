@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/novacron/afterimage/site"
 	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -93,19 +94,28 @@ func newApp(w *world) *cli.App {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, EnvVars: []string{"AFTERIMAGE_CONFIG"}, Value: defaultConfig, Usage: "`FILE` that sets up the site"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT` of data and errors: table or json"},
+			&cli.BoolFlag{Name: "version", Usage: "print which release this is"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no colours; NO_COLOR in the environment does the same"},
 		},
 		Before: func(c *cli.Context) error {
 			if o := c.String("output"); o != "table" && o != "json" {
 				return usage("output %q is neither table nor json", o)
 			}
+			if c.Bool("version") && c.NArg() > 0 {
+				return usage("--version stands alone")
+			}
 			return nil
 		},
-		Action: func(c *cli.Context) error { return w.incomplete(c) },
+		Action: func(c *cli.Context) error {
+			if c.Bool("version") {
+				return w.printer(c).data(map[string]string{"version": site.Version()}, func() string { return "afterimage " + site.Version() + "\n" })
+			}
+			return w.incomplete(c)
+		},
 	}
 	app.Commands = []*cli.Command{
 		w.demoCommand(), w.daemonCommand(), w.configCommand(), w.statusCommand(), w.groupCommand(), w.peerCommand(),
-		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.runbookCommand(), w.reportCommand(), w.verifyCommand(), w.doctorCommand(), w.benchCommand(), w.explainCommand(), w.watchdogCommand(),
+		w.pointCommand(), w.viewCommand(), w.failoverCommand(), w.runbookCommand(), w.reportCommand(), w.verifyCommand(), w.doctorCommand(), w.benchCommand(), w.explainCommand(), w.watchdogCommand(), w.packDogCommand(),
 	}
 	sayNoDefaults(app.Flags)
 	walk(app.Commands, nil, func(path []string, c *cli.Command) {

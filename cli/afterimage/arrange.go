@@ -77,7 +77,7 @@ func arrange(app *cli.App, args []string) (arranged, error) {
 		if f == nil {
 			return out, unknownFlag(app, words, a)
 		}
-		if first, twice := given[f]; twice {
+		if first, twice := given[f]; twice && !repeats(f) {
 			return out, usage("flag --%s is given twice: %s and %s", f.Names()[0], first, a)
 		}
 		given[f] = a
@@ -88,6 +88,12 @@ func arrange(app *cli.App, args []string) (arranged, error) {
 		out.args = append(append(out.args, "--"), rest...)
 	}
 	return out, nil
+}
+
+// repeats reports whether a flag may be given more than once.
+func repeats(f cli.Flag) bool {
+	_, many := f.(*cli.StringSliceFlag)
+	return many
 }
 
 // descend follows words into the command tree as far as they name commands.

@@ -14,7 +14,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/novacron/afterimage/site"
-	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -28,7 +27,7 @@ func (w *world) bisectVerb() *cli.Command {
 			&cli.StringFlag{Name: "bad", Value: "latest", Usage: "`MOMENT` after it at which it was not"},
 			&cli.StringFlag{Name: "check", Required: true, Usage: "`PROGRAM` and its arguments, parted by blanks"},
 			&cli.StringFlag{Name: "volume", Usage: "`NAME` of the volume that AFTERIMAGE_URI leads to"},
-			&cli.StringFlag{Name: "timeout", Value: "10m", Usage: "`SPAN` that the program may take for a point"},
+			spanFlag("timeout", "10m", "`SPAN` that the program may take for a point"),
 			&cli.BoolFlag{Name: "scratch", Usage: "writable exports; what is written is forgotten with the try"},
 			&cli.BoolFlag{Name: "restart", Usage: "forget what was tried before"},
 			&cli.StringFlag{Name: "pin-as", Usage: "`NAME`: pin the last good point as NAME, and the first bad one as NAME-bad"},
@@ -50,11 +49,17 @@ func (w *world) pointBisect(c *cli.Context) error {
 			return err
 		}
 	}
-	var limit config.Duration
-	if err := limit.UnmarshalText([]byte(c.String("timeout"))); err != nil || limit <= 0 {
-		return usage("--timeout %q is no span such as 30s or 10m", c.String("timeout"))
+	limit, err := spanOf(c, "timeout")
+	if err != nil {
+		return err
 	}
-	x := checker{argv: strings.Fields(c.String("check")), volume: c.String("volume"), limit: time.Duration(limit), scratch: c.Bool("scratch")}
+	pins := c.String("pin-as")
+	if pins != "" {
+		if err := site.CheckMarkName(pins + firstBad); err != nil { // the longer of the two
+			return err
+		}
+	}
+	x := checker{argv: strings.Fields(c.String("check")), volume: c.String("volume"), limit: limit, scratch: c.Bool("scratch")}
 	if len(x.argv) == 0 {
 		return usage("--check names no program")
 	}
@@ -89,24 +94,31 @@ func (w *world) pointBisect(c *cli.Context) error {
 			return err
 		}
 	}
-	if name := c.String("pin-as"); name != "" {
-		if err := pinFound(c.Context, api, b, name); err != nil {
-			return err
+	// The answer took long to find: it is said before anything else can fail.
+	if err := p.data(b, func() string { return p.bisected(b) }); err != nil {
+		return err
+	}
+	if pins != "" {
+		if err := pinFound(c.Context, api, b, pins); err != nil {
+			return fault.Wrap(fault.Partly, "pin what bisect found", err).Advise("The points are told above: point pin %s --name NAME --at POINT.", b.Group)
 		}
 	}
 	for _, t := range b.Tries {
 		if t.Verdict == "skip" && !b.Exact {
-			return errors.Join(p.data(b, func() string { return p.bisected(b) }), fault.New(fault.BisectUnclear, "bisect "+b.Group, "%s", b.Why))
+			return fault.New(fault.BisectUnclear, "bisect "+b.Group, "%s", b.Why)
 		}
 	}
-	return p.data(b, func() string { return p.bisected(b) })
+	return nil
 }
+
+// firstBad is what the first bad point's pin is called beyond the last good one's.
+const firstBad = "-bad"
 
 func pinFound(ctx context.Context, api control.API, b control.Bisection, name string) error {
 	note := "bisect by " + b.Check
 	_, err := api.Pin(ctx, control.PinRequest{Group: b.Group, Name: name, At: seqName(b.LastGood), Note: note + ": the last good point"})
 	if err == nil {
-		_, err = api.Pin(ctx, control.PinRequest{Group: b.Group, Name: name + "-bad", At: seqName(b.FirstBad), Note: note + ": the first bad point"})
+		_, err = api.Pin(ctx, control.PinRequest{Group: b.Group, Name: name + firstBad, At: seqName(b.FirstBad), Note: note + ": the first bad point"})
 	}
 	return err
 }

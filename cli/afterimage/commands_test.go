@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +29,7 @@ var commands = map[string][]string{
 	"peer-limit-off":         {"peer", "limit", "b", "off"},
 	"group-limit-schedule":   {"group", "limit", "web", "schedule"},
 	"point-list":             {"point", "list", "web", "--at", "name:before-patch"},
+	"point-list-branches":    {"point", "list", "web", "--branches"},
 	"point-list-all":         {"point", "list", "web", "--all", "--from", "-7d", "--to", "2026-11-22T12:00:00Z"},
 	"point-pin":              {"point", "pin", "web", "--name", "audit", "--at", "latest"},
 	"point-pin-diff":         {"point", "pin", "web", "--name", "audit", "--diff", "--note", "n"},
@@ -45,13 +48,17 @@ var commands = map[string][]string{
 	"view-list":              {"view", "list"},
 	"view-close":             {"view", "close", "v1"},
 	"view-restore":           {"view", "restore", "web", "--to", "/srv/root.raw"},
+	"view-restore-qcow2":     {"view", "restore", "web", "--to", "/srv/root.qcow2", "--format", "qcow2"},
 	"failover-plan":          {"failover", "unplanned", "web", "--dry-run"},
 	"failover-test":          {"failover", "test", "web"},
 	"failover-planned":       {"failover", "planned", "web", "--yes"},
 	"failover-planned-dry":   {"failover", "planned", "web", "--dry-run"},
 	"failover-commit":        {"failover", "commit", "web", "--yes"},
 	"failover-rollback":      {"failover", "rollback", "web", "--yes"},
+	"group-rejoin":           {"group", "rejoin", "web", "--yes"},
 	"failover-reprotect":     {"failover", "reprotect", "web", "--yes"},
+	"failover-stand-down":    {"failover", "stand-down", "web", "--yes"},
+	"failover-plan-tail":     {"failover", "unplanned", "web", "--dry-run", "--tail", "c"},
 	"failover-resolve":       {"failover", "resolve", "web", "--keep", "b", "--dry-run"},
 	"report-list":            {"report", "list"},
 	"report-head":            {"report", "head"},
@@ -67,6 +74,8 @@ var commands = map[string][]string{
 	"failover":               {"failover", "unplanned", "web", "--yes"},
 	"group-rewind":           {"group", "rewind", "web", "--at", "before:attack", "--yes"},
 	"group-move":             {"group", "move", "web", "--to", "/srv/disks"},
+	"group-move-pivot":       {"group", "move", "web", "--to", "/srv/disks", "--pivot"},
+	"group-move-device":      {"group", "move", "web", "--device", "root=/dev/vg0/root", "--device", "data=/dev/vg0/data"},
 	"group-rewind-plan":      {"group", "rewind", "web", "--at", "before:attack", "--dry-run"},
 	"point-bisect":           {"point", "bisect", "web", "--good", "name:before-patch", "--check", "true"},
 	"view-diff":              {"view", "diff", "web", "--from", "name:before-patch", "--to", "latest"},
@@ -137,6 +146,9 @@ func TestSplitBrainIsLoudAndHasItsExitCode(t *testing.T) {
 	if r.exit != fault.ExitSplitBrain {
 		t.Errorf("status ends with %d", r.exit)
 	}
+	if !strings.Contains(r.stdout, "failover resolve acme/db --keep SITE") {
+		t.Errorf("the verb that ends it is not named:\n%s", r.stdout)
+	}
 	golden(t, "status-halted.txt", []byte("$ afterimage status\n"+r.stdout+"--- stderr\n"+r.stderr))
 	j := stage{api: f}.run(t, "status", "-o", "json")
 	if j.exit != fault.ExitSplitBrain || lines(t, "stdout", j.stdout) != 1 || lines(t, "stderr", j.stderr) != 1 || !strings.Contains(j.stdout, `"state":"halted"`) {
@@ -171,6 +183,18 @@ func TestRepeatedFailoverSaysThatNothingIsPromoted(t *testing.T) {
 		t.Errorf("exit %d", r.exit)
 	}
 	golden(t, "failover-resumed.txt", []byte("$ afterimage "+strings.Join(args, " ")+"\n"+r.stdout+"--- stderr\n"+r.stderr))
+}
+
+func TestSeveralMachinesAreToldEach(t *testing.T) {
+	seen := []control.MachineSeen{{Name: "db", State: control.MachineRuns, PID: 7}, {Name: "web", State: control.MachineOff}}
+	got := machineText(control.GroupDetail{Machine: "db, web", MachineState: control.MachinePartly, MachinePID: 7, Seen: seen})
+	if got != "running in part: db, running (process 7); web, not running" {
+		t.Error(got)
+	}
+	done := control.FailedOver{Started: true, Machines: []control.MachineStarted{{Name: "db", PID: 7, QMP: "/q"}, {Name: "web", PID: 8}}}
+	if got := new(printer).failedOver(done); !strings.Contains(got, "machine db is running, process 7, QMP /q\nmachine web is running, process 8\n") {
+		t.Error(got)
+	}
 }
 
 func TestErrorsSayWhatWhyAndWhatToDo(t *testing.T) {
@@ -306,5 +330,29 @@ func TestRewindGoesToThePointThatWasShown(t *testing.T) {
 	f = &fake{refused: []string{"1 client"}}
 	if r := (stage{api: f}).run(t, "group", "rewind", "web", "--at", "-5m", "--yes"); r.exit != fault.ExitUsage || f.rewind.At != "" {
 		t.Errorf("refused: exit %d, asked %+v", r.exit, f.rewind)
+	}
+}
+
+// The statement of a fence is named as a channel; what stood down is never signed over a
+// file that is there.
+func TestStatementsAreFilesOfTheirOwn(t *testing.T) {
+	there := filepath.Join(t.TempDir(), "web.statement")
+	for _, c := range []struct {
+		channel, file string
+		want          string
+	}{{"", "", ""}, {"ping:x", "", "other channels are fence:"}, {"statement:", "", "want statement:FILE"}, {"statement:a", "b", "two files"}, {"statement:" + there, "", "no such file"}} {
+		text, err := statementOf(c.channel, c.file)
+		if text != "" || (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("--fence %q --statement %q: %q, %v", c.channel, c.file, text, err)
+		}
+	}
+	if err := writeNew(there, "aioff1-AAAA\n"); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := statementOf("statement:"+there, ""); err != nil || text != "aioff1-AAAA\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := writeNew(there, "x"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("written over: %v", err)
 	}
 }

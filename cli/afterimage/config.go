@@ -18,7 +18,16 @@ func (w *world) configCommand() *cli.Command {
 			"Secrets in machine arguments are masked.",
 			[]string{"afterimage config show --resolved"},
 			[]cli.Flag{&cli.BoolFlag{Name: "resolved", Usage: "with defaults and absolute paths spelt out"}}, w.configShow),
+		verb("sample", "print a configuration with every key, each with what it means", "",
+			"It can be checked as it is, and what a site does not need taken out.",
+			[]string{"afterimage config sample"}, nil,
+			func(c *cli.Context) error { return w.sample(c, config.Sample) }),
 	)
+}
+
+// sample prints a file to begin with.
+func (w *world) sample(c *cli.Context, text string) error {
+	return w.printer(c).data(map[string]any{"text": text}, func() string { return text })
 }
 
 func (w *world) configCheck(c *cli.Context) error {

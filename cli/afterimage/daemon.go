@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -22,6 +23,10 @@ func (w *world) daemon(c *cli.Context) error {
 	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
 		return usage("log level %q is none of debug, info, warn, error", c.String("log-level"))
 	}
+	file, err := config.Remember(c.String("config"))
+	if err != nil {
+		return err
+	}
 	cfg, err := config.Load(c.String("config"))
 	if err != nil {
 		return err
@@ -31,7 +36,7 @@ func (w *world) daemon(c *cli.Context) error {
 	if w.printer(c).json {
 		h = slog.NewJSONHandler(w.stderr, opts)
 	}
-	s, err := site.Open(cfg, site.Options{Log: slog.New(h)})
+	s, err := site.Open(cfg, site.Options{Log: slog.New(h), File: file})
 	if err != nil {
 		return err
 	}
@@ -53,6 +58,16 @@ func (w *world) watchdogCommand() *cli.Command {
 		func(c *cli.Context) error {
 			return site.Watchdog(c.Context, c.Int("pid"), c.Duration("stall"), w.stdin, w.stderr)
 		})
+	cmd.Hidden = true
+	return cmd
+}
+
+func (w *world) packDogCommand() *cli.Command {
+	cmd := verb(site.PackCommand, "pause machines when the right to run them unattended ends", "",
+		"The daemon starts it by itself; it is not for people.",
+		[]string{"afterimage " + site.PackCommand + " --help"},
+		[]cli.Flag{&cli.StringSliceFlag{Name: "mark", Required: true, Usage: "`TEXT` in base64 that stands on the command line of a machine's QEMU"}},
+		func(c *cli.Context) error { return site.PackDog(os.Stdin, os.Stdout, c.StringSlice("mark")) })
 	cmd.Hidden = true
 	return cmd
 }

@@ -39,6 +39,12 @@ func (w *world) failoverResolveCommand() *cli.Command {
 		decisionFlags(&cli.StringFlag{Name: "keep", Usage: "`SITE` whose history goes on", Required: true}), w.deciding(control.VerbResolve))
 }
 
+func (w *world) groupRejoinVerb() *cli.Command {
+	return verb("rejoin", "have a replica go on that has thinned where the histories part", "NAME",
+		"Run it at the replica. One that holds records which the primary's history left, and has thinned the record where that was, can take nothing any more; status shows why. Its history is set aside under a name of its own, NAME@1, and can be read; the group begins again with the newest point that both hold, read here, and is sent only what differs since.",
+		[]string{"afterimage group rejoin web --dry-run", "afterimage group rejoin web --yes"}, decisionFlags(), w.deciding(control.VerbRejoin))
+}
+
 // deciding is the action of a verb that decides what a failover came to.
 func (w *world) deciding(verb string) cli.ActionFunc {
 	return func(c *cli.Context) error {
@@ -125,11 +131,15 @@ func (p *printer) decided(d control.Decision) string {
 	if d.Branch != nil {
 		fmt.Fprintf(&b, "what was written since is kept: view serve %s --at '#%d.%d'\n", d.Group, d.Branch.Epoch, d.Branch.Last)
 	}
+	if d.Aside != "" {
+		fmt.Fprintf(&b, "what was here is kept: point list %s\n", d.Aside)
+	}
 	for _, s := range d.Following {
 		fmt.Fprintf(&b, "%s follows\n", s)
 	}
 	for _, s := range d.Away {
 		fmt.Fprintf(&b, "%s does not answer, and follows when it is back\n", s)
 	}
+	reported(&b, d.Report)
 	return b.String()
 }

@@ -34,6 +34,11 @@ func (w *world) demo(c *cli.Context) error {
 		if o.Dir, err = filepath.Abs(dir); err != nil {
 			return fault.Wrap(fault.FileTrouble, "find "+dir, err)
 		}
+		for _, site := range []string{"a", "b"} { // an earlier demo's histories are none to begin with
+			if _, err := os.Lstat(filepath.Join(o.Dir, site)); err == nil {
+				return fault.New(fault.FileExists, "run the demo in "+dir, "it has a demo's site %s already", site).Advise("Name another directory, or remove what the earlier demo left there.")
+			}
+		}
 	}
 	if !p.json {
 		o.Progress = w.stderr

@@ -40,6 +40,8 @@ func (w *world) failoverTest(c *cli.Context) error {
 		fmt.Fprintf(&b, "machine %s ran from point %s and is gone again\nRTO: %s\n", done.Machine, seqName(done.Point), seconds(done.RTOSeconds))
 		if done.Health != "" {
 			fmt.Fprintf(&b, "health: %s\n", done.Health)
+		} else {
+			b.WriteString("health: not looked at, for the group's machine: has no health:; the RTO ends with its start\n")
 		}
 		if done.Report != "" {
 			fmt.Fprintf(&b, "report: %s\n", done.Report)

@@ -19,19 +19,23 @@ func (w *world) failoverCommand() *cli.Command {
 	return noun("failover", "bring a group up at another site, undo it, and go home",
 		w.failoverPlannedCommand(),
 		verb("unplanned", "make this site the group's primary after the old one died", "NAME",
-			"Run it at the replica's site. The plan shows the loss in seconds, writes and bytes; --dry-run stops there. A terminal asks for the group's name, a script needs --yes. --force overrides checks that refuse, and is recorded: unreachable is not the same as off. When the machine did not start, or died, the same command again starts it and promotes nothing again.",
+			"Run it at the replica's site. Every peer that answers is asked where its history ends; what one holds beyond this site is fetched first. The plan shows that and the loss in seconds, writes and bytes; --dry-run stops there. A terminal asks for the group's name, a script needs --yes. --force overrides checks that refuse, and is recorded: unreachable is not the same as off. When the machine did not start, or died, the same command again starts it and promotes nothing again.",
 			[]string{"afterimage failover unplanned web --dry-run", "afterimage failover unplanned web --at latest --yes"},
 			[]cli.Flag{
 				atFlag(),
 				&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and change nothing"},
 				&cli.BoolFlag{Name: "yes", Usage: "go on without asking"},
 				&cli.BoolFlag{Name: "force", Usage: "go on although a check refuses"},
-				&cli.StringFlag{Name: "statement", Usage: "`FILE` with what the old site signed about its machine being off"},
+				&cli.StringFlag{Name: "fence", Usage: "one more `CHANNEL` of the fence, for this time: statement:FILE, with what the old site signed when it stood down"},
+				&cli.StringFlag{Name: "statement", Usage: "`FILE`, as --fence statement:FILE"},
+				&cli.StringFlag{Name: "tail", Usage: "`SITE` whose tail is fetched first, where several exclude each other"},
+				&cli.BoolFlag{Name: "without-tail", Usage: "go on with what is here, though a peer that answers holds more"},
+				spanFlag("tail-within", "10m", "`SPAN` in which a peer's tail has to arrive"),
 				&cli.StringFlag{Name: "commit-policy", Usage: "`WHAT` becomes of it if nobody commits or rolls back: none, commit or rollback"},
-				&cli.DurationFlag{Name: "commit-after", Value: time.Hour, Usage: "`SPAN` after which the commit policy decides"},
+				spanFlag("commit-after", "1h", "`SPAN` after which the commit policy decides"),
 				&cli.BoolFlag{Name: "no-machine", Usage: "promote the history and serve its disks, but start no machine"},
 			}, w.failoverUnplanned),
-		w.failoverCommitCommand(), w.failoverRollbackCommand(), w.failoverReprotectCommand(), w.failoverResolveCommand(),
+		w.failoverCommitCommand(), w.failoverRollbackCommand(), w.failoverReprotectCommand(), w.failoverResolveCommand(), w.failoverStandDownCommand(),
 		w.failoverTestCommand(),
 	)
 }
@@ -40,14 +44,26 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 	if err := site.CheckAt(c.String("at")); err != nil {
 		return err
 	}
+	policy, after, err := policyFlags(c)
+	if err != nil {
+		return err
+	}
+	within, err := spanOf(c, "tail-within")
+	if err != nil {
+		return err
+	}
 	_, api, err := w.site(c)
 	if err != nil {
 		return err
 	}
 	p := w.printer(c)
 	q := control.FailoverRequest{Group: c.Args().First(), At: c.String("at"), Force: c.Bool("force"), NoMachine: c.Bool("no-machine"), Operator: operator()}
-	q.Policy, q.PolicySeconds = policyFlags(c)
-	if q.Statement, err = statementIn(c.String("statement")); err != nil {
+	q.Policy, q.PolicySeconds = policy, after.Seconds()
+	q.Tail, q.WithoutTail, q.TailSeconds = c.String("tail"), c.Bool("without-tail"), within.Seconds()
+	if q.Tail != "" && q.WithoutTail {
+		return usage("--tail and --without-tail exclude each other")
+	}
+	if q.Statement, err = statementOf(c.String("fence"), c.String("statement")); err != nil {
 		return err
 	}
 	plan, err := api.PlanFailover(c.Context, q)
@@ -76,11 +92,18 @@ func (w *world) failoverUnplanned(c *cli.Context) error {
 }
 
 // policyFlags are what becomes of a failover that nobody decides on, and when.
-func policyFlags(c *cli.Context) (policy string, seconds float64) {
-	if policy = c.String("commit-policy"); policy == "" || policy == "none" {
-		return policy, 0
+func policyFlags(c *cli.Context) (policy string, after time.Duration, err error) {
+	switch policy = c.String("commit-policy"); policy {
+	case "", "none":
+		if c.IsSet("commit-after") {
+			return "", 0, usage("--commit-after says when --commit-policy commit or rollback decides, and neither is given")
+		}
+		return policy, 0, nil
+	case "commit", "rollback":
+		after, err = spanOf(c, "commit-after")
+		return policy, after, err
 	}
-	return policy, c.Duration("commit-after").Seconds()
+	return "", 0, usage("--commit-policy %q is none of none, commit, rollback", policy)
 }
 
 // refused is the error of a plan that only --force carries out.
@@ -117,10 +140,15 @@ func (p *printer) planScreen(plan control.Plan) string {
 	if n := plan.Loss.NeverArrived; n.Records > 0 {
 		line("", "of it never arrived: %s, %s, %s", seconds(n.Seconds), plural(n.Records, "record"), size(n.Bytes))
 	}
+	if t := plan.Tail; t != nil {
+		line("tail", "%s that %s holds beyond this site, up to #%d.%d, %s: fetched first", plural(t.Records, "record"), t.Peer, t.Epoch, t.Seq, size(t.Bytes))
+	}
 	if plan.Machine != "" {
 		line("machine", "%s", plan.Machine)
 	}
-	if plan.Expected != nil {
+	if plan.Timing != nil {
+		line("expected", "%s", measuredLine(*plan.Timing))
+	} else if plan.Expected != nil {
 		line("expected", "%s, by drills and failovers at this site", seconds(*plan.Expected))
 	}
 	if len(plan.Loss.Volumes) > 0 {
@@ -137,13 +165,16 @@ func (p *printer) planScreen(plan control.Plan) string {
 			if e.Seq > 0 { // of one that does not answer: as last heard
 				head = fmt.Sprintf("#%d.%d", e.Epoch, e.Seq)
 			}
-			t.row(e.Name, yesNo(e.Reachable), head, p.when(e.Time))
+			t.row(e.Name, answersText(e), head, p.when(e.Time))
 		}
 		b.WriteString("\n" + t.String())
 	}
 	b.WriteString("\n")
 	for i, s := range plan.Steps {
 		fmt.Fprintf(&b, "%d. %s\n", i+1, s)
+	}
+	if plan.Timing != nil && len(plan.Timing.Steps) > 0 {
+		b.WriteString("\n" + p.measuredTable(*plan.Timing) + "\n")
 	}
 	for _, s := range plan.Warnings {
 		fmt.Fprintf(&b, "warning: %s\n", s)
@@ -174,7 +205,14 @@ func (p *printer) failedOver(d control.FailedOver) string {
 	} else {
 		fmt.Fprintf(&b, "loss: %s\nRTO: %s\n", lossText(d.Loss), seconds(d.RTOSeconds))
 	}
-	if d.Started {
+	for _, m := range d.Machines {
+		fmt.Fprintf(&b, "machine %s is running, process %d", m.Name, m.PID)
+		if m.QMP != "" {
+			fmt.Fprintf(&b, ", QMP %s", m.QMP)
+		}
+		b.WriteString("\n")
+	}
+	if d.Started && len(d.Machines) == 0 {
 		fmt.Fprintf(&b, "machine %s is running, QMP %s\n", d.Machine, d.QMP)
 	}
 	if len(d.Exports) > 0 {
@@ -184,9 +222,7 @@ func (p *printer) failedOver(d control.FailedOver) string {
 		}
 		b.WriteString("\n" + t.String())
 	}
-	if d.Report != "" {
-		fmt.Fprintf(&b, "\nreport: %s\n", d.Report)
-	}
+	reported(&b, d.Report)
 	if d.Proof != nil {
 		fmt.Fprintf(&b, "\nfence: %s: %s\n", d.Proof.Result, d.Proof.Why)
 	}
@@ -194,6 +230,27 @@ func (p *printer) failedOver(d control.FailedOver) string {
 		b.WriteString("\nNobody proved that the old primary is off. Keep it off.\n")
 	}
 	return b.String()
+}
+
+// reported says where the evidence of what was done lies.
+func reported(b *strings.Builder, file string) {
+	if file != "" {
+		fmt.Fprintf(b, "\nreport: %s\n", file)
+	}
+}
+
+// statementOf is the text that --fence or --statement names.
+func statementOf(channel, file string) (string, error) {
+	path, ok := strings.CutPrefix(channel, "statement:")
+	switch {
+	case channel == "":
+		return statementIn(file)
+	case !ok || path == "":
+		return "", usage("--fence %s: want statement:FILE; other channels are fence: of the group", channel)
+	case file != "" && file != path:
+		return "", usage("--fence and --statement name two files")
+	}
+	return statementIn(path)
 }
 
 // statementIn is the text of a statement's file; no file, no statement.
@@ -211,6 +268,15 @@ func statementIn(path string) (string, error) {
 		return "", usage("--statement: %v", err)
 	}
 	return string(b), nil
+}
+
+// answersText says whether a peer answers, and how its history stands to the one here.
+func answersText(e control.PlanPeer) string {
+	s := yesNo(e.Reachable)
+	if e.Relation != "" {
+		s += ", " + strings.TrimPrefix(e.Relation, "peer ")
+	}
+	return s
 }
 
 func yesNo(v bool) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,6 +28,7 @@ type fake struct {
 	failed   bool
 	rewind   control.RewindRequest
 	tried    []control.BisectTry
+	pinErr   error // of pins alone
 	refused  []string
 	resumes  bool   // the failover only starts the machine
 	halted   bool   // group show and status tell of a halted group
@@ -82,7 +84,7 @@ func (f *fake) Group(_ context.Context, name string) (control.GroupDetail, error
 			{Peer: "c", State: control.HoldLost, Cursor: "#1.3", Level: at(-9 * 86400), Until: at(-6 * 86400), Behind: 90 << 30, For: 259200, Why: "it has nothing after record 3"},
 		},
 		Pins:    []control.Pin{{Name: "audit", Point: control.Point{Epoch: 1, Seq: 17, Time: at(-30 * 86400)}, Note: "until 2027"}},
-		Machine: "web1", MachineState: control.MachineRuns, MachinePID: 4712,
+		Machine: "web1", MachineState: control.MachineRuns, MachinePID: 4712, Timing: &measuredRuns,
 		Volumes: []control.Volume{
 			{Name: "root", ID: "02", Size: 20 << 30, Kind: "embedded", State: "synced", Export: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"},
 			{Name: "data", ID: "03", Size: 3 << 29, Kind: "tapped", State: "broken", Cause: "stall"},
@@ -113,8 +115,14 @@ func (f *fake) Points(_ context.Context, q control.PointsQuery) (control.Points,
 		Gaps:  []control.Gap{{Epoch: 2, Seq: 901, Time: at(-3600), Volume: "root", Cause: "stall", Detail: "a write took 700 ms"}},
 		Marks: []control.Point{{Epoch: 3, Seq: 1000, Time: at(-600), Marks: []control.Mark{{Name: "before-patch", App: true, Pin: true, Note: "by hand"}}}},
 	}
+	left := uint64(12)
+	ps.Skipped = []control.Skipped{{After: 17, To: control.Point{Epoch: 1, Seq: 90, Time: at(-20 * 86400)}, At: at(-19 * 86400), Peer: "a", Left: &left}}
 	ps.Suspect = []control.Suspicion{{Volume: "root", Since: at(-500), Clean: &control.Point{Epoch: 3, Seq: 1050, Time: at(-501)}, Pin: "clean-20261122T115140Z", Turned: 9 << 20, Ratio: 0.81, Usual: 0.02},
 		{Volume: "data", Since: at(-9000), Until: at(-8000), Ratio: 0.4}}
+	if q.Branches {
+		ps.Abandoned = []control.Abandoned{{Epoch: 1, ID: strings.Repeat("ab", 16), Site: "b", Begun: at(-86400), First: 901, Last: 1200, Newest: &control.Point{Epoch: 1, Seq: 1199, Time: at(-7200)}, At: "#1.1199"},
+			{Epoch: 2, ID: strings.Repeat("cd", 16), Site: "a", Begun: at(-86000), First: 12, Last: 14}}
+	}
 	if q.At != "" {
 		ps.Resolved = &control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}
 	}
@@ -130,7 +138,7 @@ func hourly(seq uint64, sec int) control.Stretch {
 }
 
 func (f *fake) Pin(_ context.Context, q control.PinRequest) (control.Pin, error) {
-	return control.Pin{Name: q.Name, Point: view.Point, Diff: q.Diff, Note: q.Note, Since: noon}, f.err
+	return control.Pin{Name: q.Name, Point: view.Point, Diff: q.Diff, Note: q.Note, Since: noon}, errors.Join(f.err, f.pinErr)
 }
 
 func (f *fake) Unpin(_ context.Context, q control.UnpinRequest) (control.Pin, error) {
@@ -235,124 +243,6 @@ func (f *fake) Restore(_ context.Context, q control.RestoreRequest, progress fun
 		Files: []control.RestoredFile{{Volume: "root", Path: "/srv/root.raw", Format: q.Format, Bytes: 20 << 30, Data: 1 << 20, SHA256: strings.Repeat("0", 64), Verified: true}}}, f.err
 }
 
-var plan = control.Plan{Group: "default/web", At: "latest", Point: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Epoch: 4, Fence: "unknown", Machine: "web1", Digest: "d1",
-	Loss: control.Loss{Known: true, Seconds: 1.25, Writes: 43, Bytes: 176128, Unheard: 12,
-		Volumes: []control.VolumeLoss{{Volume: "root", Writes: 40, Bytes: 163840}}, NeverArrived: control.NeverArrived{Seconds: 0.25, Records: 3, Bytes: 12288}},
-	Peers: []control.PlanPeer{{Name: "a", Epoch: 3, Seq: 1203, Time: at(-12)}, {Name: "c", Reachable: true, Epoch: 3, Seq: 1100, Time: at(0)}},
-	Steps: []string{"promote: fork epoch 4 at #3.1200, durably", "start: start machine web1 and wait until it runs"}, Warnings: []string{"what a wrote in the last 12 s is not known, and lost"}}
-
-func (f *fake) Pause(_ context.Context, q control.PauseRequest) (control.Paused, error) {
-	return control.Paused{Since: noon, Until: noon.Add(time.Duration(q.Seconds * float64(time.Second))), Reason: q.Reason}, f.err
-}
-
-func (f *fake) Resume(context.Context, control.ResumeRequest) (control.Paused, error) {
-	return control.Paused{Since: at(-60), Until: at(3540), Reason: "move to host2"}, f.err
-}
-
-var handover = control.HandoverPlan{Group: "default/web", From: "a", To: "b", Head: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Behind: 12, Pending: 49152,
-	Loss: control.Loss{Known: true}, Steps: []string{"drain: no write is taken here any more", "cede: this site gives the role up"}, Expected: ptr(2.5), Digest: "d"}
-
-func (f *fake) PlanHandover(_ context.Context, q control.HandoverRequest) (control.HandoverPlan, error) {
-	p := handover
-	p.Refused = f.refused
-	return p, f.err
-}
-
-func (f *fake) Handover(_ context.Context, q control.HandoverRequest, progress func(control.Progress)) (control.HandedOver, error) {
-	f.failed = true
-	progress(control.Progress{Step: "drain"})
-	return control.HandedOver{HandoverPlan: handover, Last: control.Point{Epoch: 3, Seq: 1212, Time: at(0)}, Chain: strings.Repeat("cd", 32), Epoch: 4, PauseSeconds: 0.25}, f.err
-}
-
-func (f *fake) PlanDecision(_ context.Context, q control.DecisionRequest) (control.Decision, error) {
-	d := control.Decision{Verb: q.Verb, Group: "default/web", Role: "uncommitted", Epoch: 4, Steps: []string{q.Verb + ": a step"}, Refused: f.refused, Digest: "d"}
-	switch q.Verb {
-	case control.VerbRollback:
-		d.Fork, d.Loss = &control.Point{Epoch: 3, Seq: 1200, Time: at(-60)}, &control.Loss{Known: true, Seconds: 60, Writes: 7, Bytes: 28672}
-		d.Branch = &control.Branch{Epoch: 4, Site: "b", First: 1201, Last: 1210}
-	case control.VerbResolve:
-		history := []control.Branch{{Epoch: 3, Site: "a", First: 1, Last: 1200}, {Epoch: 4, Site: "b", First: 1201, Last: 1210}}
-		d.Sides = []control.Side{{Site: "a", Role: "primary", Head: "#3.1234", Beyond: 34, History: history[:1]}, {Site: "b", Role: "uncommitted", Kept: true, Head: "#4.1210", Beyond: 10, History: history}}
-	}
-	return d, f.err
-}
-
-func (f *fake) Decide(ctx context.Context, q control.DecisionRequest, progress func(control.Progress)) (control.Decision, error) {
-	f.failed = true
-	progress(control.Progress{Step: q.Verb})
-	d, err := f.PlanDecision(ctx, q)
-	d.Done, d.Role, d.Following, d.Away = true, "primary", []string{"a"}, []string{"c"}
-	return d, err
-}
-
-func (f *fake) PlanFailover(_ context.Context, q control.FailoverRequest) (control.Plan, error) {
-	p := plan
-	p.At, p.Refused = q.At, f.refused
-	if p.Resumes = f.resumes; f.resumes {
-		p.Steps, p.Warnings = p.Steps[1:], []string{"the group was promoted here before"}
-	}
-	return p, f.err
-}
-
-var rewindPlan = control.RewindPlan{Group: "default/web", At: "before:attack", Point: control.Point{Epoch: 3, Seq: 1100, Time: at(-600)}, Head: control.Point{Epoch: 3, Seq: 1200}, Epoch: 4,
-	Seconds: 600, Writes: 97, Bytes: 512 << 10, Machine: "web1", Undo: "#3.1200", Digest: "r1",
-	Volumes: []control.RewindVolume{{Volume: "data"}, {Volume: "root", Differ: 256 << 10, Writes: 97, Bytes: 512 << 10}},
-	Steps:   []string{"stop: turn machine web1 off, as a power cut would", "fork: fork epoch 4 at #3.1100, durably; what came after stays as a branch"}, Warnings: []string{"the point lies in an abandoned branch"}}
-
-func (f *fake) PlanRewind(_ context.Context, q control.RewindRequest) (control.RewindPlan, error) {
-	p := rewindPlan
-	p.At, p.Refused = q.At, f.refused
-	return p, f.err
-}
-
-func (f *fake) Rewind(_ context.Context, q control.RewindRequest, progress func(control.Progress)) (control.Rewound, error) {
-	f.rewind = q
-	progress(control.Progress{Step: "fork (0.002 s)"})
-	return control.Rewound{RewindPlan: rewindPlan, SecondsTaken: 2.5, Pin: "before-rewind-4", Started: !q.NoMachine}, f.err
-}
-
-func (f *fake) MoveDisks(_ context.Context, q control.MoveRequest, progress func(control.Progress)) (control.Moved, error) {
-	progress(control.Progress{Step: "copy root", Done: 20 << 30, Total: 20 << 30})
-	return control.Moved{Group: "default/web", Seconds: 61, Volumes: []control.MovedVolume{{Volume: "root", Image: q.To + "/default-web-root.img", Bytes: 20 << 30, Pause: 0.004}, {Volume: "data", Image: "/srv/default-web-data.img", Bytes: 3 << 29, Before: true}}}, f.err
-}
-
-func (f *fake) Changes(_ context.Context, q control.ChangesRequest) (control.Changes, error) {
-	return control.Changes{Group: "default/web", From: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, To: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Bytes: 12288, Thinned: q.From == "#17",
-		Volumes: []control.VolumeChange{{Volume: "data", Size: 3 << 29, Extents: []control.Extent{}}, {Volume: "root", Size: 20 << 30, Bytes: 12288, Extents: []control.Extent{{Offset: 4096, Length: 4096}, {Offset: 1 << 20, Length: 8192}}}}}, f.err
-}
-
-// Bisect is over after two tries.
-func (f *fake) Bisect(_ context.Context, q control.BisectRequest) (control.Bisection, error) {
-	if q.Tried != nil {
-		t := *q.Tried
-		t.Seconds = 0.5
-		f.tried = append(f.tried, t)
-	}
-	b := control.Bisection{Group: "default/web", Good: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, Bad: control.Point{Epoch: 3, Seq: 1003, Time: at(-1)}, Check: q.Check, Volume: q.Volume,
-		Tries: f.tried, Between: 2, Left: 2, Next: &control.Point{Epoch: 3, Seq: 1001, Time: at(-500)}}
-	b.LastGood, b.FirstBad = b.Good, b.Bad
-	if len(f.tried) == 1 {
-		b.Between, b.Left, b.Next.Seq = 1, 1, 1002
-	}
-	if len(f.tried) == 2 {
-		b.Between, b.Left, b.Next, b.Exact, b.Why = 0, 0, nil, f.tried[1].Verdict != "skip", ""
-		b.LastGood.Seq, b.FirstBad.Seq = 1001, 1002
-		if !b.Exact {
-			b.Why = "the check could not tell of 1 points between the two"
-		}
-	}
-	return b, f.err
-}
-
-func (f *fake) Failover(_ context.Context, q control.FailoverRequest, progress func(control.Progress)) (control.FailedOver, error) {
-	f.failover, f.failed = q, true
-	progress(control.Progress{Step: "promote (0.002 s)"})
-	p := plan
-	p.Resumes = f.resumes
-	return control.FailedOver{Plan: p, Unfenced: true, RTOSeconds: 1.5, Started: true, QMP: "/m/qmp.sock", Report: "/r/web.html",
-		Exports: []control.Export{{Volume: "root", URI: "nbd+unix:///web/root?socket=%2Frun%2Fnbd.sock"}}}, f.err
-}
-
 var _ control.API = (*fake)(nil)
 
 // ran is a command's outcome.
@@ -426,12 +316,14 @@ func (f *fake) PlanRunbook(_ context.Context, q control.RunbookRequest) (control
 var booked = control.RunbookRun{Run: "shop-test-20261122-120000", Runbook: "shop", Mode: "test", At: "latest", Operator: "ann", State: "done", Begun: at(-60), Ended: at(-40), RTO: ptr(18.5),
 	Steps: []control.RunbookStep{
 		{Step: 1, Boot: "data", Name: "start db", Kind: "start", Machine: "db", State: "done", Seconds: ptr(1.5)},
-		{Step: 2, Boot: "data", Name: "tell the desk", Kind: "notify", After: []int{1}, State: "given-up", Detail: "exit status 1", Output: "no modem"},
+		{Step: 2, Boot: "data", Name: "tell the desk", Kind: "notify", After: []int{1}, State: "given-up", Detail: "exit status 1", Output: "no modem\n\x1b[2Jno line\n"},
 	}}
 
 func (f *fake) RunRunbook(_ context.Context, _ control.RunbookRequest, progress func(control.Progress)) (control.RunbookRun, error) {
 	progress(control.Progress{Step: "step 1 of 2, start db: done"})
-	return booked, f.err
+	r := booked
+	r.Report = "/r/shop-test.html"
+	return r, f.err
 }
 
 func (f *fake) ResumeRun(context.Context, control.RunRequest, func(control.Progress)) (control.RunbookRun, error) {
@@ -452,7 +344,8 @@ func (f *fake) RunDetail(context.Context, string) (control.RunbookRun, error) { 
 
 func (f *fake) Reports(context.Context) ([]control.Report, error) {
 	return []control.Report{{N: 1, Name: "default-web-drill-1", Kind: "drill", Group: "default/web", Time: at(-86400), Held: true, RTO: 0.8, Anchored: true},
-		{N: 2, Name: "default-web-epoch-4", Kind: "failover", Group: "default/web", Time: at(-60), RTO: 1.5}}, f.err
+		{N: 2, Name: "default-web-epoch-4", Kind: "failover", Group: "default/web", Time: at(-60), RTO: 1.5},
+		{N: 3, Name: "shop-test-20261122-120000", Kind: "run", Time: at(-40), Held: true, RTO: 18.5}}, f.err
 }
 
 func (f *fake) ExportReport(_ context.Context, q control.ReportRequest) (control.ReportFile, error) {

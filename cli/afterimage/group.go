@@ -17,7 +17,7 @@ func (w *world) groupCommand() *cli.Command {
 		verb("show", "show a group with its volumes, peers and history", "NAME",
 			"A group of another tenant than default is named TENANT/NAME where the name alone is not unique.",
 			[]string{"afterimage group show web", "afterimage group show acme/db -o json"}, nil, w.groupShow),
-		w.pauseVerb(), w.resumeVerb(), w.rewindVerb(), w.moveVerb(), w.maintainVerb(), w.recoverVerb(),
+		w.pauseVerb(), w.resumeVerb(), w.rewindVerb(), w.groupRejoinVerb(), w.moveVerb(), w.maintainVerb(), w.recoverVerb(),
 		w.limitVerb("group", "limit what is sent of a group, to all its peers together"),
 		w.keyVerbs(), w.seedVerbs(),
 	)
@@ -64,12 +64,14 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 		{"journal", p.usageText(g.Usage)}, {"history", historyText(g.Retention)}, {"upkeep", p.upkeepText(g)},
 		{"answer", fmt.Sprintf("sync %s, stall budget %s", g.Sync, seconds(g.Stall))},
 		{"role", fmt.Sprintf("%s (configured: %s)", g.Role, g.Configured)}, {"machine", machineText(g)},
+		{"others", g.Others},
 	} {
 		if l[1] != "" {
 			fmt.Fprintf(&b, "%-9s %s\n", l[0], l[1])
 		}
 	}
-	b.WriteString(p.noticeLines(g.Group))
+	b.WriteString(p.guestLines(g.Group))
+	b.WriteString(p.noticesOf(g.Tenant+"/"+g.Name, g.Notices))
 	if len(g.Volumes) > 0 {
 		t := p.newTable("VOLUME", "SIZE", "KIND", "STATE", "EXPORT")
 		for _, v := range g.Volumes {
@@ -121,6 +123,12 @@ func (p *printer) groupScreen(g control.GroupDetail) string {
 	if len(g.Pins) > 0 {
 		b.WriteString("\n" + p.pinTable(g.Pins))
 	}
+	if m := g.Timing; m != nil {
+		fmt.Fprintf(&b, "\na failover takes %s\n\n%s", measuredLine(*m), p.measuredTable(*m))
+	}
+	if len(g.Skipped) > 0 {
+		b.WriteString("\n" + p.skippedTable(g.Skipped))
+	}
 	if len(g.Branches) > 0 {
 		t := p.newTable("EPOCH", "SITE", "BEGUN", "RECORDS", "LINEAGE", "ID")
 		for _, e := range g.Branches {
@@ -155,11 +163,18 @@ func (p *printer) captureLines(volumes []control.Volume) string {
 		if v.Capture == "" {
 			continue
 		}
-		fmt.Fprintf(&b, "%s: captured %s, %s since %s", v.Name, v.Capture, v.State, p.when(v.Since))
+		whose := v.Name
+		if v.Machine != "" {
+			whose += " of " + v.Machine
+		}
+		fmt.Fprintf(&b, "%s: captured %s, %s since %s", whose, v.Capture, v.State, p.when(v.Since))
 		if v.Detail != "" {
 			b.WriteString(": " + v.Detail)
 		}
 		b.WriteString(p.modeText(v))
+		if a := v.Added; a != nil {
+			fmt.Fprintf(&b, "; adds %s to half of %d writes, %s to 99 %%, %s at most", brief(a.P50), a.Writes, brief(a.P99), brief(a.Max))
+		}
 		if r := v.Resync; r != nil {
 			what := "the bitmaps' delta"
 			if r.Full {
@@ -171,9 +186,23 @@ func (p *printer) captureLines(volumes []control.Volume) string {
 			}
 			fmt.Fprintf(&b, "; resync %s %s, %s: read %s, journaled %s", verb, what, size(r.ToRead), size(r.Read), size(r.Journaled))
 		}
+		if x := v.Local; x != nil {
+			fmt.Fprintf(&b, "; the machine's own in %s since %s, for which its guest stood still for %s", x.Image, p.when(x.Since), brief(x.Pause))
+		}
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// brief is a short time, to three digits or so.
+func brief(s float64) string {
+	d := time.Duration(s * float64(time.Second))
+	for _, unit := range []time.Duration{time.Second, time.Millisecond, time.Microsecond} {
+		if d >= unit {
+			return d.Round(unit / 100).String()
+		}
+	}
+	return d.String()
 }
 
 // modeText says how a disk's changes come in just now, since when and why, and what
@@ -189,15 +218,24 @@ func (p *printer) modeText(v control.Volume) string {
 	s += ": " + v.Effect
 	if c := v.Cycles; c != nil {
 		s += fmt.Sprintf("; a cycle every %gs, %d points, %d refused", c.EverySeconds, c.Points, c.Refused)
+		if c.LongestPause > 0 {
+			s += fmt.Sprintf(", the machines stood still for %.0f ms at most", 1000*c.LongestPause)
+		}
 	}
 	return s
 }
 
-// machineText is the machine that a failover starts here, and whether it runs.
+// machineText is the machine that a failover starts here, and whether it runs; of several each.
 func machineText(g control.GroupDetail) string {
 	switch {
 	case g.Machine == "":
 		return ""
+	case len(g.Seen) > 0:
+		var each []string
+		for _, m := range g.Seen {
+			each = append(each, machineText(control.GroupDetail{Machine: m.Name, MachineState: m.State, MachinePID: m.PID}))
+		}
+		return g.MachineState + ": " + strings.Join(each, "; ")
 	case g.MachinePID != 0:
 		return fmt.Sprintf("%s, %s (process %d)", g.Machine, g.MachineState, g.MachinePID)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,12 +12,13 @@ import (
 
 func (w *world) failoverPlannedCommand() *cli.Command {
 	return verb("planned", "hand a group over to another site without any loss", "NAME",
-		"Run it at the primary's site or at the one that takes over; both must be up. No write is taken any more, the peer receives all, both sites name the record at which their histories end, the old primary gives its role up, durably, and then the new one begins. The old site follows the new one at once. The group's machine has to be off: it is never stopped by this. Interrupted anywhere, it is finished or taken back: there are never two primaries.",
-		[]string{"afterimage failover planned web --dry-run", "afterimage failover planned web --to b --yes"},
+		"Run it at the primary's site or at the one that takes over; both must be up. No write is taken any more, the peer receives all, both sites name the record at which their histories end, the old primary gives its role up, durably, and then the new one begins. The old site follows the new one at once. The group's machine has to be off, or --shutdown asks its guest to switch itself off first; where the handover does not come about it is started again. At the other side it is started from the history; a domain that comes home is started as it is defined there, once its own disks hold the newest record. Interrupted anywhere, it is finished or taken back: there are never two primaries.",
+		[]string{"afterimage failover planned web --dry-run", "afterimage failover planned web --to b --shutdown --yes"},
 		[]cli.Flag{
 			&cli.StringFlag{Name: "to", Usage: "`SITE` that takes over; needed where the group has several peers"},
 			&cli.StringFlag{Name: "quiesce", Usage: "freeze the guest's file systems and mark the last point: `WHAT` is app"},
-			&cli.DurationFlag{Name: "patience", Value: time.Minute, Usage: "`SPAN` that the peer may take to hold all"},
+			&cli.BoolFlag{Name: "shutdown", Usage: "ask the guest of the machine that runs to switch itself off first"},
+			spanFlag("patience", "1m", "`SPAN` that the peer may take to hold all"),
 			&cli.BoolFlag{Name: "no-machine", Usage: "promote the history and serve its disks, but start no machine"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and change nothing"},
 			&cli.BoolFlag{Name: "yes", Usage: "go on without asking"},
@@ -29,12 +29,16 @@ func (w *world) failoverPlanned(c *cli.Context) error {
 	if q := c.String("quiesce"); q != "" && q != "app" {
 		return fault.New(fault.Usage, "read --quiesce", "%q is not app", q)
 	}
+	patience, err := spanOf(c, "patience")
+	if err != nil {
+		return err
+	}
 	_, api, err := w.site(c)
 	if err != nil {
 		return err
 	}
 	p := w.printer(c)
-	q := control.HandoverRequest{Group: c.Args().First(), To: c.String("to"), Quiesce: c.String("quiesce"), Patience: c.Duration("patience").Seconds(),
+	q := control.HandoverRequest{Group: c.Args().First(), To: c.String("to"), Quiesce: c.String("quiesce"), Shutdown: c.Bool("shutdown"), Patience: patience.Seconds(),
 		NoMachine: c.Bool("no-machine"), Operator: operator()}
 	plan, err := api.PlanHandover(c.Context, q)
 	if err != nil {
@@ -99,5 +103,6 @@ func (p *printer) handedOver(d control.HandedOver) string {
 	if d.PauseSeconds > 0 {
 		fmt.Fprintf(&b, "no write was taken for %s\n", seconds(d.PauseSeconds))
 	}
+	reported(&b, d.Report)
 	return b.String()
 }

@@ -16,12 +16,16 @@ const aboutLimit = "RATE is bytes per second as bwlimit: writes them (512K, 5M, 
 func (w *world) limitVerb(noun, use string) *cli.Command {
 	return verb("limit", use, "NAME RATE", aboutLimit,
 		[]string{"afterimage " + noun + " limit " + map[string]string{"peer": "b", "group": "web"}[noun] + " 5M --for 2h"},
-		[]cli.Flag{&cli.DurationFlag{Name: "for", Usage: "`SPAN` after which the configuration rules again"}},
+		[]cli.Flag{spanFlag("for", "", "`SPAN` after which the configuration rules again")},
 		func(c *cli.Context) error { return w.limit(c, noun) })
 }
 
 func (w *world) limit(c *cli.Context, noun string) error {
-	q := control.LimitRequest{ForSeconds: c.Duration("for").Seconds()}
+	span, err := spanOf(c, "for")
+	if err != nil {
+		return err
+	}
+	q := control.LimitRequest{ForSeconds: span.Seconds()}
 	if noun == "peer" {
 		q.Peer = c.Args().First()
 	} else {
@@ -30,7 +34,6 @@ func (w *world) limit(c *cli.Context, noun string) error {
 	if rate := c.Args().Get(1); rate == "schedule" {
 		q.Schedule = true
 	} else {
-		var err error
 		if q.BytesPerSecond, err = config.Rate(rate); err != nil {
 			return fault.Wrap(fault.Usage, "limit what is sent", err)
 		}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/novacron/afterimage/site/config"
+	"github.com/novacron/afterimage/site/fault"
 	"github.com/novacron/afterimage/testbed/scale"
 )
 
@@ -148,5 +150,30 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 	if !bytes.Equal(want, got) {
 		t.Errorf("%s differs; want:\n%s\ngot:\n%s", file, want, got)
+	}
+}
+
+// A daemon's answer is JSON: the faults of a runbook that it carries are all told, and
+// no other evidence is taken for them.
+func TestProblemsThatADaemonFound(t *testing.T) {
+	told := &fault.Error{Code: fault.RunbookStep, What: "check runbook x.yml", Why: "two", Evidence: config.Problems{
+		{Code: fault.RunbookStep, File: "x.yml", Line: 6, Column: 9, What: "there is no step dance", Excerpt: ">    6 | - dance\n"},
+		{Code: fault.RunbookKey, File: "x.yml", Line: 7, Column: 9, What: "unknown key", Hint: "leave it out"}}}
+	text, err := json.Marshal(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var heard fault.Error
+	if err := json.Unmarshal(text, &heard); err != nil {
+		t.Fatal(err)
+	}
+	r := stage{api: &fake{err: &heard}}.run(t, "runbook", "list")
+	if want := told.Evidence.(config.Problems).Error(); r.stderr != want || r.exit != told.Exit() {
+		t.Errorf("exit %d, told\n%swant\n%s", r.exit, r.stderr, want)
+	}
+	for _, other := range []any{nil, "text", []any{"text"}, []any{map[string]any{"site": "a"}}, map[string]any{"line": 3}} {
+		if got := problemsIn(&fault.Error{Evidence: other}); len(got) > 0 {
+			t.Errorf("%v is taken for %v", other, got)
+		}
 	}
 }

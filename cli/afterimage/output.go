@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -54,7 +55,7 @@ func (p *printer) fail(e *fault.Error) {
 		_ = json.NewEncoder(p.stderr).Encode(map[string]any{"error": e})
 		return
 	}
-	if problems, ok := e.Err.(config.Problems); ok {
+	if problems := problemsIn(e); len(problems) > 0 {
 		fprintf(p.stderr, "%s", problems.Error())
 		return
 	}
@@ -69,6 +70,26 @@ func (p *printer) fail(e *fault.Error) {
 			fprintf(p.stderr, "  %-5s %s\n", l.label+":", l.text)
 		}
 	}
+}
+
+// problemsIn is every fault of a file that e is about; none where it is about something
+// else. Of an error that a daemon answered only what JSON carries is left.
+func problemsIn(e *fault.Error) config.Problems {
+	if problems, ok := e.Evidence.(config.Problems); ok {
+		return problems
+	}
+	if _, ok := e.Evidence.([]any); !ok {
+		return nil
+	}
+	var problems config.Problems
+	text, err := json.Marshal(e.Evidence)
+	if err != nil || json.Unmarshal(text, &problems) != nil {
+		return nil
+	}
+	if slices.ContainsFunc(problems, func(x config.Problem) bool { return x.Line == 0 || x.What == "" || x.File == "" }) {
+		return nil
+	}
+	return problems
 }
 
 // when is a time, RFC 3339 with zone, to the millisecond.

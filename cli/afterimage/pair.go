@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,7 +19,7 @@ func (w *world) pairVerbs() []*cli.Command {
 			"The token holds this site's addresses, the hash of its key and a secret that is good once. Who has it becomes the peer: carry it over a channel that you trust. The configuration names the peer and what it gets; a pin: is not needed.",
 			[]string{"afterimage peer invite b", "afterimage peer invite b --for 10m --address site-a.example:7700"},
 			[]cli.Flag{
-				&cli.DurationFlag{Name: "for", Value: time.Hour, Usage: "`SPAN` after which the token is worth nothing"},
+				spanFlag("for", "1h", "`SPAN` after which the token is worth nothing"),
 				&cli.StringSliceFlag{Name: "address", Usage: "`HOST:PORT` where this site can be called; may be repeated; default: where it listens"},
 			}, w.peerInvite),
 		verb("join", "pair this site with the one that made a token", "[TOKEN]",
@@ -38,13 +37,13 @@ func (w *world) pairVerbs() []*cli.Command {
 }
 
 func (w *world) peerInvite(c *cli.Context) error {
-	_, api, err := w.site(c)
+	span, err := spanOf(c, "for")
 	if err != nil {
 		return err
 	}
-	span := c.Duration("for")
-	if span <= 0 {
-		return fault.New(fault.Usage, "invite "+c.Args().First(), "--for %v is no span", span)
+	_, api, err := w.site(c)
+	if err != nil {
+		return err
 	}
 	i, err := api.Invite(c.Context, control.InviteRequest{Peer: c.Args().First(), Addresses: c.StringSlice("address"), ForSeconds: span.Seconds()})
 	if err != nil {
@@ -84,7 +83,7 @@ func (w *world) peerRotate(c *cli.Context) error {
 	}
 	p := w.printer(c)
 	if c.Bool("now") {
-		if err := p.confirm(c.Bool("yes"), cfg.Site, "lock out the peers that do not know the next key"); err != nil {
+		if err := p.confirmNamed(c.Bool("yes"), "site", cfg.Site, "lock out the peers that do not know the next key"); err != nil {
 			return err
 		}
 	}
@@ -106,7 +105,7 @@ func (w *world) peerRemove(c *cli.Context) error {
 		return err
 	}
 	p := w.printer(c)
-	if err := p.confirm(c.Bool("yes"), c.Args().First(), "remove the peer"); err != nil {
+	if err := p.confirmNamed(c.Bool("yes"), "peer", c.Args().First(), "remove the peer"); err != nil {
 		return err
 	}
 	j, err := api.RemovePeer(c.Context, control.RemovePeerRequest{Peer: c.Args().First()})

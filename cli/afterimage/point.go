@@ -16,12 +16,13 @@ func (w *world) pointCommand() *cli.Command {
 	return noun("point", "the moments that can be restored",
 		verb("list", "list the points and why they are kept, gaps with their causes, marks and pins", "NAME",
 			"A line is a range in which every record is a point, the points of one rung of the ladder, or a point that is kept for a reason of its own: a pin, an open view, the lock, a peer's cursor, a failover that is not committed. With --at it also says which point that moment is. -o json lists each point.",
-			[]string{"afterimage point list web", "afterimage point list web --at -5m", "afterimage point list web --from -7d --to -24h --all"},
+			[]string{"afterimage point list web", "afterimage point list web --at -5m", "afterimage point list web --from -7d --to -24h --all", "afterimage point list web --branches"},
 			[]cli.Flag{
 				&cli.StringFlag{Name: "at", Usage: "`MOMENT` to resolve: latest, latest-app, -5m or -7d, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"},
 				&cli.StringFlag{Name: "from", Usage: "`TIME` of the oldest: -7d, or an RFC 3339 time"},
 				&cli.StringFlag{Name: "to", Usage: "`TIME` of the newest: -24h, or an RFC 3339 time"},
 				&cli.BoolFlag{Name: "all", Usage: "a line for each point of a rung"},
+				&cli.BoolFlag{Name: "branches", Usage: "also what a rewind, a rollback or a failover gave up: each can be served and mounted by the point that is named"},
 			}, w.pointList),
 		verb("mark", "label the newest point", "NAME",
 			"The mark is part of the history and reaches every peer. With --app the guest agent freezes the file systems of a tapped machine meanwhile, and the programs of \"quiesce:\" run before and after; if that fails there is no mark. Where this site serves the disks itself, --app is your word. Only the primary can set one. With --pin its point stays at every site however old it grows; else it goes as the ladder says.",
@@ -54,7 +55,7 @@ func (w *world) pointList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ps, err := api.Points(c.Context, control.PointsQuery{Group: c.Args().First(), At: c.String("at"), From: from, To: to})
+	ps, err := api.Points(c.Context, control.PointsQuery{Group: c.Args().First(), At: c.String("at"), From: from, To: to, Branches: c.Bool("branches")})
 	if err != nil {
 		return err
 	}
@@ -88,12 +89,26 @@ func (w *world) timeFlag(c *cli.Context, name string) (time.Time, error) {
 func (p *printer) pointScreen(ps control.Points, all bool) string {
 	var b strings.Builder
 	b.WriteString(p.keptTable(ps, all))
+	if len(ps.Abandoned) > 0 {
+		t := p.newTable("BRANCH", "SITE", "BEGUN", "RECORDS", "NEWEST POINT", "SERVED BY")
+		for _, a := range ps.Abandoned {
+			newest, by := "none is kept", "-"
+			if a.Newest != nil {
+				newest, by = p.when(a.Newest.Time), fmt.Sprintf("view serve %s --at '%s'", ps.Group, a.At)
+			}
+			t.row(fmt.Sprint(a.Epoch), a.Site, p.when(a.Begun), fmt.Sprintf("%d..%d", a.First, a.Last), newest, by)
+		}
+		b.WriteString("\n" + t.String())
+	}
 	if len(ps.Gaps) > 0 {
 		t := p.newTable("GAP", "SINCE", "VOLUME", "CAUSE", "DETAIL")
 		for _, g := range ps.Gaps {
 			t.row(fmt.Sprintf("#%d.%d", g.Epoch, g.Seq), p.when(g.Time), orDash(g.Volume), g.Cause, orDash(g.Detail))
 		}
 		b.WriteString("\n" + t.String())
+	}
+	if len(ps.Skipped) > 0 {
+		b.WriteString("\n" + p.skippedTable(ps.Skipped))
 	}
 	if len(ps.Marks) > 0 {
 		t := p.newTable("MARK", "POINT", "TIME", "KIND", "NOTE")
@@ -119,6 +134,19 @@ func (p *printer) pointScreen(ps control.Points, all bool) string {
 		b.WriteString("\n" + p.pinTable(ps.Pins))
 	}
 	return b.String()
+}
+
+// skippedTable is what is no point here because a catch-up left it out.
+func (p *printer) skippedTable(all []control.Skipped) string {
+	t := p.newTable("SKIPPED", "UP TO", "CAUGHT UP", "FROM", "POINTS LEFT THERE")
+	for _, s := range all {
+		left := "-"
+		if s.Left != nil {
+			left = fmt.Sprint(*s.Left)
+		}
+		t.row(fmt.Sprintf("#%d .. #%d", s.After+1, s.To.Seq-1), p.when(s.To.Time), p.when(s.At), orDash(s.Peer), left)
+	}
+	return t.String()
 }
 
 func markKind(m control.Mark) string {

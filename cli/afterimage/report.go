@@ -21,9 +21,9 @@ func (w *world) reportCommand() *cli.Command {
 			[]string{"afterimage report export default-web-drill-20261122-120000.000 --to web.evidence"},
 			[]cli.Flag{&cli.StringFlag{Name: "to", Usage: "`FILE` to write; it must not exist", Required: true}}, w.reportExport),
 		verb("verify", "judge such a file, offline and by itself", "FILE",
-			"A report that was changed, a ledger that was changed or shortened, and one that no other site vouches for are each refused by their code, exit 16. --signed-by says whose ledger it must be.",
-			[]string{"afterimage report verify web.evidence", "afterimage report verify web.evidence --signed-by sha256:YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE"},
-			[]cli.Flag{&cli.StringFlag{Name: "signed-by", Usage: "`PIN` of the site that must have signed it"}}, w.reportVerify),
+			"A report that was changed, a ledger that was changed or shortened, and one that no other site vouches for are each refused by their code, exit 16. Anybody can make keys and sign a ledger with them: only with both pins, got from the two sites themselves (peer pin) and not from the file, is it proven whose it is and who vouches for it.",
+			[]string{"afterimage report verify web.evidence --signed-by sha256:YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE --vouched-by sha256:YmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmJiYmI", "afterimage report verify web.evidence"},
+			[]cli.Flag{&cli.StringFlag{Name: "signed-by", Usage: "`PIN` of the site that must have signed it"}, &cli.StringFlag{Name: "vouched-by", Usage: "`PIN` of the site that must have vouched for it"}}, w.reportVerify),
 		verb("head", "print where this site's ledger ends, signed", "", "Carry the line to a peer and run report vouch there.",
 			[]string{"afterimage report head"}, nil, w.reportHead),
 		verb("vouch", "keep a peer's head here and sign it", "TOKEN", "A ledger that is shorter than what was kept of it, or another one, is refused. Carry the line that is printed back and run report keep there.",
@@ -49,7 +49,7 @@ func (w *world) reportList(c *cli.Context) error {
 		}
 		t := p.newTable("#", "NAME", "KIND", "GROUP", "TIME", "RTO", "HELD", "ANCHORED")
 		for _, r := range reports {
-			t.row(fmt.Sprint(r.N), r.Name, r.Kind, r.Group, p.when(r.Time), seconds(r.RTO), yesNo(r.Held), yesNo(r.Anchored))
+			t.row(fmt.Sprint(r.N), r.Name, r.Kind, orDash(r.Group), p.when(r.Time), seconds(r.RTO), yesNo(r.Held), yesNo(r.Anchored))
 		}
 		return t.String()
 	})
@@ -96,19 +96,39 @@ func (w *world) reportVerify(c *cli.Context) error {
 	if err != nil {
 		return fault.Wrap(fault.FileTrouble, "verify report "+name, err)
 	}
-	v, err := site.VerifyReport(text, c.String("signed-by"))
+	v, err := site.VerifyReport(text, c.String("signed-by"), c.String("vouched-by"))
 	if err != nil {
 		return err
 	}
 	p := w.printer(c)
-	return p.data(v, func() string {
-		var b strings.Builder
+	if !v.PinChecked || !v.ByPinChecked {
+		p.note("Pins that were not checked prove nothing about who signed: give --signed-by and --vouched-by, from peer pin at those sites.")
+	}
+	return p.data(v, func() string { return p.verdict(v) })
+}
+
+// verdict says no more than what was compared with a pin.
+func (p *printer) verdict(v control.ReportVerdict) string {
+	var b strings.Builder
+	said := func(checked bool, pin string) string {
+		if checked {
+			return "pin " + pin
+		}
+		return "pin " + pin + " (not checked)"
+	}
+	if v.PinChecked && v.ByPinChecked {
 		fmt.Fprintf(&b, "%s is as it was written\n", v.Report.Name)
-		fmt.Fprintf(&b, "%s of %s, %s, RTO %s, held: %s\n", v.Report.Kind, v.Report.Group, p.when(v.Report.Time), seconds(v.Report.RTO), yesNo(v.Report.Held))
-		fmt.Fprintf(&b, "entry %d of %d in the ledger of site %s, pin %s\n", v.Report.N, v.Entries, v.Site, v.Pin)
-		fmt.Fprintf(&b, "vouched for by site %s, pin %s, %s\n", v.By, v.ByPin, p.when(v.Anchored))
-		return b.String()
-	})
+	} else {
+		fmt.Fprintf(&b, "%s agrees with the ledger in the file; pins not checked\n", v.Report.Name)
+	}
+	fmt.Fprintf(&b, "%s of %s, %s, RTO %s, held: %s\n", v.Report.Kind, orDash(v.Report.Group), p.when(v.Report.Time), seconds(v.Report.RTO), yesNo(v.Report.Held))
+	fmt.Fprintf(&b, "entry %d of %d in the ledger of site %s, %s\n", v.Report.N, v.Entries, v.Site, said(v.PinChecked, v.Pin))
+	by := "vouched for by"
+	if !v.ByPinChecked {
+		by = "signed too by a key that names itself"
+	}
+	fmt.Fprintf(&b, "%s site %s, %s, %s\n", by, v.By, said(v.ByPinChecked, v.ByPin), p.when(v.Anchored))
+	return b.String()
 }
 
 func (w *world) reportHead(c *cli.Context) error {

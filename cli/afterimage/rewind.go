@@ -13,7 +13,7 @@ import (
 
 func (w *world) rewindVerb() *cli.Command {
 	return verb("rewind", "roll a group back in place, to a point of its own history", "NAME",
-		"Run it where the group is primary. Its machine, if this site started it, is turned off; what differs from the point is written to the group's own disks and read back; a new epoch begins there, and the machine is started again. What came after stays as a branch, pinned: the plan says which --at leads back to it. --dry-run stops at the plan. A terminal asks for the group's name, a script needs --yes. A rewind that is interrupted is finished when the daemon starts again.",
+		"Run it where the group is primary. Its machine is turned off as a power cut would, a domain that is tapped as well as one that this site started; a plain QEMU is ended through its monitor and stays off, for nobody told how to start it. What differs from the point is written to the group's own disks, the machine's files or block devices, and read back; a new epoch begins there, and the machine is started again. What came after stays as a branch, pinned: the plan says which --at leads back to it. --dry-run stops at the plan. A terminal asks for the group's name, a script needs --yes. A rewind that is interrupted is finished when the daemon starts again.",
 		[]string{"afterimage group rewind web --at before:attack --dry-run", "afterimage group rewind web --at -5m --yes", "afterimage group rewind web --at '#3.1200' --yes"},
 		[]cli.Flag{
 			&cli.StringFlag{Name: "at", Required: true, Usage: "`MOMENT` to go back to: -5m or -7d, an RFC 3339 time, name:X, before:X, #SEQ or #EPOCH.SEQ"},
@@ -108,6 +108,8 @@ func (p *printer) rewound(r control.Rewound) string {
 	switch {
 	case r.Started:
 		fmt.Fprintf(&b, "machine %s runs again\n", r.Machine)
+	case r.Machine != "" && r.StaysOff:
+		fmt.Fprintf(&b, "machine %s is off: start it again yourself\n", r.Machine)
 	case r.Machine != "":
 		fmt.Fprintf(&b, "machine %s is off\n", r.Machine)
 	}

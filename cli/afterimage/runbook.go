@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/novacron/afterimage/recovery/runbook"
 	"github.com/novacron/afterimage/site"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
@@ -42,6 +44,10 @@ func (w *world) runbookCommand() *cli.Command {
 			[]cli.Flag{
 				&cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
 				&cli.BoolFlag{Name: "yes", Usage: "go on without asking"}}, w.runbookAbort),
+		verb("sample", "print a runbook with every kind of step, each with what it means", "",
+			"Programs are run that this site's runbooks: {programs: [...]} names, and no others.",
+			[]string{"afterimage runbook sample"}, nil,
+			func(c *cli.Context) error { return w.sample(c, runbook.Sample) }),
 		verb("list", "list runs", "", "", []string{"afterimage runbook list"}, nil, w.runbookList),
 		verb("show", "show a run, step by step", "RUN", "", []string{"afterimage runbook show shop-test-20261122-120000"}, nil, w.runbookShow),
 	)
@@ -119,7 +125,7 @@ func (w *world) runbookRun(c *cli.Context) error {
 		return fault.New(fault.NotFenced, "run runbook "+q.File, "%s", strings.Join(plan.Refused, "; ")).With(plan)
 	}
 	p.note("%s", p.runbookScreen(plan))
-	if err := p.confirm(c.Bool("yes") || q.Mode == "test", plan.Runbook, "run the runbook"); err != nil {
+	if err := p.confirmNamed(c.Bool("yes") || q.Mode == "test", "runbook", plan.Runbook, "run the runbook"); err != nil {
 		return err
 	}
 	q.Expect = plan.Digest
@@ -158,7 +164,7 @@ func (w *world) runbookAbort(c *cli.Context) error {
 		return err
 	}
 	p := w.printer(c)
-	if err := p.confirm(c.Bool("yes"), q.Run, "abort the run"); err != nil {
+	if err := p.confirmNamed(c.Bool("yes"), "run", q.Run, "abort the run"); err != nil {
 		return err
 	}
 	m := p.meter()
@@ -202,7 +208,7 @@ func (w *world) runbookShow(c *cli.Context) error {
 		return err
 	}
 	p := w.printer(c)
-	return p.data(run, func() string { return p.runScreen(run) })
+	return p.data(run, func() string { return p.runScreen(run) + outputs(run.Steps) })
 }
 
 func orUnknown(s *float64) string {
@@ -218,13 +224,19 @@ func (p *printer) runbookScreen(plan control.RunbookPlan) string {
 	for _, f := range plan.Failover {
 		fmt.Fprintf(&b, "\n%s at point %s, %s\n  loss: %s\n", f.Group, seqName(f.Point), p.when(f.Point.Time), lossText(f.Loss))
 	}
+	for _, h := range plan.Handover {
+		fmt.Fprintf(&b, "\n%s from %s to %s, %s behind now\n  loss: none\n", h.Group, h.From, h.To, plural(h.Behind, "record"))
+	}
 	for _, s := range plan.Warnings {
 		if !strings.Contains(plan.Text, s) {
 			fmt.Fprintf(&b, "warning: %s\n", s)
 		}
 	}
 	for _, s := range plan.Refused {
-		fmt.Fprintf(&b, "refused: %s (--force overrides)\n", s)
+		if len(plan.Handover) == 0 {
+			s += " (--force overrides)"
+		}
+		fmt.Fprintf(&b, "refused: %s\n", s)
 	}
 	return b.String()
 }
@@ -248,5 +260,29 @@ func (p *printer) runScreen(r control.RunbookRun) string {
 		t.row(fmt.Sprint(s.Step), orDash(s.Boot), s.Name, s.State, orUnknown(s.Seconds), orDash(s.Detail))
 	}
 	b.WriteString("\n" + t.String())
+	reported(&b, r.Report)
+	return b.String()
+}
+
+// outputs is what the steps of a run printed, one after the other. A guest or a
+// program wrote it: what would drive a terminal is left out.
+func outputs(steps []control.RunbookStep) string {
+	var b strings.Builder
+	for _, s := range steps {
+		text := strings.TrimRight(s.Output, "\n")
+		if text == "" {
+			continue
+		}
+		fmt.Fprintf(&b, "\noutput of step %d, %s:\n", s.Step, s.Name)
+		for line := range strings.Lines(text) {
+			line = strings.Map(func(r rune) rune {
+				if r != '\t' && !unicode.IsPrint(r) {
+					return -1
+				}
+				return r
+			}, line)
+			fmt.Fprintf(&b, "  %s\n", line)
+		}
+	}
 	return b.String()
 }

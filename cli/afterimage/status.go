@@ -103,6 +103,9 @@ func (p *printer) statusScreen(s control.Status) string {
 		fmt.Fprintf(&b, " (pid %d, since %s)", s.PID, p.when(s.Since))
 	}
 	b.WriteString("\n\n")
+	if site := p.noticesOf("site "+s.Site, s.Notices); site != "" {
+		b.WriteString(site + "\n")
+	}
 	b.WriteString(p.groupTable(s.Groups))
 	for _, g := range s.Groups {
 		if g.State == control.StateHalted {
@@ -110,7 +113,8 @@ func (p *printer) statusScreen(s control.Status) string {
 		} else if g.Detail != "" {
 			fmt.Fprintf(&b, "%s/%s: %s\n", g.Tenant, g.Name, g.Detail)
 		}
-		b.WriteString(p.noticeLines(g))
+		b.WriteString(p.guestLines(g))
+		b.WriteString(p.noticesOf(g.Tenant+"/"+g.Name, g.Notices))
 	}
 	b.WriteString(p.drillLines(s.Groups))
 	if len(s.Peers) > 0 {
@@ -130,11 +134,30 @@ func (p *printer) drillLines(groups []control.Group) string {
 	return b.String()
 }
 
-// noticeLines are what somebody should know of a group, one line each, the gravest
-// first.
-func (p *printer) noticeLines(g control.Group) string {
+// guestLines say of each of several machines how it is followed.
+func (p *printer) guestLines(g control.Group) string {
+	var b strings.Builder
+	for _, m := range g.Machines {
+		fmt.Fprintf(&b, "%s/%s: machine %s, mode %s", g.Tenant, g.Name, m.Name, m.Mode)
+		if !m.Since.IsZero() {
+			b.WriteString(" since " + p.when(m.Since))
+		}
+		if m.Why != "" {
+			b.WriteString(" (" + m.Why + ")")
+		}
+		if m.Effect != "" {
+			b.WriteString(": " + m.Effect)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// noticesOf are what somebody should know of a group or a site, one line each, the
+// gravest first.
+func (p *printer) noticesOf(what string, notices []control.Notice) string {
 	var alarms, warnings strings.Builder
-	for _, n := range g.Notices {
+	for _, n := range notices {
 		at, word, color := &warnings, "warning", yellow
 		if n.Level == control.Alarm {
 			at, word, color = &alarms, "ALARM", red
@@ -146,7 +169,7 @@ func (p *printer) noticeLines(g control.Group) string {
 		if n.Code != "" {
 			text += " (" + n.Code + ")"
 		}
-		fmt.Fprintf(at, "%s %s/%s: %s\n", p.colored(color, word), g.Tenant, g.Name, text)
+		fmt.Fprintf(at, "%s %s: %s\n", p.colored(color, word), what, text)
 	}
 	return alarms.String() + warnings.String()
 }
@@ -154,9 +177,9 @@ func (p *printer) noticeLines(g control.Group) string {
 // alarm says loudly that a group is halted, and why.
 func (p *printer) alarm(g control.Group) string {
 	ref := g.Tenant + "/" + g.Name
-	banner, then := "SPLIT BRAIN", "Nothing is sent, taken or merged. Both histories are kept: compare them with group show "+ref+" at both sites and decide which one goes on."
+	banner, then := "SPLIT BRAIN", "Nothing is sent, taken or merged. Both histories are kept: compare them with group show "+ref+" at both sites, decide which one goes on, and run failover resolve "+ref+" --keep SITE."
 	if g.Halt == control.HaltHistoryLost {
-		banner, then = "HISTORY LOST", "Nothing is sent or taken. Records that were durable are missing at one side: see group show "+ref+" at both sites, check the disk there, and delete nothing. explain E0405 has more."
+		banner, then = "HISTORY LOST", "Nothing is sent or taken. Records that were durable are missing at one side: see group show "+ref+" at both sites, check the disk there, and delete nothing. group recover "+ref+" --accept-loss then takes them back from a peer; explain E0405 has more."
 	}
 	return p.colored(red, banner+": "+ref+" is halted") + "\n" +
 		"  " + strings.NewReplacer(": here ", ":\n    here  ", "; there ", "\n    there ", "; replicate ", "\n  replicate ").Replace(g.Detail) + "\n" +

@@ -152,7 +152,11 @@ func (w *world) viewRestore(c *cli.Context) error {
 	return p.data(r, func() string {
 		t := p.newTable("VOLUME", "FILE", "FORMAT", "SIZE", "DATA", "VERIFIED", "SHA256")
 		for _, f := range r.Files {
-			t.row(f.Volume, f.Path, f.Format, size(f.Bytes), size(f.Data), fmt.Sprint(f.Verified), f.SHA256)
+			data := size(f.Data)
+			if f.Format == "qcow2" { // qemu-img writes it, and does not tell
+				data = "-"
+			}
+			t.row(f.Volume, f.Path, f.Format, size(f.Bytes), data, fmt.Sprint(f.Verified), f.SHA256)
 		}
 		return t.String()
 	})

@@ -27,12 +27,21 @@ type Runner struct {
 	// Definition is the domain's XML as of the point; it is asked when the machine is
 	// started.
 	Definition func(ctx context.Context) (string, error)
-	Targets    map[string]string // a volume's disk: vda, sda, …
-	Networks   map[string]libvirt.Network
-	MACs       map[string]string
-	Log        string // the file that the first serial port is written to
-	DrillLog   string // that of a drill
-	Private    string // the network of drills; "": their cards are unplugged
+	// NVRAM is what the firmware remembered at the point; nil: that is not known. It is
+	// put beside the console's file, and is the machine's own from then on.
+	NVRAM    func(ctx context.Context) ([]byte, error)
+	Owner    int               // user id that the file is given to; 0: nobody else
+	Targets  map[string]string // a volume's disk: vda, sda, …
+	Networks map[string]libvirt.Network
+	MACs     map[string]string
+	Log      string // the file that the first serial port is written to
+	DrillLog string // that of a drill
+	Private  string // the network of drills; "": their cards are unplugged
+	// Own says that the domain is its owner's, with disks of its own: it is started and
+	// stopped as it is defined, and never defined or forgotten.
+	Own bool
+	// Pictures is a directory that QEMU may write to; default that of Log.
+	Pictures string
 
 	drill bool
 }
@@ -52,6 +61,9 @@ func (r *Runner) Console() string { return r.Log }
 // Identify implements recovery.Host: the definition's own UUID, by which guests are
 // licensed and inventories know them; a drill's is new.
 func (r *Runner) Identify(ctx context.Context) (string, error) {
+	if r.Own {
+		return r.find(ctx)
+	}
 	if !r.drill {
 		text, err := r.Definition(ctx)
 		if err != nil {
@@ -67,6 +79,20 @@ func (r *Runner) Identify(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]), nil
 }
 
+// find is the UUID of the domain that is called Name.
+func (r *Runner) find(ctx context.Context) (string, error) {
+	h, err := libvirt.Connect(ctx, r.URI)
+	if err != nil {
+		return "", err
+	}
+	defer h.Close()
+	m, err := h.Machine(ctx, r.Name)
+	if err != nil {
+		return "", err
+	}
+	return m.UUID, nil
+}
+
 // on calls f with the machine; one that is not there is recovery.ErrNotRunning, and
 // one of its name that is another is recovery.ErrWrongMachine.
 func (r *Runner) on(ctx context.Context, uuid string, f func(h *libvirt.Host, m *libvirt.Machine) error) error {
@@ -75,7 +101,11 @@ func (r *Runner) on(ctx context.Context, uuid string, f func(h *libvirt.Host, m 
 		return err
 	}
 	defer h.Close()
-	m, err := h.Machine(ctx, r.Name)
+	name := r.Name
+	if r.Own {
+		name = uuid // it may have been renamed
+	}
+	m, err := h.Machine(ctx, name)
 	switch {
 	case errors.Is(err, tapped.ErrNoDomain):
 		return fmt.Errorf("%w: %s", recovery.ErrNotRunning, r.Name)
@@ -103,12 +133,23 @@ func (r *Runner) Find(ctx context.Context, uuid string) error {
 // Start implements recovery.Host. A definition of ours whose machine does not run is
 // of an earlier try, or its guest has switched itself off: it is made anew.
 func (r *Runner) Start(ctx context.Context, uuid string, uris map[string]string) error {
+	if r.Own {
+		return r.on(ctx, uuid, func(_ *libvirt.Host, m *libvirt.Machine) error { return m.Create(ctx) })
+	}
 	text, err := r.rewritten(ctx, uuid, uris)
 	if err != nil {
 		return err
 	}
-	err = r.on(ctx, uuid, func(_ *libvirt.Host, m *libvirt.Machine) error { return m.Undefine(ctx) })
+	err = r.on(ctx, uuid, func(_ *libvirt.Host, m *libvirt.Machine) error {
+		if err := r.keepNVRAM(); err != nil { // its guest may have changed them
+			return err
+		}
+		return m.Undefine(ctx)
+	})
 	if err != nil && !errors.Is(err, recovery.ErrNotRunning) {
+		return err
+	}
+	if err := r.putNVRAM(ctx); err != nil {
 		return err
 	}
 	h, err := libvirt.Connect(ctx, r.URI)
@@ -117,10 +158,14 @@ func (r *Runner) Start(ctx context.Context, uuid string, uris map[string]string)
 	}
 	defer h.Close()
 	_, err = h.Start(ctx, text)
-	if errors.Is(err, libvirt.ErrTaken) {
+	switch {
+	case errors.Is(err, libvirt.ErrTaken):
 		return fmt.Errorf("%w: %w", recovery.ErrWrongMachine, err)
+	case err != nil:
+		return err
 	}
-	return err
+	_ = os.Remove(r.keptNVRAM()) // one that stays is older than the file of a domain that is defined
+	return nil
 }
 
 // rewritten is the definition of the machine to be run here.
@@ -129,7 +174,15 @@ func (r *Runner) rewritten(ctx context.Context, uuid string, uris map[string]str
 	if err != nil {
 		return "", err
 	}
-	e := libvirt.Edit{Name: r.Name, UUID: uuid, Disks: map[string]libvirt.Export{}, Networks: r.Networks, MACs: r.MACs, Console: r.Log, Isolate: r.drill, Private: r.Private}
+	vars, err := r.remembered(ctx)
+	if err != nil {
+		return "", err
+	}
+	path := ""
+	if vars != nil {
+		path = r.nvram()
+	}
+	e := libvirt.Edit{NVRAM: path, Name: r.Name, UUID: uuid, Disks: map[string]libvirt.Export{}, Networks: r.Networks, MACs: r.MACs, Console: r.Log, Isolate: r.drill, Private: r.Private}
 	for volume, target := range r.Targets {
 		x, err := exportAt(uris[volume])
 		if err != nil {
@@ -156,15 +209,15 @@ func exportAt(uri string) (libvirt.Export, error) {
 // End implements recovery.Host.
 func (r *Runner) End(ctx context.Context, uuid string) error {
 	err := r.on(ctx, uuid, func(_ *libvirt.Host, m *libvirt.Machine) error {
-		if err := m.Stop(ctx); err != nil {
+		if err := m.Stop(ctx); err != nil || r.Own {
 			return err
 		}
 		return m.Undefine(ctx)
 	})
-	if errors.Is(err, recovery.ErrNotRunning) {
-		return nil
+	if err != nil && !errors.Is(err, recovery.ErrNotRunning) {
+		return err
 	}
-	return err
+	return r.dropNVRAM()
 }
 
 // Powerdown implements recovery.Host.
@@ -225,7 +278,14 @@ func (r *Runner) Screenshot(ctx context.Context, uuid string) ([]byte, error) {
 // through a stream, which the RPC client now and then reads as empty; it is asked where
 // QEMU may not write there.
 func (r *Runner) picture(ctx context.Context, m *libvirt.Machine) ([]byte, error) {
-	path := filepath.Join(filepath.Dir(r.Log), "screen.ppm")
+	dir := r.Pictures
+	if dir == "" {
+		dir = filepath.Dir(r.Log)
+	}
+	if r.Own && r.Pictures == "" {
+		return m.Screenshot(ctx)
+	}
+	path := filepath.Join(dir, "screen.ppm")
 	defer os.Remove(path)
 	err := m.Execute(ctx, "screendump", map[string]any{"filename": path}, nil)
 	if err == nil {

@@ -53,6 +53,8 @@ const (
 	Drill    = "drill"
 	Failover = "failover"
 	Run      = "run" // of a runbook; one that only rehearsed is a Drill
+	Handover = "handover"
+	Decision = "decision" // commit, rollback, reprotect, resolve
 )
 
 // Entry is what the ledger says of a report.

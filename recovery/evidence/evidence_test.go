@@ -126,13 +126,41 @@ func TestEvidenceThatIsNoneIsRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, err, c.want)
 		}
 	}
-	// Whatever byte of the file is flipped (every seventh is tried): it is refused, or
-	// proves the same.
+	// Whatever byte of the file is flipped (every seventh is tried), it is refused.
 	for i := 0; i < len(good); i += 7 {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1
-		if w, err := Verify(bad); err == nil && (fmt.Sprint(w.Entry) != fmt.Sprint(v.Entry) || !bytes.Equal(w.Key, v.Key)) {
+		if w, err := Verify(bad); err == nil {
 			t.Fatalf("byte %d flipped: %+v", i, w)
+		}
+	}
+}
+
+func TestAFileThatSaysMoreThanItsSignaturesIsNoEvidence(t *testing.T) {
+	l, peer := open(t, t.TempDir(), newKey(1)), open(t, t.TempDir(), newKey(2))
+	add(t, l, 0)
+	anchored(t, l, peer)
+	good := bundle(t, l, 0)
+	if _, err := Verify(good); err != nil {
+		t.Fatal(err)
+	}
+	renamed := func(key, as string) []byte {
+		return bytes.Replace(good, []byte(`"`+key+`":`), []byte(`"`+as+`":`), 1)
+	}
+	for what, file := range map[string][]byte{
+		"another value behind it": append(bytes.Clone(good), `{"junk":1} trailing garbage`...),
+		"a line behind it":        append(bytes.Clone(good), '\n'),
+		"a key in another case":   renamed("name", "Name"),
+		"a key twice":             renamed("name", `name":"another","name`),
+		"an unknown key":          renamed("name", `remark":"","name`),
+		"other spaces":            renamed("name", `name" `),
+		"another version":         bytes.Replace(good, []byte(`_version":1`), []byte(`_version":2`), 1),
+	} {
+		if bytes.Equal(file, good) {
+			t.Fatalf("%s: nothing was changed", what)
+		}
+		if _, err := Verify(file); !errors.Is(err, ErrBundle) {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

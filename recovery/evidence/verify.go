@@ -17,19 +17,32 @@ type Verdict struct {
 }
 
 // Verify judges a bundle's file alone. keys, if there are any, are those that may have
-// signed the ledger.
+// signed the ledger. It knows nobody: whether the keys of the verdict are those of sites
+// that exist, the caller has to judge.
 func Verify(file []byte, keys ...[]byte) (Verdict, error) {
-	var b Bundle
-	d := json.NewDecoder(bytes.NewReader(file))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&b); err != nil || b.Version != 1 {
-		return Verdict{}, fmt.Errorf("verify report: %w", ErrBundle)
+	b, err := readBundle(file)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("verify report: %w", err)
 	}
 	v, err := b.verify(keys)
 	if err != nil {
 		return v, fmt.Errorf("verify report %s: %w", b.Name, err)
 	}
 	return v, nil
+}
+
+// readBundle reads a file that is byte for byte what Ledger.Bundle writes: bytes behind
+// it, a key written otherwise or twice are not under any signature, and other readers
+// of JSON could see another report in them.
+func readBundle(file []byte) (Bundle, error) {
+	var b Bundle
+	if err := json.Unmarshal(file, &b); err != nil || b.Version != 1 {
+		return b, ErrBundle
+	}
+	if again, err := json.Marshal(b); err != nil || !bytes.Equal(again, file) {
+		return b, fmt.Errorf("%w: it is not as report export writes it, byte for byte", ErrBundle)
+	}
+	return b, nil
 }
 
 func (b Bundle) verify(keys [][]byte) (Verdict, error) {

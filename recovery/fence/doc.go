@@ -1,4 +1,4 @@
-// Package fence proves that a machine is off, or says why that is not proven.
+// Package fence proves that a machine, or several, are off, or says why that is not proven.
 //
 // It promises that "unreachable" is never "off"; that no channel is believed alone:
 // what one says it switched off has to be seen off through another one; that a channel
@@ -21,6 +21,9 @@
 //  3. the first switch is thrown, then all channels are read again; what is not proven
 //     by then is tried with the next switch;
 //  4. judge (judge.go), pure, makes one Result of all that was seen.
+//
+// Several machines of one group (several.go) are off when each is; all are read before the
+// first switch is thrown, and again after the last.
 //
 // Nothing here asks the old site, and nothing waits longer than its channel's timeout.
 // A Fence may be proven by one caller at a time. No goroutine outlives a call.

@@ -98,12 +98,21 @@ type Fence struct {
 
 // Prove switches the machine off and proves it, or says why it could not.
 func (f Fence) Prove(ctx context.Context) Proof {
+	p := f.proving()
+	p.read(ctx, ActBefore)
+	return p.prove(ctx)
+}
+
+func (f Fence) proving() *proving {
 	if f.Now == nil {
 		f.Now = time.Now
 	}
-	p := &proving{f: f}
-	p.read(ctx, ActBefore)
-	for _, c := range f.Channels {
+	return &proving{f: f}
+}
+
+// prove throws the switches of a fence that was read.
+func (p *proving) prove(ctx context.Context) Proof {
+	for _, c := range p.f.Channels {
 		s, ok := c.(Switch)
 		if !ok {
 			continue
@@ -121,16 +130,17 @@ func (f Fence) Prove(ctx context.Context) Proof {
 	if !p.thrown() { // a machine may be off without our doing
 		p.read(ctx, ActAfter)
 	}
+	return p.proof()
+}
+
+func (p *proving) proof() Proof {
 	r, why := judge(p.seen)
 	return Proof{Result: r, Why: why, Seen: p.seen}
 }
 
 // Look reads and challenges, and switches nothing.
 func (f Fence) Look(ctx context.Context) []Observation {
-	if f.Now == nil {
-		f.Now = time.Now
-	}
-	p := &proving{f: f}
+	p := f.proving()
 	p.read(ctx, ActBefore)
 	for _, c := range f.Channels {
 		if s, ok := c.(Switch); ok {

@@ -68,7 +68,7 @@ type Statement struct {
 	// Latest is the newest head that was heard of the site: one beyond the statement's
 	// was written after it, so it does not hold any more.
 	Latest journal.Position
-	Epoch  uint64 // number of Latest's
+	Epoch  uint64 // number of the newest epoch that the site is known to have begun
 }
 
 var _ Channel = Statement{}
@@ -109,7 +109,9 @@ func (s Statement) Standing() (Standing, error) {
 		return refuse("it is about another group: %s", out.Group)
 	case out.Head.Seq == 0:
 		return refuse("it names no head")
-	case s.Epoch > out.Epoch || s.Latest.Epoch == out.Head.Epoch && s.Latest.Seq > out.Head.Seq:
+	case s.Epoch > out.Epoch:
+		return refuse("%s wrote after it: it is of epoch %d, and epoch %d was begun there since", s.Site, out.Epoch, s.Epoch)
+	case s.Latest.Epoch == out.Head.Epoch && s.Latest.Seq > out.Head.Seq:
 		return refuse("%s wrote after it: its head was %v then and %v was heard", s.Site, out.Head, s.Latest)
 	}
 	return out, nil

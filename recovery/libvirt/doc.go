@@ -15,8 +15,8 @@
 //
 // An isolated card keeps its MAC address, model and place, so the guest sees its
 // own card with the cable pulled, or plugged into a network that leads nowhere; nothing
-// else of the host is used (isolate.go). The firmware's variables are not carried: the
-// machine begins with those of the template.
+// else of the host is used (isolate.go). The firmware's variables are a file that the
+// definition names; what is in it is the caller's affair (package recovery/domain).
 //
 // What is asked of a machine that runs is in cards.go. Which machine is whose, package
 // recovery/domain knows.

@@ -41,10 +41,8 @@ func isolate(text []byte, root, devices *element, e Edit) ([]splice, error) {
 			ss = append(ss, d.replace(fmt.Sprintf("<graphics type='%s' autoport='yes' listen='127.0.0.1'/>", escape(d.attr("type")))))
 		}
 	}
-	if os := root.child("os"); os != nil {
-		if vars := os.child("nvram"); vars != nil {
-			ss = append(ss, splice{vars.from, vars.to, ""})
-		}
+	if vars := variables(root); vars != nil && e.NVRAM == "" {
+		ss = append(ss, splice{vars.from, vars.to, ""})
 	}
 	return ss, nil
 }

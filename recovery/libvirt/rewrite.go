@@ -19,6 +19,7 @@ type Edit struct {
 	Disks    map[string]Export  // by target: vda, sda, …; one for each disk
 	Networks map[string]Network // by the network, bridge or device that a card is in
 	MACs     map[string]string  // by the address that a card has, in lower case
+	NVRAM    string             // a file that holds the firmware's variables; "": as defined
 	Console  string             // a file that the first serial port is written to; "": as defined
 	// Isolate makes it a drill's: its cards are unplugged, or in Private, and it
 	// reaches nothing else of the host (isolate.go).
@@ -61,6 +62,9 @@ func Rewrite(definition string, e Edit) (string, error) {
 			ss = append(ss, splice{name.to, name.to, name.whitespace + uuid})
 		}
 	}
+	if vars := variables(root); vars != nil && e.NVRAM != "" {
+		ss = append(ss, vars.replace("<nvram>"+escape(e.NVRAM)+"</nvram>"))
+	}
 	devices := root.child("devices")
 	if devices == nil {
 		devices = &element{}
@@ -81,6 +85,14 @@ func Rewrite(definition string, e Edit) (string, error) {
 	}
 	ss = append(ss, consoles(text, devices, e)...)
 	return apply(text, ss), nil
+}
+
+// variables is where a definition says what its firmware's variables lie in; nil: nowhere.
+func variables(root *element) *element {
+	if os := root.child("os"); os != nil {
+		return os.child("nvram")
+	}
+	return nil
 }
 
 func rewriteDisks(devices *element, exports map[string]Export) ([]splice, error) {

@@ -226,5 +226,8 @@ func (r *Run) Append(e Entry) error {
 	return nil
 }
 
-// Close lets the run go; it stays as it is.
-func (r *Run) Close() error { return r.log.Close() }
+// Close lets the run go; it stays as it is. A program that is being started at this moment
+// has a copy of the file, and does not keep the lock by it.
+func (r *Run) Close() error {
+	return errors.Join(unix.Flock(int(r.log.f.Fd()), unix.LOCK_UN), r.log.Close())
+}

@@ -26,8 +26,11 @@
 // machine may take to stand still. CLOCK_MONOTONIC stands still while a host is suspended;
 // its machines do too, but on waking they run until the timer fires.
 //
+// Where a machine may start later, or again, a PackDog (pack.go) looks for it when the time
+// has come. Who took the newest lease and has not given it back stays written (last.go).
+//
 // Etcd keeps leases in an etcd cluster; package witnesstest has the twin in memory
 // and the suite that both pass. Everything is safe for concurrent use. Acquire
 // starts a timer and no goroutine; KeepAlive and Keep block; StartKennel starts one that
-// ends with its process.
+// ends with its process, or with Kennel.Leave.
 package witness

@@ -3,6 +3,7 @@ package witness
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,15 +25,19 @@ import (
 // is told are lines:
 //
 //	→ arm NANOSECONDS    by the clock that also counts while the host is suspended
+//	→ mark BASE64        one more, of a pack
 //	→ disarm
-//	← armed NANOSECONDS, disarmed, paused
+//	← armed NANOSECONDS, marked BASE64, disarmed, paused
 //
 // The machine is paused by SIGSTOP to its process, which needs no monitor, no memory
 // and no answer; it is found by a handle that no other process can come to have.
 type Kennel struct {
 	in    io.WriteCloser
-	mu    sync.Mutex  // one command at a time
-	lines chan string // what it says; closed when it has ended
+	out   io.Closer
+	left  atomic.Bool
+	ended chan struct{} // closed when nobody reads what it says any more
+	mu    sync.Mutex    // one command at a time
+	lines chan string   // what it says; closed when it has ended
 }
 
 var _ Watchdog = (*Kennel)(nil)
@@ -53,15 +59,30 @@ func StartKennel(cmd *exec.Cmd) (*Kennel, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start watchdog: %w", err)
 	}
-	k := &Kennel{in: in, lines: make(chan string, 16)}
+	k := &Kennel{in: in, out: out, lines: make(chan string, 16), ended: make(chan struct{})}
 	go func() {
+		defer close(k.ended)
 		defer close(k.lines)
 		for s := bufio.NewScanner(out); s.Scan(); {
 			k.lines <- s.Text()
 		}
+		if k.left.Load() {
+			_ = cmd.Process.Release() // it ends after us
+			return
+		}
 		_ = cmd.Wait() // that it has ended is all there is to know
 	}()
 	return k, nil
+}
+
+// Leave lets the process go on alone: the time that was armed last stands.
+func (k *Kennel) Leave() {
+	k.left.Store(true)
+	_ = k.in.Close() // it reads that nobody says anything any more
+	_ = k.out.Close()
+	for range k.lines {
+	}
+	<-k.ended
 }
 
 // Arm implements Watchdog.
@@ -72,6 +93,12 @@ func (k *Kennel) Arm(ctx context.Context, until time.Time) error {
 	}
 	at := strconv.FormatInt(now+int64(time.Until(until)), 10)
 	return k.tell(ctx, "arm "+at, "armed "+at)
+}
+
+// Mark gives a pack one more mark.
+func (k *Kennel) Mark(ctx context.Context, m Mark) error {
+	text := base64.RawURLEncoding.EncodeToString([]byte(m))
+	return k.tell(ctx, "mark "+text, "marked "+text)
 }
 
 // Disarm implements Watchdog; the process ends. One that has ended watches no more.
@@ -138,26 +165,39 @@ func Dog(in, out *os.File, pid int) error {
 
 type dog struct {
 	in, out *os.File
-	machine int // pidfd
+	machine int // pidfd; negative: a pack, found by marks
+	marks   []Mark
 	rest    string
 	until   int64 // 0: not armed
 	eof     bool
 }
 
-// step waits for a line, for the time, or for the machine's end.
+// longestWait bounds a sleep: poll's clock stands still while the host is suspended, and
+// the time that was armed does not.
+const longestWait = 50
+
+// step waits for a line, for the time, or for the machine's end. What was said before the
+// time is looked at counts: a watchdog that hung must not act on a time that is not the
+// last one any more.
 func (d *dog) step() (over bool, err error) {
+	if said := []unix.PollFd{{Fd: int32(d.in.Fd()), Events: unix.POLLIN}}; !d.eof {
+		if n, err := unix.Poll(said, 0); err == nil && n > 0 {
+			return d.read()
+		}
+	}
 	wait := -1
 	if d.until != 0 {
 		now, err := uptime()
 		if err != nil || now >= d.until {
 			return true, errors.Join(err, d.pause())
 		}
-		wait = int((d.until - now + int64(time.Millisecond) - 1) / int64(time.Millisecond))
+		wait = int(min(longestWait, (d.until-now+int64(time.Millisecond)-1)/int64(time.Millisecond)))
 	}
 	fds := []unix.PollFd{{Fd: int32(d.machine), Events: unix.POLLIN}, {Fd: int32(d.in.Fd()), Events: unix.POLLIN}}
 	if d.eof {
 		fds = fds[:1]
 	}
+	// Poll passes a negative descriptor over.
 	if _, err := unix.Poll(fds, wait); err != nil && !errors.Is(err, unix.EINTR) {
 		return true, errors.Join(err, d.pause())
 	}
@@ -188,7 +228,13 @@ func (d *dog) read() (over bool, err error) {
 		}
 		d.rest = rest
 		at, armed := strings.CutPrefix(line, "arm ")
+		mark, marked := strings.CutPrefix(line, "mark ")
 		switch {
+		case marked:
+			if m, err := base64.RawURLEncoding.DecodeString(mark); err == nil { // else it is not answered
+				d.marks = append(d.marks, Mark(m))
+				fmt.Fprintln(d.out, "marked "+mark)
+			}
 		case armed:
 			if d.until, err = strconv.ParseInt(at, 10, 64); err != nil {
 				return true, errors.Join(fmt.Errorf("read %q: %w", line, err), d.pause())
@@ -203,6 +249,9 @@ func (d *dog) read() (over bool, err error) {
 
 // pause stops the machine; one that is gone stands still too.
 func (d *dog) pause() error {
+	if d.machine < 0 {
+		return d.hold()
+	}
 	err := unix.PidfdSendSignal(d.machine, unix.SIGSTOP, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
 		err = nil

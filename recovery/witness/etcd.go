@@ -70,6 +70,25 @@ func (e *Etcd) key(group cbt.ID) string { return e.prefix + group.String() }
 
 // Acquire implements Witness.
 func (e *Etcd) Acquire(ctx context.Context, group cbt.ID, holder string, ttl time.Duration) (*Lease, error) {
+	return e.acquire(ctx, group, holder, ttl)
+}
+
+// AcquireAfter is Acquire if last is who took it last; ErrHeld where somebody else did.
+func (e *Etcd) AcquireAfter(ctx context.Context, group cbt.ID, holder string, ttl time.Duration, last string) (*Lease, error) {
+	if last == "" { // also where nothing was ever written
+		now, err := e.Last(ctx, group)
+		if err != nil {
+			return nil, err
+		}
+		if now != "" {
+			return nil, fmt.Errorf("acquire lease of group %s: %w: %q took it since", group.Short(), ErrHeld, now)
+		}
+		return e.acquire(ctx, group, holder, ttl)
+	}
+	return e.acquire(ctx, group, holder, ttl, clientv3.Compare(clientv3.Value(e.lastKey(group)), "=", last))
+}
+
+func (e *Etcd) acquire(ctx context.Context, group cbt.ID, holder string, ttl time.Duration, also ...clientv3.Cmp) (*Lease, error) {
 	if err := CheckTTL(ttl); err != nil {
 		return nil, err
 	}
@@ -81,15 +100,15 @@ func (e *Etcd) Acquire(ctx context.Context, group cbt.ID, holder string, ttl tim
 	}
 	g := &etcdGrant{e: e, key: e.key(group), id: granted.ID}
 	reply, err := e.client.Txn(ctx).
-		If(clientv3.Compare(clientv3.CreateRevision(g.key), "=", 0)).
-		Then(clientv3.OpPut(g.key, holder, clientv3.WithLease(g.id))).
+		If(append(also, clientv3.Compare(clientv3.CreateRevision(g.key), "=", 0))...).
+		Then(clientv3.OpPut(g.key, holder, clientv3.WithLease(g.id)), clientv3.OpPut(e.lastKey(group), holder)).
 		Else(clientv3.OpGet(g.key)).
 		Commit()
 	switch {
 	case err != nil:
 		err = fmt.Errorf("acquire lease of group %s: %w", group.Short(), err)
 	case !reply.Succeeded:
-		held := &HeldError{Group: group}
+		held := &HeldError{Group: group, Holder: "nobody, but another took it since"}
 		for _, kv := range reply.Responses[0].GetResponseRange().Kvs {
 			held.Holder = string(kv.Value)
 		}

@@ -30,6 +30,7 @@ type Guard struct {
 	lease *Lease
 	dog   Watchdog
 	ttl   time.Duration
+	armed time.Time // what dog has; Keep's alone after Take
 }
 
 // PauseWithin is how long a watchdog may take under leases of a ttl.
@@ -45,7 +46,7 @@ func Take(ctx context.Context, w Witness, group cbt.ID, holder string, ttl time.
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{l, dog, ttl}
+	g := &Guard{lease: l, dog: dog, ttl: ttl}
 	if err := g.arm(ctx); err != nil {
 		g.giveBack(ctx)
 		return nil, fmt.Errorf("guard group %s: %w: %w", group.Short(), ErrNoWatchdog, err)
@@ -59,11 +60,34 @@ func Take(ctx context.Context, w Witness, group cbt.ID, holder string, ttl time.
 	}
 }
 
-func (g *Guard) arm(ctx context.Context) error { return g.dog.Arm(ctx, g.lease.Until()) }
+// arm gives the watchdog what is believed now.
+func (g *Guard) arm(ctx context.Context) error {
+	until := g.lease.Until()
+	err := g.dog.Arm(ctx, until)
+	if err == nil {
+		g.armed = until
+	}
+	return err
+}
+
+// fail ends the right, and has the watchdog act now: its time is another clock's, and may
+// be later than what the witness said.
+func (g *Guard) fail(ctx context.Context) {
+	g.lease.lose()
+	at := time.Now()
+	if g.armed.Before(at) {
+		at = g.armed // never later than what it has
+	}
+	limit, cancel := context.WithTimeout(ctx, g.ttl/8)
+	defer cancel()
+	_ = g.dog.Arm(limit, at) // one that has paused, or is gone, says so
+}
 
 // Keep renews until ctx ends, and then returns nil: the right goes on until the lease
 // ends, or Release. Else it is lost for good: the watchdog pauses the machine, or has
-// done so, and the caller must not continue it; the error says why.
+// done so, and the caller must not continue it; the error says why. A watchdog that is
+// dead, or has paused, or lets the time pass that it was armed with, ends the right too:
+// ErrNoWatchdog, and then the caller has to pause the machine.
 func (g *Guard) Keep(ctx context.Context) error {
 	tick := time.NewTicker(g.ttl / 8)
 	defer tick.Stop()
@@ -73,6 +97,7 @@ func (g *Guard) Keep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-g.lease.Lost():
+			g.fail(ctx)
 			return errors.Join(ErrLost, last)
 		case <-tick.C:
 		}
@@ -85,6 +110,10 @@ func (g *Guard) Keep(ctx context.Context) error {
 			armed, stop := context.WithTimeout(ctx, g.ttl/8)
 			err = g.arm(armed)
 			stop()
+			if errors.Is(err, errGone) || errors.Is(err, ErrLost) || err != nil && ctx.Err() == nil && !time.Now().Before(g.armed) {
+				g.fail(ctx)
+				return errors.Join(ErrLost, ErrNoWatchdog, err)
+			}
 		}
 		if err != nil && (last == nil || !errors.Is(err, context.DeadlineExceeded)) {
 			last = err

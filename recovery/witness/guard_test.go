@@ -3,11 +3,13 @@ package witness_test
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
@@ -141,5 +143,91 @@ func TestDogOutlivesItsCaller(t *testing.T) {
 			t.Fatal("not paused within a minute")
 		case <-time.After(10 * time.Millisecond):
 		}
+	}
+}
+
+// fading is a watchdog that dies after its first word.
+type fading struct {
+	said []time.Time
+	err  error
+}
+
+func (d *fading) Arm(_ context.Context, until time.Time) error {
+	d.said = append(d.said, until)
+	if len(d.said) > 1 {
+		return d.err
+	}
+	return nil
+}
+
+func (*fading) Disarm(context.Context) error { return nil }
+
+// A watchdog that has paused ends the right at once, one that takes no more times at the
+// one that it has; either way it is told to act.
+func TestADeadWatchdogEndsTheRight(t *testing.T) {
+	const ttl = 8 * time.Second
+	for name, c := range map[string]struct {
+		err  error
+		most time.Duration
+	}{"it has paused": {witness.ErrLost, ttl / 8}, "it hangs": {errors.New("hangs"), ttl}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dog, from := &fading{err: c.err}, time.Now()
+				g, err := witness.Take(t.Context(), new(witnesstest.Memory), cbt.NewID(), "a", ttl, dog)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := g.Keep(t.Context()); !errors.Is(err, witness.ErrLost) || !errors.Is(err, witness.ErrNoWatchdog) {
+					t.Errorf("kept: %v", err)
+				}
+				<-g.Lost()
+				if d := time.Since(from); d > c.most {
+					t.Errorf("lost after %v", d)
+				}
+				if last := dog.said[len(dog.said)-1]; last.After(time.Now()) {
+					t.Errorf("told last: in %v", time.Until(last))
+				}
+			})
+		})
+	}
+}
+
+// What was said to a watchdog before it looks at the time counts, though it was slow to
+// read it.
+func TestDogReadsBeforeItActs(t *testing.T) {
+	m := self("machine")
+	hold, err := m.StdinPipe()
+	if err == nil {
+		err = m.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hold.Close(); m.Process.Kill(); m.Wait() })
+	dog := self("dog", strconv.Itoa(m.Process.Pid))
+	in, err := dog.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const far = "9000000000000000000"
+	if _, err := in.Write([]byte("arm 1\n" + strings.Repeat("x", 1000) + "\narm " + far + "\n")); err != nil { // more than one read
+		t.Fatal(err)
+	}
+	out, err := dog.StdoutPipe()
+	if err == nil {
+		err = dog.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dog.Process.Kill(); dog.Wait() })
+	for _, want := range []string{"armed 1", "armed " + far} {
+		line := make([]byte, len(want)+1)
+		if _, err := io.ReadFull(out, line); err != nil || string(line) != want+"\n" {
+			t.Fatalf("it says %q, %v, want %q", line, err, want)
+		}
+	}
+	if standing(t, m.Process.Pid) {
+		t.Error("paused by a time that was not the last one")
 	}
 }

@@ -35,6 +35,8 @@ func TestMain(m *testing.M) {
 		err = siteProcess()
 	case "machine":
 		err = machineProcess()
+	case "packdog":
+		err = witness.PackDog(os.Stdin, os.Stdout, []witness.Mark{witness.Mark(os.Args[1])})
 	case "dog":
 		pid, _ := strconv.Atoi(os.Args[1])
 		err = witness.Dog(os.Stdin, os.Stdout, pid)

@@ -304,6 +304,13 @@ func (s *Stream) Next(ctx context.Context) (journal.Frame, error) {
 	}
 }
 
+// More reports that Next will not wait.
+func (s *Stream) More() bool {
+	s.j.mu.Lock()
+	defer s.j.mu.Unlock()
+	return s.next < s.j.durable
+}
+
 // Close ends the reader.
 func (s *Stream) Close() error { return nil }
 

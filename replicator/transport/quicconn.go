@@ -246,6 +246,8 @@ func (s *quicSender) Cancel() {
 	}
 }
 
+func (s *quicSender) Gone() <-chan struct{} { return s.Context().Done() }
+
 func (s *quicSender) Close() error {
 	s.gone()
 	return quicError(s.SendStream.Close())

@@ -113,7 +113,7 @@ func (t *TLS) acceptLoop() {
 // welcome finds out who calls and what for.
 func (t *TLS) welcome(raw net.Conn) {
 	tune(raw, t.o)
-	conn := tls.Server(raw, t.accept)
+	conn := tls.Server(&wide{Conn: raw}, t.accept)
 	if err := t.shake(t.ctx, conn); err != nil {
 		_ = raw.Close() // nothing was said yet
 		return
@@ -217,7 +217,7 @@ func (t *TLS) dial(ctx context.Context, address string, c *tls.Config) (*tls.Con
 		return nil, nil, err
 	}
 	tune(raw, t.o)
-	conn := tls.Client(raw, c)
+	conn := tls.Client(&wide{Conn: raw}, c)
 	if err := t.shake(ctx, conn); err != nil {
 		_ = raw.Close()
 		return nil, nil, tlsError(err)

@@ -205,6 +205,9 @@ func (c *tlsConn) joined(conn *tls.Conn, raw net.Conn, purpose byte) error {
 	if to == nil {
 		return ErrNoSession
 	}
+	if purpose == purposeLane {
+		conn.NetConn().(*wide).widen()
+	}
 	if err := c.keep(s); err != nil {
 		return err
 	}
@@ -309,6 +312,8 @@ func (c *tlsConn) OpenLane(ctx context.Context) (SendLane, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.below, s.gone = s.NetConn().(*wide), make(chan struct{})
+	c.t.wg.Go(s.watch)
 	return s, nil
 }
 

@@ -18,7 +18,9 @@ type tlsStream struct {
 	*tls.Conn
 	c     *tlsConn
 	raw   net.Conn
-	ahead []byte // was read before anybody asked
+	ahead []byte        // was read before anybody asked
+	below *wide         // what is written to a lane is gathered there; nil: it is none
+	gone  chan struct{} // closed when a lane has ended; nil: it is none
 
 	mu           sync.Mutex // guards all below
 	read, closed bool       // to the end; our direction
@@ -46,7 +48,11 @@ func (s *tlsStream) peek() error {
 }
 
 func (s *tlsStream) Write(b []byte) (int, error) {
-	n, err := s.Conn.Write(b)
+	if s.below == nil {
+		n, err := s.Conn.Write(b)
+		return n, s.why(err)
+	}
+	n, err := s.below.gather(func() (int, error) { return s.Conn.Write(b) })
 	return n, s.why(err)
 }
 
@@ -75,6 +81,22 @@ func (s *tlsStream) Cancel() {
 	s.c.drop(s)
 	abort(s.raw)
 }
+
+// watch waits for a lane's end. Nothing is ever said on the way back but that: a write
+// alone would notice only the next time that there is something to write.
+func (s *tlsStream) watch() {
+	defer close(s.gone)
+	_, err := s.Conn.Read(make([]byte, 1))
+	switch {
+	case s.c.reason() != nil: // the session lets go of it, once the other end has heard
+	case err == io.EOF:
+		s.over(&s.read)
+	default:
+		s.Cancel()
+	}
+}
+
+func (s *tlsStream) Gone() <-chan struct{} { return s.gone }
 
 // why is err, or why the session has ended.
 func (s *tlsStream) why(err error) error {

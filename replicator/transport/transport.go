@@ -54,6 +54,9 @@ type SendLane interface {
 	// Cancel gives it up: the other end reads an error, also for what it has not read
 	// of a lane that was closed.
 	Cancel()
+	// Gone is closed when nothing that is written arrives any more, and what was written
+	// may not have: the lane was cancelled, here or there, or what carries it has ended.
+	Gone() <-chan struct{}
 	SetWriteDeadline(t time.Time) error
 }
 

@@ -26,7 +26,11 @@ func (b *Boot) UnmarshalText(text []byte) error {
 }
 
 func (s *shape) boot(path string, g Group) {
-	if g.Boot == BootAsk && g.Libvirt == nil {
+	switch {
+	case g.Boot != BootAsk || g.Libvirt != nil:
+	case len(g.Machines) > 0:
+		s.wrong(path+".boot", fmt.Sprintf("group %q has several machines: their start is left to libvirtd", g.Name), "take boot: out, or give the domain that may not run twice a group of its own")
+	default:
 		s.wrong(path+".boot", fmt.Sprintf("group %q has no domain that could be started", g.Name), "add libvirt: {domain: NAME}, or take boot: out")
 	}
 }

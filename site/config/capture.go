@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -57,16 +58,18 @@ func (g Group) Cycle() time.Duration {
 
 func (s *shape) capture(path string, g Group) {
 	c := g.Capture
+	taps := g.Taps()
+	shut := slices.ContainsFunc(taps, func(t Tap) bool { return t.Libvirt != nil && t.Libvirt.Passthrough == PassthroughForbidden })
 	switch {
 	case c.Mode == "":
 		s.absent(path+".mode", fmt.Sprintf("%s or %s", CapturePerWrite, CaptureBitmap))
-	case g.QEMU == nil && g.Libvirt == nil:
+	case len(taps) == 0:
 		s.wrong(path, fmt.Sprintf("group %q has no machine to capture", g.Name), "remove capture:; disks that this site serves are captured per write")
 	case c.Mode == CapturePerWrite && c.Every != 0:
 		s.wrong(path+".every", "every write is a point already", "remove every:, or set mode: bitmap")
 	case c.Mode == CaptureBitmap && (c.Every < shortestCycle || c.Every > longestCycle):
 		s.wrong(path+".every", fmt.Sprintf("a cycle of %s is not possible", time.Duration(c.Every)), fmt.Sprintf("between %s and %s", time.Duration(shortestCycle), time.Duration(longestCycle)))
-	case c.Mode == CaptureBitmap && g.Libvirt != nil && g.Libvirt.Passthrough == PassthroughForbidden:
+	case c.Mode == CaptureBitmap && shut:
 		s.wrong(path+".mode", "bitmap cycles need the monitor, which passthrough: forbidden closes", "allow the passthrough, or set mode: per-write")
 	}
 }

@@ -49,6 +49,16 @@ func (u uniques) add(s *shape, path, what, value string) {
 	u[value] = path
 }
 
+// perMachine are the uniques of each machine.
+type perMachine map[string]uniques
+
+func (p perMachine) of(machine string) uniques {
+	if p[machine] == nil {
+		p[machine] = uniques{}
+	}
+	return p[machine]
+}
+
 // check judges the meaning of c, which has its defaults.
 func (s *shape) check(c *Config) {
 	s.name("site", c.Site, "a short name of this site, such as: site: berlin")
@@ -86,6 +96,7 @@ func (s *shape) check(c *Config) {
 	}
 	s.keys(c)
 	s.runbooks(c.Runbooks)
+	s.witness(c.Witness)
 	refs, images, taps := uniques{}, uniques{}, uniques{}
 	for i, g := range c.Groups {
 		path := fmt.Sprintf("groups[%d]", i)
@@ -98,9 +109,15 @@ func (s *shape) check(c *Config) {
 				images.add(s, fmt.Sprintf("%s.volumes[%d].embedded.image", path, k), "image", v.Embedded.Image)
 			}
 		}
-		if g.QEMU != nil {
-			taps.add(s, path+".qemu.qmp", "socket", g.QEMU.QMP)
-			taps.add(s, path+".qemu.watchdog_qmp", "socket", g.QEMU.Watchdog)
+		tapped := func(path string, q *QEMU) {
+			if q != nil {
+				taps.add(s, path+".qemu.qmp", "socket", q.QMP)
+				taps.add(s, path+".qemu.watchdog_qmp", "socket", q.Watchdog)
+			}
+		}
+		tapped(path, g.QEMU)
+		for k, m := range g.Machines {
+			tapped(fmt.Sprintf("%s.machines[%d]", path, k), m.QEMU)
 		}
 	}
 }
@@ -126,33 +143,29 @@ func (s *shape) group(path string, c *Config, g Group) {
 	s.history(path, g)
 	s.objectives(path, g)
 	s.keyOf(path, c, g)
-	if g.Role == Primary && len(g.Volumes) == 0 && (g.Libvirt == nil || g.Libvirt.Disks != DisksAll) {
+	if g.Role == Primary && len(g.Volumes) == 0 && !g.capturesAll() {
 		hint := "a primary captures at least one volume"
 		if g.Libvirt != nil {
 			hint += "; libvirt: {disks: all} captures all disks of the domain"
 		}
 		s.absent(path+".volumes", hint)
 	}
-	names, nodes := uniques{}, uniques{}
+	names, nodes := uniques{}, perMachine{}
 	for i, v := range g.Volumes {
 		at := fmt.Sprintf("%s.volumes[%d]", path, i)
 		names.add(s, at+".name", "volume", v.Name)
 		if v.QEMU != nil {
-			nodes.add(s, at+".qemu.node", "node", v.QEMU.Node)
+			nodes.of(v.Machine).add(s, at+".qemu.node", "node", v.QEMU.Node)
 		}
 		if v.Libvirt != nil {
-			nodes.add(s, at+".libvirt.target", "disk", v.Libvirt.Target)
+			nodes.of(v.Machine).add(s, at+".libvirt.target", "disk", v.Libvirt.Target)
 		}
 		s.volume(at, g, v)
 	}
 	if g.QEMU != nil {
-		if g.QEMU.QMP == "" {
-			s.absent(path+".qemu.qmp", "the QMP socket of the machine")
-		}
-		s.socket(path+".qemu.qmp", g.QEMU.QMP)
-		s.socket(path+".qemu.watchdog_qmp", g.QEMU.Watchdog)
-		s.socket(path+".qemu.nbd", g.QEMU.NBD)
+		s.qemu(path+".qemu", g.QEMU)
 	}
+	s.machines(path, g)
 	if g.Libvirt != nil {
 		s.domain(path+".libvirt", g)
 	}
@@ -166,11 +179,13 @@ func (s *shape) group(path string, c *Config, g Group) {
 		s.detect(path+".detect", g.Detect)
 	}
 	if g.Machine != nil {
-		s.machine(path+".machine", g)
+		s.started(path+".machine", g)
 	}
 	s.boot(path, g)
+	s.failover(path, c, g)
 	if g.Fence != nil {
 		s.fence(path+".fence", g.Fence)
+		s.fencesAll(path+".fence", g)
 	}
 }
 
@@ -182,31 +197,35 @@ func (s *shape) volume(path string, g Group, v Volume) {
 	case v.Size%cbt.SectorBytes != 0:
 		s.wrong(path+".size", fmt.Sprintf("size %d is not a multiple of %d bytes", int64(v.Size), cbt.SectorBytes), "disks consist of whole sectors")
 	}
+	of, ok := s.machineOf(path, g, v)
 	switch {
+	case !ok:
 	case v.Embedded != nil && (v.QEMU != nil || v.Libvirt != nil):
 		s.wrong(path, fmt.Sprintf("volume %q is both embedded and tapped", v.Name), "keep one of embedded:, qemu: and libvirt:")
 	case v.QEMU != nil && v.Libvirt != nil:
 		s.wrong(path, fmt.Sprintf("volume %q is tapped through qemu: and through libvirt:", v.Name), "keep one of them")
 	case v.Libvirt != nil:
-		s.domainDisk(path, g, v)
+		s.domainDisk(path, of.Group, v)
 	case v.Embedded == nil && v.QEMU == nil && g.Role == Primary:
 		s.absent(path+".embedded", "a primary's volume is one of embedded: {image: FILE}, qemu: {node: NAME} and libvirt: {target: vda}")
 	case v.Embedded != nil && v.Embedded.Image == "":
 		s.absent(path+".embedded.image", "the file that holds the disk")
 	case v.QEMU != nil && v.QEMU.Node == "":
 		s.absent(path+".qemu.node", "the node name of the disk (QMP query-named-block-nodes)")
-	case v.QEMU != nil && g.QEMU == nil:
+	case v.QEMU != nil && of.QEMU == nil && of.Guest != "":
+		s.report(fault.ConfigReference, s.at(path+".qemu"), path, fmt.Sprintf("volume %q is tapped through qemu:, but machine %q is not", v.Name, of.Guest), "a domain's disk is libvirt: {target: vda}")
+	case v.QEMU != nil && of.QEMU == nil:
 		s.report(fault.ConfigReference, s.at(path+".qemu"), path, fmt.Sprintf("volume %q is tapped, but the group names no machine", v.Name), "add to the group: qemu: {qmp: SOCKET}")
 	}
 }
 
-func (s *shape) machine(path string, g Group) {
-	s.name(path+".name", g.Machine.Name, "")
-	if len(g.Machine.Disks) == 0 {
+func (s *shape) machine(path string, g Group, m *Machine) {
+	s.name(path+".name", m.Name, "")
+	if len(m.Disks) == 0 {
 		s.absent(path+".disks", "a machine has at least one disk, such as: disks: [{volume: root, id: drive0}]")
 	}
 	ids := uniques{}
-	for i, d := range g.Machine.Disks {
+	for i, d := range m.Disks {
 		at := fmt.Sprintf("%s.disks[%d]", path, i)
 		s.name(at+".volume", d.Volume, "a volume of the group")
 		s.name(at+".id", d.ID, "the block node's name, such as drive0")
@@ -219,16 +238,16 @@ func (s *shape) machine(path string, g Group) {
 			s.report(fault.ConfigReference, s.at(at+".volume"), at, fmt.Sprintf("volume %q is not defined", d.Volume), "the group's volumes: "+volumeNames(g))
 		}
 	}
-	if g.Machine.Libvirt != nil {
-		s.machineDomain(path, g)
+	if m.Libvirt != nil {
+		s.machineDomain(path, m)
 	}
-	if h := g.Machine.Health; h != nil && h.By == ByAgent && h.Prefix != "" {
+	if h := m.Health; h != nil && h.By == ByAgent && h.Prefix != "" {
 		s.wrong(path+".health.prefix", "an agent says no line", "keep one of by: agent and prefix:")
 	}
-	if h := g.Machine.Health; h != nil && h.Prefix == "" && h.By != ByAgent {
+	if h := m.Health; h != nil && h.Prefix == "" && h.By != ByAgent {
 		s.absent(path+".health.prefix", "how the line begins that tells that the machine is up")
 	}
-	for i, a := range g.Machine.Args {
+	for i, a := range m.Args {
 		for _, word := range blanks(a) {
 			if !known[word] {
 				s.wrong(fmt.Sprintf("%s.args[%d]", path, i), fmt.Sprintf("{%s} stands for nothing", word), "known are {dir}, {name}, {qmp}, {qmp2}, {serial}, {nbd}, {uri:VOLUME}, {disk:VOLUME}")

@@ -25,6 +25,7 @@ type Config struct {
 	Groups  []Group     `yaml:"groups,omitempty"`
 
 	Runbooks *Runbooks `yaml:"runbooks,omitempty"`
+	Witness  *Witness  `yaml:"witness,omitempty"` // of failovers that nobody decides on; none: a person decides
 }
 
 // Peer is another site.
@@ -86,12 +87,14 @@ type Group struct {
 	Volumes     []Volume     `yaml:"volumes,omitempty"`
 	QEMU        *QEMU        `yaml:"qemu,omitempty"`
 	Libvirt     *Libvirt     `yaml:"libvirt,omitempty"`
-	Capture     *Capture     `yaml:"capture,omitempty"` // of the machine; default per write
-	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"` // for application-consistent marks
-	Detect      *Detect      `yaml:"detect,omitempty"`  // of writes that seem to encrypt a volume from within
+	Machines    []Captured   `yaml:"machines,omitempty"` // in place of one qemu: or libvirt:, several
+	Capture     *Capture     `yaml:"capture,omitempty"`  // of the machine; default per write
+	Quiesce     *Quiesce     `yaml:"quiesce,omitempty"`  // for application-consistent marks
+	Detect      *Detect      `yaml:"detect,omitempty"`   // of writes that seem to encrypt a volume from within
 	Machine     *Machine     `yaml:"machine,omitempty"`
 	Boot        Boot         `yaml:"boot,omitempty"`       // who starts the domain after its host: libvirt (default) or ask
 	Fence       *Fence       `yaml:"fence,omitempty"`      // how a failover to here proves that the old machine is off; none: it does not
+	Failover    FailoverMode `yaml:"failover,omitempty"`   // who decides on one: manual (default) or auto, with a witness
 	Objectives  *Objectives  `yaml:"objectives,omitempty"` // missed ones are told by status
 	Drill       *Drill       `yaml:"drill,omitempty"`      // overdue ones are told by status
 }
@@ -106,6 +109,7 @@ type Volume struct {
 	Embedded *Embedded   `yaml:"embedded,omitempty"`
 	QEMU     *Disk       `yaml:"qemu,omitempty"`
 	Libvirt  *DomainDisk `yaml:"libvirt,omitempty"`
+	Machine  string      `yaml:"machine,omitempty"` // which of the group's machines: has it
 }
 
 // Embedded is a disk that this site serves from an image file.
@@ -137,6 +141,8 @@ type Machine struct {
 	Health *Health       `yaml:"health,omitempty"`
 	// Libvirt has libvirtd run it; then there are no Binary and no Args.
 	Libvirt *MachineLibvirt `yaml:"libvirt,omitempty"`
+	// Besides are the other machines of the group: all of them start, or none.
+	Besides []Machine `yaml:"besides,omitempty"`
 }
 
 // Health is how the machine tells that it is up: by a line on its serial console,

@@ -41,6 +41,9 @@ func (c *Config) complete(file string) {
 	absolute(&c.Key)
 	absolute(&c.Control)
 	absolute(&c.NBD)
+	if c.Witness != nil {
+		c.Witness.complete(dir)
+	}
 	for i := range c.Peers {
 		c.Peers[i].completeHold()
 	}
@@ -70,12 +73,13 @@ func (c *Config) complete(file string) {
 			}
 		}
 		if g.QEMU != nil {
-			absolute(&g.QEMU.QMP)
-			absolute(&g.QEMU.Watchdog)
-			absolute(&g.QEMU.NBD)
+			g.QEMU.complete(dir)
 		}
 		if g.Libvirt != nil {
 			g.Libvirt.complete(c, dir)
+		}
+		for k := range g.Machines {
+			g.Machines[k].complete(c, dir)
 		}
 		if g.Capture != nil {
 			g.Capture.complete()
@@ -90,8 +94,10 @@ func (c *Config) complete(file string) {
 		if g.Fence != nil {
 			g.Fence.complete(dir, g.Name)
 		}
-		if m := g.Machine; m != nil {
-			orElse(&m.Name, g.Name)
+		for k, m := range g.Machine.Each() {
+			if k == 0 {
+				orElse(&m.Name, g.Name)
+			}
 			if m.Libvirt != nil {
 				m.Libvirt.complete(c, dir)
 			} else {
@@ -126,9 +132,12 @@ func (c *Config) Masked() *Config {
 			continue
 		}
 		shown := *machine
-		shown.Args = slices.Clone(machine.Args)
-		for k, a := range shown.Args {
-			shown.Args[k] = mask(a)
+		shown.Besides = slices.Clone(machine.Besides)
+		for _, x := range shown.Each() {
+			x.Args = slices.Clone(x.Args)
+			for k, a := range x.Args {
+				x.Args[k] = mask(a)
+			}
 		}
 		m.Groups[i].Machine = &shown
 	}

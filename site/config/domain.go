@@ -57,8 +57,7 @@ func (l *MachineLibvirt) complete(c *Config, dir string) {
 // socket's name and that of the directory in which it is made.
 const longestMachineSocket = len("/d-12345678/.nbd1234567890/s")
 
-func (s *shape) machineDomain(path string, g Group) {
-	m := g.Machine
+func (s *shape) machineDomain(path string, m *Machine) {
 	if m.Binary != "" {
 		s.wrong(path+".binary", "a domain of libvirt's names its program itself", "its definition comes from the history; take binary: out")
 	}

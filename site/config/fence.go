@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/novacron/afterimage/recovery/fence"
 )
@@ -18,6 +19,10 @@ type Fence struct {
 	// Ping is an address that is silent once the machine is off; it counts only if it
 	// answered before.
 	Ping *FencePing `yaml:"ping,omitempty"`
+	// Each is the fence of every machine of a group that has several, by its name there:
+	// all are proven off, or none is. What stands beside it sees their host.
+	Each    []Fence `yaml:"each,omitempty"`
+	Machine string  `yaml:"machine,omitempty"` // within each
 }
 
 // FenceLibvirt names a domain of another host.
@@ -65,6 +70,9 @@ func (o *FenceOf) UnmarshalText(text []byte) error {
 }
 
 func (f *Fence) complete(dir, group string) {
+	for i := range f.Each {
+		f.Each[i].complete(dir, f.Each[i].Machine)
+	}
 	if f.Libvirt != nil && f.Libvirt.Domain == "" {
 		f.Libvirt.Domain = group
 	}
@@ -83,7 +91,48 @@ func (f *Fence) complete(dir, group string) {
 }
 
 func (s *shape) fence(path string, f *Fence) {
-	if f.Libvirt == nil && len(f.Programs) == 0 {
+	if f.Machine != "" {
+		s.wrong(path+".machine", "the fence of a group names a machine", "move it into each: of fence:")
+	}
+	s.eachFence(path, f)
+	s.channels(path, f, len(f.Each) == 0)
+}
+
+// eachFence judges the fences of the machines of one group.
+func (s *shape) eachFence(path string, f *Fence) {
+	if len(f.Each) == 0 {
+		return
+	}
+	if !f.OfHost() {
+		s.wrong(path, "what stands beside each: is of no machine", "move it into each:, to the machine that it sees, or say of: host")
+	}
+	names, plugs := uniques{}, uniques{}
+	for i := range f.Each {
+		e, at := &f.Each[i], fmt.Sprintf("%s.each[%d]", path, i)
+		s.name(at+".machine", e.Machine, "what the machine is called in machines: of the other site")
+		names.add(s, at+".machine", "machine", e.Machine)
+		if e.Each != nil {
+			s.wrong(at+".each", "the fence of a machine has none within itself", "list all machines below one each:")
+		}
+		s.channels(at, e, len(f.Programs) == 0)
+		if e.Libvirt != nil { // one that is seen off twice leaves another one out
+			plugs.add(s, at+".libvirt.domain", "domain", e.Libvirt.URI+" "+e.Libvirt.Domain)
+		}
+		for k, p := range e.Programs {
+			if p.Of != OfHost {
+				plugs.add(s, fmt.Sprintf("%s.programs[%d]", at, k), "fence", strings.Join(append([]string{p.Path, p.Plug, p.Secrets}, p.Options...), " "))
+			}
+		}
+		if e.Ping != nil && e.Ping.Of != OfHost {
+			plugs.add(s, at+".ping.address", "address", e.Ping.Address)
+		}
+	}
+}
+
+// channels judges the channels to one machine; switches says that one of them has to be
+// able to switch it off.
+func (s *shape) channels(path string, f *Fence, switches bool) {
+	if switches && f.Libvirt == nil && len(f.Programs) == 0 {
 		s.absent(path+".programs", "what switches the machine off: programs: [{path: /usr/sbin/fence_ipmilan, …}] or libvirt: {uri: …}")
 	}
 	if f.Libvirt != nil && f.Libvirt.URI == "" {

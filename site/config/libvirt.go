@@ -117,6 +117,8 @@ func (s *shape) domainDisk(path string, g Group, v Volume) {
 	switch {
 	case v.Libvirt.Target == "":
 		s.absent(path+".libvirt.target", "the disk's target in the domain's definition, such as vda")
+	case g.Libvirt == nil && v.Machine != "":
+		s.report(fault.ConfigReference, s.at(path+".libvirt"), path, fmt.Sprintf("volume %q is a domain's, but machine %q is none", v.Name, v.Machine), "a disk of qemu: is qemu: {node: NAME}")
 	case g.Libvirt == nil:
 		s.report(fault.ConfigReference, s.at(path+".libvirt"), path, fmt.Sprintf("volume %q is a domain's, but the group names none", v.Name), "add to the group: libvirt: {domain: NAME}")
 	}

@@ -14,7 +14,7 @@ type Problem struct {
 	File    string     `json:"file"`
 	Line    int        `json:"line"`   // from 1
 	Column  int        `json:"column"` // from 1, in runes
-	Path    string     `json:"path"`   // such as groups[0].volumes[1].size
+	Path    string     `json:"path"`   // such as groups[0].volumes[1].size; empty of a runbook
 	What    string     `json:"what"`
 	Hint    string     `json:"hint,omitempty"`
 	Excerpt string     `json:"excerpt"` // the line, the one before it, and a caret
@@ -49,7 +49,7 @@ func (ps Problems) Fault() *fault.Error {
 	if n := len(ps) - 1; n > 0 {
 		why += fmt.Sprintf(" (and %d more)", n)
 	}
-	return &fault.Error{Code: ps[0].Code, What: what, Why: why, Hint: ps[0].Hint, Evidence: []Problem(ps), Err: ps}
+	return &fault.Error{Code: ps[0].Code, What: what, Why: why, Hint: ps[0].Hint, Evidence: ps, Err: ps}
 }
 
 // place is where something stands in the file.

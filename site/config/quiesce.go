@@ -48,7 +48,7 @@ func (s *shape) quiesce(path string, g Group) {
 	if q.Every != 0 && (time.Duration(q.Every) < time.Second || time.Duration(q.Every) > 7*24*time.Hour) {
 		s.wrong(path+".every", fmt.Sprintf("marks every %s are not possible", time.Duration(q.Every)), "between 1s and 7 days")
 	}
-	if q.Agent != "" && g.QEMU == nil {
+	if q.Agent != "" && g.QEMU == nil && len(g.Machines) == 0 {
 		s.wrong(path+".agent", "only a machine of qemu: has an agent's socket", "remove agent:; a domain's agent is reached through libvirt")
 	}
 }

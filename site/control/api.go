@@ -95,7 +95,8 @@ type Status struct {
 	Listen  string    `json:"listen,omitempty"` // bound UDP address
 	NBD     string    `json:"nbd,omitempty"`
 	Metrics string    `json:"metrics,omitempty"`
-	Time    time.Time `json:"time"` // of this status
+	Time    time.Time `json:"time"`              // of this status
+	Notices []Notice  `json:"notices,omitempty"` // of the site as a whole
 	Groups  []Group   `json:"groups"`
 	Peers   []Peer    `json:"peers"`
 }
@@ -136,6 +137,7 @@ type Group struct {
 	Notices       []Notice  `json:"notices,omitempty"`
 	Paused        *Paused   `json:"paused,omitempty"`
 	NextDrill     time.Time `json:"next_drill,omitzero"` // by schedule
+	Machines      []Guest   `json:"machines,omitempty"`  // that are captured, where they are several
 }
 
 // Words for Group.State.
@@ -162,6 +164,7 @@ const (
 // Words for GroupDetail.MachineState.
 const (
 	MachineRuns    = "running"
+	MachinePartly  = "running in part" // of several
 	MachineOff     = "not running"
 	MachineUnknown = "unknown"
 )
@@ -223,28 +226,42 @@ type GroupDetail struct {
 	Lineage    []Interval `json:"lineage"`
 	Branches   []Branch   `json:"branches"`
 	Conflict   string     `json:"conflict,omitempty"`
+	// Others is what other programs cannot do to the group's domain while it is captured.
+	Others string `json:"others,omitempty"`
 
 	Retention   Retention   `json:"retention"`
 	Usage       Usage       `json:"usage"`
 	Maintenance Maintenance `json:"maintenance"`
 	Holds       []Hold      `json:"holds,omitempty"`
 	Pins        []Pin       `json:"pins,omitempty"`
+	Timing      *Timing     `json:"timing,omitempty"` // of drills and failovers here
+	Skipped     []Skipped   `json:"skipped,omitempty"`
 
 	// Machine is what a failover here starts.
 	Machine      string `json:"machine,omitempty"`
 	MachineState string `json:"machine_state,omitempty"` // see the Machine words
 	MachinePID   int    `json:"machine_pid,omitempty"`
+	// Seen is each machine that a failover here starts, where they are several.
+	Seen []MachineSeen `json:"machines_seen,omitempty"`
+}
+
+// MachineSeen is one of several machines that a failover here starts.
+type MachineSeen struct {
+	Name  string `json:"name"`
+	State string `json:"state"` // see the Machine words
+	PID   int    `json:"pid,omitempty"`
 }
 
 // Volume is one disk.
 type Volume struct {
-	Name   string `json:"name"`
-	ID     string `json:"id"`
-	Size   int64  `json:"size_bytes"`
-	Kind   string `json:"kind"`             // embedded, tapped, replica
-	State  string `json:"state,omitempty"`  // of its tracker
-	Export string `json:"export,omitempty"` // NBD URI while it is served
-	Cause  string `json:"cause,omitempty"`
+	Name    string `json:"name"`
+	ID      string `json:"id"`
+	Size    int64  `json:"size_bytes"`
+	Kind    string `json:"kind"`              // embedded, tapped, replica
+	Machine string `json:"machine,omitempty"` // whose disk it is, where the group captures several
+	State   string `json:"state,omitempty"`   // of its tracker
+	Export  string `json:"export,omitempty"`  // NBD URI while it is served
+	Cause   string `json:"cause,omitempty"`
 	// Capture is how a disk that is tapped is followed; Since and Detail are of the state.
 	Capture string    `json:"capture,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
@@ -257,13 +274,44 @@ type Volume struct {
 	ModeWhy   string    `json:"mode_why,omitempty"`
 	Effect    string    `json:"effect,omitempty"`
 	Cycles    *Cycles   `json:"cycles,omitempty"` // bitmap
+	Added     *Added    `json:"added,omitempty"`  // per write, once there were any
+	Local     *Local    `json:"local,omitempty"`  // where its machine has it open itself, after a failover
+}
+
+// Local is a disk that was handed to the machine which was started from it.
+type Local struct {
+	Image string    `json:"image"`
+	Since time.Time `json:"since"`
+	Pause float64   `json:"pause_seconds"` // that the guest stood still for it
+}
+
+// Added is what capture adds to a guest's writes on this side: from a write's arrival to
+// its answer, since the daemon began to capture. What QEMU takes to send it is not in it.
+type Added struct {
+	Writes uint64  `json:"writes"`
+	P50    float64 `json:"p50_seconds"`
+	P99    float64 `json:"p99_seconds"`
+	Max    float64 `json:"max_seconds"`
+}
+
+// Guest is one of several machines whose disks a group captures: how the disk that is
+// furthest from points is followed.
+type Guest struct {
+	Name    string    `json:"name"`
+	Volumes int       `json:"volumes"`
+	Mode    string    `json:"mode"` // see Volume
+	State   string    `json:"state,omitempty"`
+	Since   time.Time `json:"since,omitzero"` // of Mode
+	Why     string    `json:"why,omitempty"`
+	Effect  string    `json:"effect,omitempty"`
 }
 
 // Cycles are a machine's bitmap cycles since its tracker began.
 type Cycles struct {
 	EverySeconds float64 `json:"every_seconds"`
 	Points       uint64  `json:"points"`
-	Refused      uint64  `json:"refused"` // without a point
+	Refused      uint64  `json:"refused"`                         // without a point
+	LongestPause float64 `json:"longest_pause_seconds,omitempty"` // that several machines stood still for a point
 }
 
 // Resync is what it cost to bring a volume back to what its disk holds.
@@ -319,6 +367,8 @@ type PointsQuery struct {
 	// From and To bound the times of what is listed; zero: no bound.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
+
+	Branches bool `json:"branches,omitempty"` // also what lies beside the lineage
 }
 
 // Points are a group's points and why they are kept, gaps, marks and pins, oldest
@@ -335,6 +385,34 @@ type Points struct {
 	Changes  []Change  `json:"changes"` // of what the points are of
 	// Suspect are stretches in which a volume was written as if it were being encrypted.
 	Suspect []Suspicion `json:"suspect,omitempty"`
+	// Abandoned are what lies beside the lineage, if that was asked for.
+	Abandoned []Abandoned `json:"abandoned,omitempty"`
+	// Skipped is what catch-ups left out here.
+	Skipped []Skipped `json:"skipped,omitempty"`
+}
+
+// Abandoned is a branch, or the tail of one, that the group's history does not go
+// through: after a rewind, a rollback, or a failover behind its end.
+type Abandoned struct {
+	Epoch  uint64    `json:"epoch"`
+	ID     string    `json:"id"`
+	Site   string    `json:"site"`
+	Begun  time.Time `json:"begun"`
+	First  uint64    `json:"first"` // records
+	Last   uint64    `json:"last"`
+	Newest *Point    `json:"newest,omitempty"` // point in it; absent: none is left
+	At     string    `json:"at,omitempty"`     // that names it
+}
+
+// Skipped are the records between two, which came here as one delta: none of them is a
+// point here.
+type Skipped struct {
+	After uint64    `json:"after_seq"` // 0: the beginning
+	To    Point     `json:"to"`        // where it led
+	At    time.Time `json:"at"`        // when it came
+	Peer  string    `json:"peer"`      // from where
+	// Left is how many of them are points there still; nil: it was not asked, or does not say.
+	Left *uint64 `json:"left,omitempty"`
 }
 
 // Change is a record of a volume or of a machine's definition: what the points from

@@ -54,7 +54,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
-		return nil, &fault.Error{Code: fault.Interrupted, What: what, Why: context.Cause(ctx).Error(), Err: ctx.Err()}
+		return nil, interrupted(ctx, what, path)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, &fault.Error{Code: fault.DaemonAbsent, What: what, Why: "nothing listens there", Err: err}
 	case errors.Is(err, fs.ErrPermission):
@@ -115,7 +115,7 @@ func (c *Client) follow(ctx context.Context, path string, body any, progress fun
 		err := d.Decode(&l)
 		switch {
 		case err != nil && ctx.Err() != nil:
-			return &fault.Error{Code: fault.Interrupted, What: "wait for the daemon", Why: context.Cause(ctx).Error(), Err: ctx.Err()}
+			return interrupted(ctx, "wait for the daemon", path)
 		case err != nil:
 			return fault.Wrap(fault.ControlBroken, "read the daemon's answer", err)
 		case l.Error != nil:
@@ -134,6 +134,23 @@ func (c *Client) follow(ctx context.Context, path string, body any, progress fun
 			return fault.Wrap(fault.ControlBroken, "read the daemon's answer", err)
 		}
 	}
+}
+
+// outliving is where to look for what became of a request that the daemon does not give
+// up because its caller has gone.
+var outliving = map[string]string{
+	"/v1/failover": "group show", "/v1/handover": "group show", "/v1/decision": "group show", "/v1/rewind": "group show",
+	"/v1/runbook/run": "runbook list and runbook show", "/v1/run/resume": "runbook show", "/v1/run/abort": "runbook show",
+}
+
+// interrupted is the fault of a caller that did not wait for the answer. Who repeats what
+// goes on would order it twice.
+func interrupted(ctx context.Context, what, path string) error {
+	e := &fault.Error{Code: fault.Interrupted, What: what, Why: context.Cause(ctx).Error(), Err: ctx.Err()}
+	if look, ok := outliving[path]; ok {
+		return e.Advise("The daemon goes on with what it has begun: %s tells how it ends. Do not repeat the command before that.", look)
+	}
+	return e
 }
 
 func each[T any](f func(T)) func(json.RawMessage) error {

@@ -47,4 +47,8 @@ type ReportVerdict struct {
 	By       string    `json:"anchored_by"`
 	ByPin    string    `json:"anchored_by_pin"`
 	Anchored time.Time `json:"anchored_at"`
+	// What was compared with a pin that the caller gave. What was not proves nothing
+	// about who wrote it: anybody can make a key.
+	PinChecked   bool `json:"pin_checked"`
+	ByPinChecked bool `json:"anchored_by_pin_checked"`
 }

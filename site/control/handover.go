@@ -8,6 +8,11 @@ type HandoverRequest struct {
 	// Quiesce "app" freezes the guest's file systems first and marks the last point;
 	// empty: the machine is off before, or shut down by whoever asks.
 	Quiesce string `json:"quiesce,omitempty"`
+	// Shutdown asks the guest of the machine that runs there to switch itself off first;
+	// it may take ShutdownSeconds, 0: a default. Where the handover does not come about
+	// the machine is started again. Without it a machine that runs is an objection.
+	Shutdown        bool    `json:"shutdown,omitempty"`
+	ShutdownSeconds float64 `json:"shutdown_seconds,omitempty"`
 	// Patience is how long the peer may take to hold all; 0: a default.
 	Patience  float64 `json:"patience_seconds,omitempty"`
 	NoMachine bool    `json:"no_machine,omitempty"` // start no machine there
@@ -51,8 +56,11 @@ type HandedOver struct {
 const (
 	VerbCommit    = "commit"    // what was failed over stays
 	VerbRollback  = "rollback"  // it does not: the old primary goes on
+	VerbRejoin    = "rejoin"    // a replica begins again with what it has in common with a peer
 	VerbReprotect = "reprotect" // peers that went another way follow this site
 	VerbResolve   = "resolve"   // of two histories one is kept
+
+	VerbStandDown = "stand-down" // this site gives the group up and signs that it did
 )
 
 // DecisionRequest asks what a decision means, or for it.
@@ -75,10 +83,12 @@ type Decision struct {
 	Epoch uint64 `json:"epoch"`
 	// Fork is where the histories part, Loss what the one that is not kept holds
 	// beyond it; it stays readable as Branch.
-	Fork     *Point   `json:"fork,omitempty"`
-	Loss     *Loss    `json:"loss,omitempty"`
-	Branch   *Branch  `json:"branch,omitempty"`
-	Sides    []Side   `json:"sides,omitempty"` // both histories, of a divergence
+	Fork   *Point  `json:"fork,omitempty"`
+	Loss   *Loss   `json:"loss,omitempty"`
+	Branch *Branch `json:"branch,omitempty"`
+	Sides  []Side  `json:"sides,omitempty"` // both histories, of a divergence
+	// Aside is the name by which what a rejoin sets aside can be read.
+	Aside    string   `json:"aside,omitempty"`
 	Steps    []string `json:"steps"`
 	Warnings []string `json:"warnings,omitempty"`
 	Refused  []string `json:"refused,omitempty"`
@@ -86,8 +96,11 @@ type Decision struct {
 	// Done says that it was carried out; Following are the peers that follow since,
 	// Away those that will when they are back.
 	Done      bool     `json:"done"`
+	Report    string   `json:"report,omitempty"`
 	Following []string `json:"following,omitempty"`
 	Away      []string `json:"away,omitempty"`
+	// Statement is what a site signed that stood down.
+	Statement string `json:"statement,omitempty"`
 }
 
 // Side is one site's history of a group that has two.

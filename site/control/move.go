@@ -15,7 +15,12 @@ type Moves interface {
 // MoveRequest says which disks go where.
 type MoveRequest struct {
 	Group string `json:"group"`
-	To    string `json:"to"` // a directory, absolute
+	To    string `json:"to"` // a directory, absolute; may be empty if all disks have devices
+	// Devices are block devices, absolute, that disks go onto instead, by volume name.
+	Devices map[string]string `json:"devices,omitempty"`
+	// Pivot hands the disks to the machine afterwards: its QEMU has the images open
+	// itself, and is tapped.
+	Pivot bool `json:"pivot,omitempty"`
 }
 
 // Moved tells where they lie.
@@ -23,6 +28,8 @@ type Moved struct {
 	Group   string        `json:"group"`
 	Seconds float64       `json:"seconds"`
 	Volumes []MovedVolume `json:"volumes"`
+	// Unprotected is why the machine, which has its disks, is not protected yet.
+	Unprotected string `json:"unprotected,omitempty"`
 }
 
 // MovedVolume is one disk.
@@ -32,6 +39,7 @@ type MovedVolume struct {
 	Bytes  int64   `json:"bytes"`
 	Pause  float64 `json:"pause_seconds"` // that its writes waited at the end
 	Before bool    `json:"before"`        // it lay there already
+	Local  *Local  `json:"local,omitempty"`
 }
 
 func (s *Server) moves(m *http.ServeMux) {

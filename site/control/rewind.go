@@ -31,7 +31,8 @@ type RewindPlan struct {
 	Bytes    int64          `json:"given_up_bytes"`
 	Volumes  []RewindVolume `json:"volumes"`
 	Machine  string         `json:"machine,omitempty"` // runs, and is turned off
-	Undo     string         `json:"undo,omitempty"`    // --at that leads back
+	StaysOff bool           `json:"stays_off,omitempty"`
+	Undo     string         `json:"undo,omitempty"` // --at that leads back
 	Steps    []string       `json:"steps"`
 	Warnings []string       `json:"warnings,omitempty"`
 	Refused  []string       `json:"refused,omitempty"` // --force overrides

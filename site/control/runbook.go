@@ -45,9 +45,11 @@ type RunbookPlan struct {
 	Expected *float64      `json:"expected_seconds,omitempty"` // by earlier runs; absent: none was measured
 	Unknown  int           `json:"unmeasured_steps"`
 	Failover []Plan        `json:"failovers,omitempty"` // what each group loses, of an unplanned one
-	Warnings []string      `json:"warnings,omitempty"`
-	Refused  []string      `json:"refused,omitempty"` // --force overrides
-	Text     string        `json:"text"`              // the plan for a person
+	// Handover is what each group goes through, of a planned one and of a failback.
+	Handover []HandoverPlan `json:"handovers,omitempty"`
+	Warnings []string       `json:"warnings,omitempty"`
+	Refused  []string       `json:"refused,omitempty"` // --force overrides
+	Text     string         `json:"text"`              // the plan for a person
 }
 
 // RunbookStep is a step and where it stands.

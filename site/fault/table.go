@@ -99,6 +99,7 @@ const (
 	PeerAhead       Code = "AI-E0707"
 	NotFenced       Code = "AI-E0708"
 	DrillLeft       Code = "AI-E0709"
+	TailTrouble     Code = "AI-E0710"
 
 	HandoverTrouble Code = "AI-E0721"
 	RoleForbids     Code = "AI-E0722"
@@ -106,6 +107,7 @@ const (
 	RewindRefused    Code = "AI-E0731"
 	RewindBehindFork Code = "AI-E0732"
 	RewindElsewhere  Code = "AI-E0733"
+	RewindUnfinished Code = "AI-E0734"
 
 	BisectBounds  Code = "AI-E0741"
 	BisectCheck   Code = "AI-E0742"

@@ -161,7 +161,7 @@ func (x *protected) snapshotAndCommit() {
 	x.virsh("snapshot-create-as", "web", "s1", "--disk-only", "--no-metadata", "--atomic")
 	x.stamps(3)
 	x.command("group", "resume", "g")
-	x.awaitState(control.StateSynced)
+	x.awaitState(x.state)
 	x.stamps(3)
 	x.command("group", "pause", "g", "--for", "1h", "--reason", "its commit")
 	for _, disk := range strings.Fields(x.virsh("domblklist", "web", "--details"))[4:] {
@@ -215,7 +215,7 @@ func (x *protected) qemuKilled() {
 	}
 	x.until("the break is seen", func(ctx context.Context) bool {
 		st, err := x.api.Status(ctx)
-		return err == nil && st.Groups[0].State != control.StateSynced && !strings.Contains(x.virsh("list", "--all", "--name"), "web")
+		return err == nil && st.Groups[0].State != x.state && !strings.Contains(x.virsh("list", "--all", "--name"), "web")
 	})
 	x.boot()
 }
@@ -226,7 +226,7 @@ func (x *protected) awaitCovered(volume string, yes bool) {
 	x.until(fmt.Sprintf("points cover %s: %v", volume, yes), func(ctx context.Context) bool {
 		ps, err := x.api.Points(ctx, control.PointsQuery{Group: "g"})
 		n := len(ps.Spans)
-		if err != nil || n == 0 || !ps.Spans[n-1].Open || len(ps.Kept) == 0 {
+		if err != nil || n == 0 || !ps.Spans[n-1].Open && x.state != control.StateCycles || len(ps.Kept) == 0 {
 			return false
 		}
 		return slices.Contains(ps.Kept[len(ps.Kept)-1].Volumes, volume) == yes

@@ -186,6 +186,12 @@ func (d *daemon) awaitState(state string) {
 // until asks ok again and again, for as long as patience.
 func (d *daemon) until(what string, ok func(context.Context) bool) {
 	d.t.Helper()
+	d.within(patience, what, ok)
+}
+
+// within is until for what takes its time.
+func (d *daemon) within(patience time.Duration, what string, ok func(context.Context) bool) {
+	d.t.Helper()
 	ctx, stop := context.WithTimeout(d.t.Context(), patience)
 	defer stop()
 	tick := time.NewTicker(10 * time.Millisecond)

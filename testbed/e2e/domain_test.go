@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,7 @@ type protected struct {
 	xml     string
 	first   uint64 // stamp of the newest load
 	third   uint64 // the first stamp that the disk vdc has of its own; 0: none yet
+	state   string // of the group while it is protected as it should be
 
 	peer *daemon // gets what is recorded; nil: there is none
 	link *link.Link
@@ -63,7 +65,10 @@ func newProtected(t *testing.T, capture string, peer *daemon) *protected {
 		scale.Missing(t, fmt.Sprintf("no guest: %v", err))
 	}
 	d := libvirtd.Start(t)
-	x := &protected{daemon: newDaemon(t, "a"), libvirt: d, peer: peer}
+	x := &protected{daemon: newDaemon(t, "a"), libvirt: d, peer: peer, state: control.StateSynced}
+	if strings.Contains(capture, "bitmap") {
+		x.state = control.StateCycles
+	}
 	kernel, initrd := d.Path("kernel"), d.Path("initrd")
 	for from, to := range map[string]string{image.Kernel: kernel, image.Initrd: initrd} {
 		b, err := os.ReadFile(from)
@@ -253,25 +258,35 @@ func (x *protected) judgeStamps(images map[string][]byte) (highest uint64, err e
 // it, and judges each; stamps may only rise with the points.
 func (x *protected) judgePoints(rng *rand.Rand, which control.Span, n int) {
 	x.t.Helper()
-	type reading struct{ seq, stamp uint64 }
-	var all []reading
+	j := judgement{protected: x}
 	for range n {
-		seq := which.First.Seq + rng.Uint64N(which.Last.Seq-which.First.Seq+1)
-		images, _, err := x.beginnings(fmt.Sprintf("#%d.%d", which.First.Epoch, seq), domainSlots*stamp.Size)
-		if err != nil {
-			x.t.Fatal(err)
-		}
-		k, err := x.judgeStamps(images)
-		if err != nil {
-			x.t.Fatalf("point #%d.%d: %v", which.First.Epoch, seq, err)
-		}
-		for _, o := range all {
-			if o.seq < seq && o.stamp > k || o.seq > seq && o.stamp < k {
-				x.t.Fatalf("point #%d holds stamp %d, and #%d stamp %d", seq, k, o.seq, o.stamp)
-			}
-		}
-		all = append(all, reading{seq, k})
+		j.point(which.First.Epoch, which.First.Seq+rng.Uint64N(which.Last.Seq-which.First.Seq+1))
 	}
+}
+
+// judgement is that of several points of one lineage.
+type judgement struct {
+	*protected
+	seen []struct{ seq, stamp uint64 }
+}
+
+// point reads one of them and judges it.
+func (j *judgement) point(epoch, seq uint64) {
+	j.t.Helper()
+	images, _, err := j.beginnings(fmt.Sprintf("#%d.%d", epoch, seq), domainSlots*stamp.Size)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	k, err := j.judgeStamps(images)
+	if err != nil {
+		j.t.Fatalf("point #%d.%d: %v", epoch, seq, err)
+	}
+	for _, o := range j.seen {
+		if o.seq < seq && o.stamp > k || o.seq > seq && o.stamp < k {
+			j.t.Fatalf("point #%d holds stamp %d, and #%d stamp %d", seq, k, o.seq, o.stamp)
+		}
+	}
+	j.seen = append(j.seen, struct{ seq, stamp uint64 }{seq, k})
 }
 
 // spans are the newest one and the one before it.

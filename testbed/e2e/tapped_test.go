@@ -30,6 +30,14 @@ type tapped struct {
 // newTapped fills the machine's disk and starts the site.
 func newTapped(t *testing.T, m *cbttest.Machine, rng *rand.Rand) *tapped {
 	t.Helper()
+	x := prepareTapped(t, m, rng)
+	x.startSynced()
+	return x
+}
+
+// prepareTapped is newTapped, and starts nothing: the site reads the disk through m.NBD.
+func prepareTapped(t *testing.T, m *cbttest.Machine, rng *rand.Rand) *tapped {
+	t.Helper()
 	x := &tapped{daemon: newDaemon(t, "a"), machine: m, size: m.Disks[0].Bytes, metrics: port.Address(t)}
 	x.configure(fmt.Sprintf(`site: a
 data: %s
@@ -51,7 +59,6 @@ groups:
 			t.Fatal(err)
 		}
 	}
-	x.startSynced()
 	x.disk = m.Image(t, "disk")
 	return x
 }
@@ -59,21 +66,27 @@ groups:
 // reread is how many bytes this life of the daemon has read from the live disk.
 func (x *tapped) reread() int64 {
 	x.t.Helper()
+	return int64(x.metric("afterimage_resync_read_bytes_total"))
+}
+
+// metric is one of the daemon's.
+func (x *tapped) metric(want string) float64 {
+	x.t.Helper()
 	resp, err := http.Get("http://" + x.metrics + "/metrics")
 	if err != nil {
 		x.t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if name, value, ok := strings.Cut(lines.Text(), " "); ok && strings.HasPrefix(name, "afterimage_resync_read_bytes_total") {
+		if name, value, ok := strings.Cut(lines.Text(), " "); ok && strings.HasPrefix(name, want+"{") {
 			n, err := strconv.ParseFloat(value, 64)
 			if err != nil {
 				x.t.Fatal(err)
 			}
-			return int64(n)
+			return n
 		}
 	}
-	x.t.Fatal("no metric afterimage_resync_read_bytes_total")
+	x.t.Fatalf("no metric %s", want)
 	return 0
 }
 

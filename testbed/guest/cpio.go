@@ -9,6 +9,7 @@ import (
 const (
 	modeFile = 0o100000
 	modeDir  = 0o040000
+	modeLink = 0o120000 // its data is where it leads
 	modeChar = 0o020000
 )
 

@@ -2,6 +2,8 @@ package libvirtd
 
 import (
 	"bytes"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -101,7 +103,8 @@ func (d *Daemon) configure() error {
 		}
 	}
 	files := map[string]string{
-		"config/libvirt/libvirtd.conf": fmt.Sprintf("unix_sock_dir = %q\nauth_unix_rw = \"none\"\n", filepath.Dir(d.Socket)),
+		// An id of its own, or nothing could be migrated between two of them.
+		"config/libvirt/libvirtd.conf": fmt.Sprintf("unix_sock_dir = %q\nauth_unix_rw = \"none\"\nhost_uuid = %q\n", filepath.Dir(d.Socket), newUUID()),
 		"config/libvirt/qemu.conf": "security_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n" +
 			"remember_owner = 0\nstdio_handler = \"file\"\n", // file: no virtlogd is needed
 	}
@@ -119,6 +122,14 @@ func (d *Daemon) configure() error {
 		}
 		return os.Chown(p, nobody, nobody)
 	})
+}
+
+// newUUID draws one at random.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // answers returns once the socket takes connections.
@@ -149,22 +160,22 @@ func (d *Daemon) Kill() {
 	<-d.done
 }
 
-// killMachines ends what libvirtd left running, told by its pid files and
-// checked against the processes' command lines.
+// killMachines ends what libvirtd left running: machines, and QEMUs that it was asking
+// for what they can do when it was killed. They are told by Dir in their command lines.
 func (d *Daemon) killMachines(t testing.TB) {
-	files, _ := filepath.Glob(filepath.Join(d.Dir, "run/libvirt/qemu/run/*.pid"))
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
-		b, err := os.ReadFile(f)
-		pid, errPid := strconv.Atoi(strings.TrimSpace(string(b)))
-		if err != nil || errPid != nil {
+		line, err := os.ReadFile(f)
+		program, args, _ := bytes.Cut(line, []byte{0})
+		if err != nil || !strings.HasPrefix(filepath.Base(string(program)), "qemu") || !bytes.Contains(args, []byte(d.Dir+"/")) {
 			continue
 		}
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !bytes.Contains(line, []byte(d.Dir)) {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
 			continue
 		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Errorf("kill machine %s: %v", filepath.Base(f), err)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Errorf("kill %s, process %d: %v", program, pid, err)
 		}
 	}
 }

@@ -3,6 +3,7 @@
 //
 //	go test ./...                        sweeps at a twentieth, guests if the tools are there
 //	go test -race ./...                  sweeps at a fiftieth, no guests
+//	go test -race -short ./...           some of them at a 250th
 //	AFTERIMAGE_SWEEPS=1 go test ./...    sweeps whole
 //	AFTERIMAGE_LONG=1 as well            sweeps that can go on for ever, fifty times as long
 //	AFTERIMAGE_TESTBED=1 or CI set       a missing tool fails a test instead of skipping it
@@ -48,12 +49,34 @@ func Long(n int) int {
 	return Scale(n)
 }
 
+// Brief reports whether a test is to show races and no more, soon: -race with -short.
+func Brief() bool { return Race && testing.Short() }
+
+// Few is Long for a sweep whose cases are judged one by one, so that none in particular
+// has to come up: when Brief, it is a fifth of that.
+func Few(n int) int {
+	if Brief() {
+		return max(Scale(n)/5, 1)
+	}
+	return Long(n)
+}
+
 // Counted prints how many cases a test went through, in the form that
 // testbed/check collects, and fails t below the number it must reach: atLeast in
 // a whole sweep, Scale(atLeast) otherwise. name is the one in counted.txt.
 func Counted(t testing.TB, name string, n, atLeast int) {
 	t.Helper()
-	need := Scale(atLeast)
+	counted(t, name, n, Scale(atLeast))
+}
+
+// CountedFew is Counted for a sweep whose size is of Few: when Brief it must reach that.
+func CountedFew(t testing.TB, name string, n, atLeast int) {
+	t.Helper()
+	counted(t, name, n, min(Scale(atLeast), Few(atLeast)))
+}
+
+func counted(t testing.TB, name string, n, need int) {
+	t.Helper()
 	t.Log(Line(name, n, need))
 	if n < need {
 		t.Errorf("%s went through %d cases, need %d", name, n, need)
@@ -89,6 +112,15 @@ func Missing(t testing.TB, what string) {
 		t.Fatalf("%s; testbed/check installs it", what)
 	}
 	t.Skipf("%s; testbed/check installs it", what)
+}
+
+// Lasting is the first line of a test that has to go on for long, and why: it skips
+// with -short. testbed/check runs it with and without the race detector.
+func Lasting(t testing.TB, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip(why + ", which is not for -short")
+	}
 }
 
 // Guest is the first line of a test that boots a guest: it skips under the race

@@ -45,11 +45,27 @@ func TestLongIsFiftyTimes(t *testing.T) {
 	}
 }
 
+func TestFewIsAFifthWhenBrief(t *testing.T) {
+	t.Setenv("AFTERIMAGE_SWEEPS", "")
+	t.Setenv("AFTERIMAGE_LONG", "")
+	want := Scale(20000)
+	if Brief() {
+		want /= 5
+	}
+	if got := Few(20000); got != want || Few(1) != 1 {
+		t.Errorf("Few(20000) = %d, want %d; Few(1) = %d", got, want, Few(1))
+	}
+}
+
 func TestCountedFailsBelowItsNumber(t *testing.T) {
 	t.Setenv("AFTERIMAGE_SWEEPS", "")
 	short, enough := &witness{}, &witness{}
-	Counted(short, "cases", 9, 10*fraction())
-	Counted(enough, "cases", 10, 10*fraction())
+	least := 10 * fraction()
+	if Brief() {
+		least *= 5
+	}
+	Counted(short, "cases", 9, least)
+	Counted(enough, "cases", 10, least)
 	if !short.failed || enough.failed {
 		t.Errorf("9 of 10 failed %v, 10 of 10 failed %v", short.failed, enough.failed)
 	}

@@ -31,6 +31,8 @@ type stream struct {
 
 	changed *sync.Cond
 	err     error // given up
+	over    bool
+	gone    chan struct{} // closed when it is over
 
 	writes  bool
 	posted  uint64
@@ -54,7 +56,7 @@ func (m *moment) passed() bool { return !m.at.IsZero() && !time.Now().Before(m.a
 
 func newStreams(c *conn, number uint64, kind, limit int) (ours, theirs *stream) {
 	make1 := func(c *conn) *stream {
-		s := &stream{c: c, number: number, limit: limit}
+		s := &stream{c: c, number: number, limit: limit, gone: make(chan struct{})}
 		s.changed = sync.NewCond(&c.at.n.mu)
 		c.halves = append(c.halves, s)
 		return s
@@ -66,7 +68,15 @@ func newStreams(c *conn, number uint64, kind, limit int) (ours, theirs *stream) 
 	return ours, theirs
 }
 
-func (s *stream) wakeLocked() { s.changed.Broadcast() }
+func (s *stream) wakeLocked() {
+	s.changed.Broadcast()
+	if s.whyLocked() != nil && !s.over {
+		s.over = true
+		close(s.gone)
+	}
+}
+
+func (s *stream) Gone() <-chan struct{} { return s.gone }
 
 // whyLocked is why nothing can be done with s any more.
 func (s *stream) whyLocked() error {

@@ -121,6 +121,15 @@ func testIndependence(t *testing.T, open Open) {
 	}
 }
 
+func (p *pair) gone(what string, lane transport.SendLane) {
+	p.Helper()
+	select {
+	case <-lane.Gone():
+	case <-p.ctx.Done():
+		p.Errorf("%s is not gone", what)
+	}
+}
+
 func testCancel(t *testing.T, open Open) {
 	p := newConn(t, open)
 	out, in := p.lane([]byte("x"))
@@ -128,6 +137,18 @@ func testCancel(t *testing.T, open Open) {
 	if _, err := in.Read(make([]byte, 1)); err == nil || err == io.EOF {
 		t.Errorf("read of a lane that its writer gave up: %v", err)
 	}
+	p.gone("a lane that its writer gave up", out)
+	out, in = p.lane([]byte("y"))
+	select {
+	case <-out.Gone():
+		t.Error("a lane that is read is gone")
+	default:
+	}
+	in.Cancel()
+	p.gone("a lane that its reader gave up", out)
+	out, _ = p.lane([]byte("z"))
+	defer p.gone("a lane of a connection that has ended", out)
+	defer p.called.Close(1, "bye")
 	s, err := p.caller.Ask(p.ctx)
 	if err != nil {
 		t.Fatal(err)

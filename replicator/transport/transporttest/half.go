@@ -18,6 +18,7 @@ var (
 // half is one direction of a stream: a bounded queue of bytes.
 type half struct {
 	limit int
+	gone  chan struct{} // closed with err
 
 	mu      sync.Mutex // guards all below
 	changed *sync.Cond
@@ -37,7 +38,7 @@ type moment struct {
 func (m *moment) passed() bool { return !m.at.IsZero() && !time.Now().Before(m.at) }
 
 func newHalf(limit int) *half {
-	h := &half{limit: limit}
+	h := &half{limit: limit, gone: make(chan struct{})}
 	h.changed = sync.NewCond(&h.mu)
 	return h
 }
@@ -104,6 +105,7 @@ func (h *half) fail(err error) {
 	defer h.mu.Unlock()
 	if h.err == nil {
 		h.err = err
+		close(h.gone)
 	}
 	h.changed.Broadcast()
 }
@@ -154,6 +156,8 @@ func (s stream) Close() error {
 	s.out.end()
 	return nil
 }
+
+func (s stream) Gone() <-chan struct{} { return s.out.gone }
 
 func (s stream) Cancel() {
 	for _, h := range []*half{s.in, s.out} {

@@ -27,6 +27,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -46,6 +48,14 @@ func (p *port) say(format string, args ...any) {
 }
 
 func main() {
+	if filepath.Base(os.Args[0]) == "shutdown" { // the agent was asked to end the guest
+		if err := unix.Kill(1, unix.SIGTERM); err != nil {
+			fmt.Printf("error shutdown: %v\n", err)
+		}
+		return
+	}
+	ending := make(chan os.Signal, 1)
+	signal.Notify(ending, unix.SIGTERM)
 	tty, err := boot()
 	if err != nil {
 		fmt.Printf("error boot: %v\n", err)
@@ -65,12 +75,26 @@ func main() {
 	for order := range strings.SplitSeq(os.Getenv("afterimage"), ";") {
 		m.obey(order)
 	}
-	lines := bufio.NewScanner(tty)
-	for lines.Scan() {
-		m.obey(lines.Text())
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		s := bufio.NewScanner(tty)
+		for s.Scan() {
+			lines <- s.Text()
+		}
+		console.say("error console: %v", s.Err())
+	}()
+	for {
+		select {
+		case line, open := <-lines:
+			if !open {
+				poweroff()
+			}
+			m.obey(line)
+		case <-ending:
+			m.obey("poweroff")
+		}
 	}
-	console.say("error console: %v", lines.Err())
-	poweroff()
 }
 
 // poweroff does not return.
