@@ -55,3 +55,54 @@ func TestMisplacedFrameHidesNoDamage(t *testing.T) {
 		t.Fatalf("the point does not read and is not called invalid, %v: found were %v", err, found)
 	}
 }
+
+// Promise 6: so does the first frame of an epoch that stands in the place of one of the
+// epoch before: it goes on from no record, and hides none.
+func TestMisplacedEpochHidesNoDamage(t *testing.T) {
+	mem := vfs.NewMem()
+	v := volume("a", 1<<20)
+	o := Options{FS: mem, Create: newIdentity()}
+	j := start(t, "j", o)
+	w := beginWith(t, j.Journal, v)
+	data := make([]byte, 512)
+	for i := range data {
+		data[i] = byte(i%7) + 1
+	}
+	written := Position{w.epoch.ID, put(t, w, v, 2048, data)} // in the page of its frame's header
+	must(t, w.WaitDurable(soon(t)))
+	old, err := j.frameOf(soon(t), written)
+	must(t, err)
+	put(t, w, v, 4096, data)
+	must(t, w.WaitDurable(soon(t)))
+	j.close()
+	j = start(t, "j", o)
+	w, err = j.BeginEpoch(soon(t), "a", written, 0)
+	must(t, err)
+	must(t, w.WaitDurable(soon(t)))
+	opening, err := j.frameOf(soon(t), Position{w.epoch.ID, written.Seq + 1})
+	must(t, err)
+	put(t, w, v, 0, make([]byte, 1<<20)) // an opening looks at no more than the end
+	must(t, w.WaitDurable(soon(t)))
+	path := j.segs.path(old.segment)
+	j.close()
+	if old.h.Bytes != pageBytes || opening.h.Bytes != pageBytes || opening.segment != old.segment || opening.h.First != written.Seq+1 {
+		t.Fatalf("frames of %d and %d bytes in segments %d and %d, the second from record %d on", old.h.Bytes, opening.h.Bytes, old.segment, opening.segment, opening.h.First)
+	}
+	b := contentOf(t, mem, path)
+	one := bytes.Clone(b[old.offset : old.offset+pageBytes])
+	copy(b[old.offset:old.offset+pageBytes], b[opening.offset:opening.offset+pageBytes])
+	copy(b[opening.offset:opening.offset+pageBytes], one)
+	replaceFile(t, mem, path, b)
+
+	j = start(t, "j", o)
+	found, err := j.Verify(soon(t), nil)
+	must(t, err)
+	if _, err := readAs(t, j.Journal, written, v); err == nil {
+		t.Fatal("the point reads with another epoch's frame in its record's place")
+	}
+	l, err := j.lineageAt(written)
+	must(t, err)
+	if why, err := j.invalidAt(l); err != nil || why == "" {
+		t.Fatalf("the point does not read and is not called invalid, %v: found were %v", err, found)
+	}
+}

@@ -60,7 +60,10 @@ func (j *Journal) Scrub(ctx context.Context, o Scrub) ([]DamageError, error) {
 			v.known = false
 			continue
 		}
-		if err := v.segment(ctx, n); err != nil && !errors.Is(err, ErrReclaimed) {
+		switch err := v.segment(ctx, n); {
+		case errors.Is(err, ErrReclaimed): // under our hands
+			v.known = false
+		case err != nil:
 			return v.found, fmt.Errorf("verify segment %s: %w", segmentName(n), err)
 		}
 	}
@@ -464,6 +467,9 @@ func (j *Journal) unfolded() (bool, error) {
 // follow checks that a frame goes on from the last one and sets the chain value
 // before it.
 func (v *verifier) follow(ctx context.Context, n uint64, h frameHeader, first *record) error {
+	if v.known && v.last.Seq > 0 {
+		v.inOrder(n, h)
+	}
 	if sm, ok, err := v.j.sampleBefore(ctx, v.j.ordinalOf(h.Epoch), h.First); err != nil {
 		return err
 	} else if ok && sm.segment == n && sm.offset == v.at && !sm.before.unknown(h.First) {
@@ -484,11 +490,29 @@ func (v *verifier) follow(ctx context.Context, n uint64, h frameHeader, first *r
 		v.chain, v.known, v.recent = e.Parent.Chain, true, recentFrom(e.Parent)
 		return nil
 	}
-	if h.Epoch != v.last.Epoch || h.First != v.last.Seq+1 {
-		if v.known && v.last.Seq > 0 && h.Epoch == v.last.Epoch {
-			d := v.damage(n, v.at, fmt.Sprintf("record %d follows record %d", h.First, v.last.Seq))
-			d.ranges = []fileRange{{segmentID(n), v.at, wholeFile}} // where else its cells point is not known
-		}
-	}
 	return nil
+}
+
+// inOrder reports records that are missing between the last frame and this one: it was
+// moved here. A frame of another epoch follows the last one that the epoch before it has.
+func (v *verifier) inOrder(n uint64, h frameHeader) {
+	ends := v.last.Seq
+	if h.Epoch != v.last.Epoch {
+		v.j.mu.Lock()
+		if o := v.j.ordinalLocked(v.last.Epoch); o > 0 {
+			ends = v.j.branches[o-1].Last.Seq
+		}
+		v.j.mu.Unlock()
+	}
+	var d *DamageError
+	switch {
+	case h.Epoch == v.last.Epoch && h.First != ends+1:
+		d = v.damage(n, v.at, fmt.Sprintf("record %d follows record %d", h.First, ends))
+	case h.Epoch != v.last.Epoch && ends > v.last.Seq:
+		d = v.damage(n, v.at, fmt.Sprintf("epoch %s follows record %d of %d", h.Epoch.Short(), v.last.Seq, ends))
+		d.Last = ends
+	default:
+		return
+	}
+	d.ranges = []fileRange{{segmentID(n), v.at, wholeFile}} // where else its cells point is not known
 }
