@@ -23,7 +23,7 @@ type Companion struct {
 // Each is all machines of m, alone, in the order in which they start.
 func (m Machine) Each() []Machine {
 	first := m
-	first.Besides = nil
+	first.Besides, first.Starting = nil, nil
 	out := []Machine{first}
 	for _, c := range m.Besides {
 		out = append(out, c.Machine)
@@ -85,15 +85,22 @@ func (m Machine) volumes() []string {
 // undoLimit bounds the end of each that was started in vain.
 const undoLimit = 30 * time.Second
 
-// ensureAll is Ensure of several. Where one does not start, those that this call has
-// started are ended again, and so is what may be left of it; one that ran before goes on,
+// ensureAll is Ensure of several. Nothing is started unless all can start. Where one does
+// not start all the same, those that this call has started are ended again, and so is what
+// may be left of it, which is ErrInVain where a guest had run; one that ran before goes on,
 // for a guest that serves somebody is not ended because another one is missing.
 func (m Machine) ensureAll(ctx context.Context, uris map[string]string) (*Running, error) {
-	if err := m.validate(); err != nil {
-		return nil, err
+	if err := m.CanStart(ctx, uris); err != nil {
+		return nil, fmt.Errorf("%w: nothing was started", err)
+	}
+	if m.Starting != nil && !m.RunsWhole() {
+		if err := m.Starting(); err != nil {
+			return nil, err
+		}
 	}
 	var up []*Running
 	var ours []Machine
+	vain := false
 	for _, one := range m.Each() {
 		_, was := one.Process()
 		r, err := one.Ensure(ctx, uris)
@@ -101,8 +108,13 @@ func (m Machine) ensureAll(ctx context.Context, uris map[string]string) (*Runnin
 			ours = append(ours, one)
 		}
 		if err != nil {
-			return nil, errors.Join(err, m.undo(ctx, ours, up))
+			err = errors.Join(err, m.undo(ctx, ours, up))
+			if vain {
+				err = fmt.Errorf("%w: %w", ErrInVain, err)
+			}
+			return nil, err
 		}
+		vain = vain || !r.Adopted
 		up = append(up, r)
 	}
 	first := up[0]

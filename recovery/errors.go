@@ -33,6 +33,9 @@ var (
 	ErrWrongMachine = errors.New("another machine runs there")
 	// ErrExited: QEMU ended before it ran.
 	ErrExited = errors.New("the machine's QEMU ended")
+	// ErrInVain: of several machines one did not start, and others, which ran already,
+	// were ended again.
+	ErrInVain = errors.New("machines were started in vain")
 	// ErrUnhealthy: the machine runs and its health check did not pass.
 	ErrUnhealthy = errors.New("the machine's health check did not pass")
 	// ErrNoScreen: the machine has nothing that could be pictured.

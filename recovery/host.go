@@ -24,6 +24,9 @@ type Host interface {
 	// Find says whether machine uuid runs: ErrNotRunning, ErrWrongMachine where
 	// another one has its name, nil.
 	Find(ctx context.Context, uuid string) error
+	// CanStart is nil if Start of a machine that does not run would work, as far as that
+	// is seen without it.
+	CanStart(ctx context.Context, uuid string, uris map[string]string) error
 	// Start defines the machine with its disks at uris and starts it.
 	Start(ctx context.Context, uuid string, uris map[string]string) error
 	// End ends it at once and takes its definition away; it need not be there.

@@ -47,6 +47,9 @@ type Machine struct {
 	Reconnect time.Duration `json:"reconnect,omitempty"`
 	// Besides start with it, or none does (besides.go).
 	Besides []Companion `json:"besides,omitempty"`
+	// Starting is called before the first of several is started, once all can start; where
+	// it fails none is. It may be nil.
+	Starting func() error `json:"-"`
 }
 
 // MachineDisk makes a volume the block node ID.

@@ -119,6 +119,7 @@ var codes = []struct {
 	{recovery.ErrNotRunning, fault.MachineTrouble},
 	{recovery.ErrWrongMachine, fault.MachineTrouble},
 	{recovery.ErrExited, fault.MachineTrouble},
+	{recovery.ErrInVain, fault.MachineTrouble},
 	{recovery.ErrUnhealthy, fault.MachineTrouble},
 	{recovery.ErrNoScreen, fault.MachineTrouble},
 	{recovery.ErrDrive, fault.RewindElsewhere},

@@ -13,7 +13,6 @@ import (
 	"github.com/novacron/afterimage/recovery/evidence"
 	"github.com/novacron/afterimage/recovery/witness"
 	"github.com/novacron/afterimage/replicator"
-	"github.com/novacron/afterimage/site/config"
 	"github.com/novacron/afterimage/site/control"
 	"github.com/novacron/afterimage/site/fault"
 )
@@ -66,7 +65,7 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 			return control.FailedOver{Plan: planOf(plan)}, explain(what, err)
 		}
 	}
-	o, err := f.Run(ctx)
+	o, err := l.runAll(ctx, f)
 	out := outcomeOf(o)
 	defer closeMachine(o.Machine)
 	if err != nil {
@@ -151,9 +150,6 @@ func stepProgress(t recovery.StepTime) control.Progress {
 	}
 	return control.Progress{Step: fmt.Sprintf("%s (%.3f s)", text, t.Seconds)}
 }
-
-// machine is the configured machine as recovery starts it.
-func (l *life) machine(c *config.Machine) recovery.Machine { return l.site.machineFor(l.group, c) }
 
 // serveEpoch makes w's epoch the group's reign and says where its disks are.
 func (l *life) serveEpoch(ctx context.Context, w *journal.Writer) (map[string]string, error) {

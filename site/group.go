@@ -78,6 +78,7 @@ type life struct {
 	pivotLeft chan struct{}   // signalled when one was left half-way
 	pivots    sync.Mutex      // held while disks become local
 	starting  sync.Mutex      // held while a machine is started again
+	alls      sync.Mutex      // held while several machines are started
 	orders    sync.Mutex      // held while peers are made to follow, and who is to is changed
 }
 
@@ -278,6 +279,9 @@ func (l *life) play(ctx context.Context) error {
 		if err := l.forgetStopped(); err != nil {
 			return err
 		}
+	}
+	if err := l.closeStart(); err != nil {
+		return err
 	}
 	close(l.settled) // from here on only what a failover hands over changes anything
 	if captures {

@@ -271,6 +271,9 @@ func (l *life) shutDown(ctx context.Context, m *move) (detail string, err error)
 		patience = time.Duration(s * float64(time.Second))
 	}
 	m.step(control.Progress{Step: "stop: shut machine " + name + " down"})
+	if err := l.forgetStarts(); err != nil {
+		return "", err
+	}
 	if err := l.j.Remember(shutKey, shutFor{Handover: m.id, Machine: name, Since: l.site.o.Now()}); err != nil {
 		return "", fmt.Errorf("remember that machine %s is shut down: %w", name, err)
 	}
@@ -314,7 +317,7 @@ func (l *life) startShut(ctx context.Context) error {
 	if err != nil || !ok || r == nil {
 		return err
 	}
-	running, err := m.Ensure(ctx, l.urisOf(r))
+	running, err := l.ensureUnasked(ctx, m, l.urisOf(r))
 	if err != nil {
 		return err
 	}

@@ -276,6 +276,19 @@ func TestSeveralDomainsStartTogether(t *testing.T) {
 		t.Fatalf("one has no definition: %v; libvirtd has %q", err, listed())
 	}
 	second.Libvirt.Domain = was
+	other := d.Path("other.xml") // somebody else's
+	if err := os.WriteFile(other, []byte(d.Domain("db1", "/nowhere/c.qcow2")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := virshOf(d, "define", other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Failover(ctx, q, quiet); !fault.Is(err, fault.MachineTrouble) || !strings.Contains(err.Error(), "start machine db1: another machine runs there") || !strings.Contains(err.Error(), "nothing was started") || !slices.Equal(listed(), []string{"db1"}) {
+		t.Fatalf("the name of one is taken: %v; libvirtd has %q", err, listed())
+	}
+	if _, err := virshOf(d, "undefine", "db1"); err != nil {
+		t.Fatal(err)
+	}
 	out, err := b.Failover(ctx, q, quiet)
 	if err != nil || len(out.Machines) != 2 || !slices.Equal(listed(), []string{"db1", "web1"}) {
 		t.Fatalf("%+v, %v; libvirtd has %q", out, err, listed())

@@ -41,7 +41,12 @@ func (l *life) resumption(ctx context.Context, q control.FailoverRequest) (*resu
 		return nil, err
 	}
 	m := l.cfg.Machine
+	held, err := l.startsHeld()
+	if err != nil {
+		return nil, err
+	}
 	switch {
+	case held && !q.NoMachine:
 	case r.Role != recovery.Uncommitted || r.Promotion != p.ID || p.State != recovery.PromotionDone:
 		return nil, fault.New(fault.NotReplica, what, "the group is %s here already", r.Role)
 	case m == nil || q.NoMachine:
@@ -50,7 +55,10 @@ func (l *life) resumption(ctx context.Context, q control.FailoverRequest) (*resu
 	if err := l.machineGone(ctx, what); err != nil {
 		return nil, err
 	}
-	if q.At != r.At {
+	if held && q.At != l.allAt() {
+		return nil, fault.New(fault.NotReplica, what, "the group is %s here already", r.Role).Advise("Its machines %s do not all run. Repeat with --at '%s' to start them.", m.Called(), l.allAt())
+	}
+	if q.At != r.At && !held {
 		return nil, fault.New(fault.NotReplica, what, "the group was promoted here from --at %s, not %s, and no other point is gone to from there", r.At, q.At).
 			Advise("Machine %s does not run. Repeat with --at %s to start it.", m.Called(), r.At)
 	}
@@ -95,7 +103,11 @@ func (l *life) resumptionOf(ctx context.Context, r recovery.Reign, p recovery.Pr
 	if !known || c.first.Digest != p.Order.Plan {
 		c.first = recovery.Plan{Tenant: l.cfg.Tenant, Group: l.cfg.Name, Identity: l.id, Site: l.site.cfg.Site, At: r.At, Fence: r.Fence}
 	}
-	if c.first.Point, err = pointAt(ctx, l.j, epochNumbers(l.j)[r.From.Epoch], r.From.Seq); err != nil {
+	from := r.From
+	if r.Role != recovery.Uncommitted { // where its reign began is long ago
+		from, c.first.At = l.j.Head().Position, l.allAt()
+	}
+	if c.first.Point, err = pointAt(ctx, l.j, epochNumbers(l.j)[from.Epoch], from.Seq); err != nil {
 		return nil, err
 	}
 	m := l.cfg.Machine
@@ -155,7 +167,11 @@ func (l *life) startMachine(ctx context.Context, o *recovery.Outcome, progress f
 		return err
 	}
 	err := step(recovery.StepStart, func() (detail string, err error) {
-		if o.Machine, err = l.machine(l.cfg.Machine).Ensure(ctx, o.URIs); err != nil {
+		start := l.ensure
+		if o.Operator == witnessOperator {
+			start = l.ensureUnasked
+		}
+		if o.Machine, err = start(ctx, l.machine(l.cfg.Machine), o.URIs); err != nil {
 			return "", err
 		}
 		return o.Machine.Told(), nil

@@ -142,7 +142,11 @@ func (w *rewinding) stop(ctx context.Context) error {
 	} else if m := w.order.Machine; m != "" {
 		err := w.step(recovery.StepStop, func() error {
 			if !w.noMachine {
-				if err := l.j.Remember(stoppedKey, stoppedFor{Machine: m, Since: l.site.o.Now()}); err != nil {
+				err := l.forgetStarts()
+				if err == nil {
+					err = l.j.Remember(stoppedKey, stoppedFor{Machine: m, Since: l.site.o.Now()})
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -198,7 +202,7 @@ func (l *life) startAgain(ctx context.Context) (started bool, err error) {
 	if c == nil || c.Called() != was.Machine {
 		return false, nil
 	}
-	running, err := l.machine(c).Ensure(ctx, l.urisOf(r))
+	running, err := l.ensureUnasked(ctx, l.machine(c), l.urisOf(r))
 	if err != nil {
 		return false, err
 	}

@@ -109,6 +109,7 @@ func (s *Site) groupStatus(ctx context.Context, g *group) control.Group {
 	line.NextDrill = s.drillDue(g, line.Role, line.Since)
 	line.Notices = append(line.Notices, l.bootNotices()...)
 	line.Notices = append(line.Notices, l.owedNotices()...)
+	line.Notices = append(line.Notices, l.startNotices()...)
 	line.Notices = append(line.Notices, l.cededNotices()...)
 	line.Notices = append(line.Notices, g.guard.notices(l.roleNow().Role.Captures())...)
 	if s.ledgerErr != nil {

@@ -114,7 +114,7 @@ func (l *life) startHere(ctx context.Context, o *recovery.Outcome) error {
 		return err
 	}
 	err = step(recovery.StepStart, func() (_ string, err error) {
-		if o.Machine, err = m.Ensure(ctx, o.URIs); err != nil {
+		if o.Machine, err = l.ensureUnasked(ctx, m, o.URIs); err != nil {
 			return "", err
 		}
 		return o.Machine.Told(), nil

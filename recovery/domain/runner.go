@@ -130,6 +130,33 @@ func (r *Runner) Find(ctx context.Context, uuid string) error {
 	})
 }
 
+// CanStart implements recovery.Host.
+func (r *Runner) CanStart(ctx context.Context, uuid string, uris map[string]string) error {
+	text := ""
+	if !r.Own {
+		var err error
+		if text, err = r.rewritten(ctx, uuid, uris); err != nil {
+			return err
+		}
+	}
+	err := r.on(ctx, uuid, func(*libvirt.Host, *libvirt.Machine) error { return nil })
+	if r.Own || err != nil && !errors.Is(err, recovery.ErrNotRunning) {
+		return err
+	}
+	h, err := libvirt.Connect(ctx, r.URI)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	switch m, err := h.Machine(ctx, uuid); {
+	case err == nil && m.Name != r.Name:
+		return fmt.Errorf("%w: UUID %s is that of domain %s, not %s", recovery.ErrWrongMachine, uuid, m.Name, r.Name)
+	case err != nil && !errors.Is(err, tapped.ErrNoDomain):
+		return err
+	}
+	return h.Connects(ctx, text)
+}
+
 // Start implements recovery.Host. A definition of ours whose machine does not run is
 // of an earlier try, or its guest has switched itself off: it is made anew.
 func (r *Runner) Start(ctx context.Context, uuid string, uris map[string]string) error {

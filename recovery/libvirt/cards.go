@@ -131,3 +131,32 @@ func cardOf(text []byte, card string) (*element, error) {
 	}
 	return nil, fmt.Errorf("%w: it has no network card %s", ErrDefinition, card)
 }
+
+// Connects is nil if the networks that a definition's cards belong to are there and active.
+func (h *Host) Connects(ctx context.Context, definition string) error {
+	root, err := parse([]byte(definition))
+	if err != nil || root.child("devices") == nil {
+		return err
+	}
+	for _, d := range root.child("devices").children {
+		source := d.child("source")
+		if d.name != "interface" || d.attr("type") != "network" || source == nil {
+			continue
+		}
+		name, active := source.attr("network"), int32(0)
+		err := h.conn.Call(ctx, "look up network "+name, func(l *rpc.Libvirt) error {
+			n, err := l.NetworkLookupByName(name)
+			if err == nil {
+				active, err = l.NetworkIsActive(n)
+			}
+			return err
+		})
+		if err == nil && active == 0 {
+			err = fmt.Errorf("%w: network %s is not active", ErrDefinition, name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
