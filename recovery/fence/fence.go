@@ -68,6 +68,7 @@ const (
 	ActChallenge Act = "challenge"
 	ActSwitch    Act = "switch off"
 	ActAfter     Act = "read after"
+	ActAgain     Act = "read again" // when the other machines of several were switched off
 )
 
 // Observation is one act and what came of it.

@@ -15,16 +15,18 @@ type account struct {
 	heard         bool // it saw the machine on before
 	answered      bool // any act of it had an answer
 	latest        State
+	old           bool // latest is from before the last reading, which saw nothing
 	reason        string
 }
 
 // judge makes one Result of what was seen, in its order. It is pure. Off needs two
 // channels that saw the machine off after the last switch was thrown, at least one of
-// them by more than silence, and none that sees it on.
+// them by more than silence, and none that sees it on. What was read again counts as it
+// was read then; a host that is off then vouches for what was seen of its machine before.
 func judge(seen []Observation) (Result, string) {
 	accounts := accountsOf(seen)
-	var offs, silences, ons, liars, refused, mute []string
-	hostOff := slices.ContainsFunc(accounts, func(a *account) bool { return a.ofHost && !a.liar && a.latest == SeenOff })
+	var offs, silences, ons, liars, refused, mute, old []string
+	hostOff := slices.ContainsFunc(accounts, func(a *account) bool { return a.ofHost && !a.liar && !a.old && a.latest == SeenOff })
 	for _, a := range accounts {
 		switch {
 		case a.liar:
@@ -36,6 +38,8 @@ func judge(seen []Observation) (Result, string) {
 		switch {
 		case a.latest == SeenOn && (!a.ofHost || a.switched || hostOff):
 			ons = append(ons, a.name)
+		case a.old && !hostOff && (a.latest == SeenOff || a.latest == SeenSilent):
+			old = append(old, a.name)
 		case a.latest == SeenOff:
 			offs = append(offs, a.name)
 		case a.latest == SeenSilent && a.heard:
@@ -48,6 +52,9 @@ func judge(seen []Observation) (Result, string) {
 	with := func(s string) string {
 		if len(liars) > 0 {
 			s += "; not believed: " + strings.Join(liars, "; ")
+		}
+		if len(old) > 0 {
+			s += "; seen off before, and no answer since: " + strings.Join(old, ", ")
 		}
 		return s
 	}
@@ -67,7 +74,7 @@ func judge(seen []Observation) (Result, string) {
 	case len(liars) > 0:
 		return Unproven, with("no channel that can be believed says that it is off")
 	}
-	return Unproven, "no channel says that it is off"
+	return Unproven, with("no channel says that it is off")
 }
 
 func accountsOf(seen []Observation) []*account {
@@ -96,6 +103,11 @@ func (a *account) take(o Observation) {
 	case ActSwitch:
 		a.switched = a.switched || o.Error == ""
 		a.answered = a.answered || o.Error == "" || o.Refused
+	case ActAgain:
+		if a.old = o.State == Unseen; !a.old {
+			a.latest = o.State
+		}
+		a.answered = a.answered || o.State == SeenOn || o.State == SeenOff
 	case ActAfter:
 		// A host that was switched off since takes its libvirtd with it: what that saw
 		// off was off then.

@@ -16,7 +16,9 @@ type Several []Of
 
 // Prove switches every machine off and proves each, or says of which it could not. All
 // are read before any switch is thrown, for one of them may be that of their host; and
-// those that were proven first are read again at the end, for the proof is of all.
+// those that were proven first are read again at the end, for the proof is of all, and no
+// older than that reading: a channel that does not answer then says nothing, whatever it
+// saw before, unless the machine's host is seen off, which takes its channels along.
 func (s Several) Prove(ctx context.Context) Proof {
 	if len(s) == 0 {
 		return Proof{Result: Unproven, Why: "no fence is configured"}
@@ -32,7 +34,7 @@ func (s Several) Prove(ctx context.Context) Proof {
 		}
 	}
 	for _, p := range all[:len(all)-1] {
-		p.read(ctx, ActAfter)
+		p.read(ctx, ActAgain)
 	}
 	return s.joined(all)
 }

@@ -104,6 +104,49 @@ func TestSeveralAreOffTogether(t *testing.T) {
 	}
 }
 
+// fading is an eye that answers a number of times, and then no more.
+type fading struct {
+	eye
+	left *int
+}
+
+func (f fading) Read(ctx context.Context) (State, string, error) {
+	if *f.left--; *f.left < 0 {
+		return Unseen, "", ErrUnreachable
+	}
+	return f.eye.Read(ctx)
+}
+
+// Promise 12: the proof of several is no older than the reading that ends it. What saw a
+// machine off and does not answer when that is read again, is no witness any more, for the
+// machine may have been started meanwhile, unless its host is seen off then.
+func TestSeveralAreNotProvenByWhatWasSeenBefore(t *testing.T) {
+	for name, c := range map[string]struct {
+		eyes int  // how often db's eye answers: before, after, again
+		back bool // db runs again when web was switched off, and its plug does not see that
+		host bool // the plugs are of the host
+		want Result
+		why  string
+	}{
+		"it answers":                 {eyes: 3, want: Off},
+		"it faded":                   {eyes: 2, want: Unproven, why: "db: db-plug alone says that it is off, and no second channel confirms it; seen off before, and no answer since: db-eye"},
+		"it faded, and db is back":   {eyes: 2, back: true, want: Unproven, why: "seen off before, and no answer since: db-eye"},
+		"it faded with the host":     {eyes: 2, host: true, want: Off},
+		"it answers, and db is back": {eyes: 3, back: true, want: Refused, why: "db: it is seen to run by db-eye"},
+	} {
+		db, web, plugged := true, true, true
+		one, two := plug{name: "db-plug", on: &plugged, host: c.host}, plug{name: "web-plug", on: &web, host: c.host}
+		one.again = func() { db = false }
+		if c.back {
+			two.again = func() { db = true }
+		}
+		s := Several{{"db", Fence{Channels: []Channel{&one, fading{eye{"db-eye", &db, false}, &c.eyes}}}}, {"web", Fence{Channels: []Channel{&two, eye{"web-eye", &web, false}}}}}
+		if p := s.Prove(t.Context()); p.Result != c.want || !strings.Contains(p.Why, c.why) {
+			t.Errorf("%s: %s: %s", name, p.Result, p.Why)
+		}
+	}
+}
+
 // Their host's switch proves all of them: what fell silent with the first was heard
 // before for the others too.
 func TestSeveralOfOneHost(t *testing.T) {
