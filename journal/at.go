@@ -16,7 +16,7 @@ type At struct {
 	text   string
 	kind   atKind
 	back   time.Duration
-	when   time.Time
+	when   time.Time // of atBack: from when it counts, zero: now
 	name   string
 	number uint64 // of the epoch; 0 for the current lineage
 	seq    Seq
@@ -72,6 +72,18 @@ func ParseAt(s string) (At, error) {
 	return a, nil
 }
 
+// Since is a with a span back counted from now, whenever it is resolved: journals that
+// are asked one after the other then mean the same instant.
+func (a At) Since(now time.Time) At {
+	if a.kind == atBack {
+		a.when = now
+	}
+	return a
+}
+
+// Moves reports that a means another point as more is written: latest, latest-app.
+func (a At) Moves() bool { return a.kind == atLatest || a.kind == atLatestApp }
+
 func (a *At) parseSeq(s string) error {
 	epoch, seq, both := strings.Cut(s, ".")
 	if !both {
@@ -115,7 +127,11 @@ func (j *Journal) resolve(ctx context.Context, a At) (Point, error) {
 	case atLatest:
 		return j.newestUpTo(ctx, l, lastOf(l).Seq)
 	case atBack:
-		return j.atTime(ctx, l, j.o.Now().Add(-a.back))
+		now := a.when
+		if now.IsZero() {
+			now = j.o.Now()
+		}
+		return j.atTime(ctx, l, now.Add(-a.back))
 	case atTime:
 		if err := j.afterAll(ctx, l, a.when); err != nil {
 			return Point{}, err

@@ -170,7 +170,7 @@ func (s *Site) runDrill(ctx context.Context, d *drill, at string, progress func(
 		for _, x := range v.Exports {
 			uris[x.Volume] = x.URI
 		}
-		return fmt.Sprintf("%d volumes over scratch files", len(uris)), nil
+		return fmt.Sprintf("%d volumes as of %s over scratch files", len(uris), seqText(v.Point)), nil
 	})
 	if err != nil {
 		return err

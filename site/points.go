@@ -37,10 +37,15 @@ func resolve(ctx context.Context, j *journal.Journal, at string) (journal.Point,
 	if err != nil {
 		return journal.Point{}, err
 	}
+	return resolveAt(ctx, j, a)
+}
+
+func resolveAt(ctx context.Context, j *journal.Journal, a journal.At) (journal.Point, error) {
 	p, err := j.Resolve(ctx, a)
 	if err == nil {
 		return p, nil
 	}
+	at := a.String()
 	f := explain("resolve "+at, err)
 	var nowhere *journal.NoPointError
 	if errors.As(err, &nowhere) {

@@ -2,11 +2,13 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/recovery"
 	"github.com/novacron/afterimage/recovery/runbook"
 	"github.com/novacron/afterimage/site/config"
@@ -80,14 +82,14 @@ func (s *Site) CheckRunbook(_ context.Context, q control.RunbookRequest) (contro
 // PlanRunbook implements control.API. Beside the file's own plan it asks each group
 // what the mode would mean to it, at this site alone.
 func (s *Site) PlanRunbook(ctx context.Context, q control.RunbookRequest) (control.RunbookPlan, error) {
-	p, err := s.planRunbook(q)
+	p, err := s.planRunbook(ctx, q)
 	if err != nil {
 		return control.RunbookPlan{}, err
 	}
 	return s.preflight(ctx, q, p)
 }
 
-func (s *Site) planRunbook(q control.RunbookRequest) (runbook.Plan, error) {
+func (s *Site) planRunbook(ctx context.Context, q control.RunbookRequest) (runbook.Plan, error) {
 	b, err := s.readRunbook(q)
 	if err != nil {
 		return runbook.Plan{}, err
@@ -99,12 +101,101 @@ func (s *Site) planRunbook(q control.RunbookRequest) (runbook.Plan, error) {
 	if err != nil {
 		s.o.Log.Warn("runs that cannot be read are not in the estimate", "err", err)
 	}
-	return runbook.NewPlan(b, runbook.Mode(q.Mode), q.At, past), nil
+	p := runbook.NewPlan(b, runbook.Mode(q.Mode), q.At, past)
+	p.Points, err = s.momentsOf(ctx, p, q)
+	return p, err
 }
+
+// momentsOf is what the plan's moment comes to in each group that is brought to it, or
+// what it came to when the plan was shown: a run that waits, asks or is resumed tomorrow
+// loses what was confirmed. The newest point is whatever it is when a group's turn comes;
+// by then nothing more can be lost.
+func (s *Site) momentsOf(ctx context.Context, p runbook.Plan, q control.RunbookRequest) (map[string]string, error) {
+	what := "plan runbook " + q.File
+	if p.At == "" {
+		return nil, nil
+	}
+	at, err := parseAt(p.At)
+	switch {
+	case err != nil:
+		return nil, err
+	case p.Mode != runbook.Test && p.Mode != runbook.Unplanned:
+		if p.At != "latest" {
+			return nil, fault.New(fault.Usage, what, "--at %s: a run of mode %s loses nothing, and takes no moment", p.At, p.Mode).
+				Advise("--mode unplanned goes back to a moment; group rewind does after a planned one.")
+		}
+		return nil, nil
+	case at.Moves():
+		return nil, nil
+	}
+	at = at.Since(s.o.Now())
+	points := make(map[string]string)
+	for _, name := range groupsOf(p) {
+		if p.Mode == runbook.Unplanned && s.promotedHere(name) {
+			continue
+		}
+		if shown, ok := q.Points[name]; ok {
+			points[name] = shown
+			continue
+		}
+		err := s.withJournal(ctx, name, func(j *journal.Journal) error {
+			pt, err := resolveAt(ctx, j, at)
+			points[name] = seqText(pointOf(pt))
+			return err
+		})
+		if err != nil {
+			return nil, explain(what+" for "+name, err)
+		}
+	}
+	return points, nil
+}
+
+// withJournal does something with a group's journal.
+func (s *Site) withJournal(ctx context.Context, name string, do func(*journal.Journal) error) error {
+	g, err := s.group(name)
+	if err != nil {
+		return err
+	}
+	l, release, err := s.open(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return do(l.j)
+}
+
+// keepPoints pins what a run goes back to until it is over: nothing thins it while the
+// run waits.
+func (s *Site) keepPoints(ctx context.Context, r *runbook.Run) {
+	for name, at := range r.Plan.Points {
+		err := s.withJournal(ctx, name, func(j *journal.Journal) error {
+			pt, err := resolve(ctx, j, at)
+			if err == nil {
+				_, err = j.Pin(ctx, pinOfRun(r.ID), pt, false)
+			}
+			return err
+		})
+		if err != nil {
+			s.o.Log.Warn("point of a run is not pinned", "run", r.ID, "group", name, "point", at, "err", err)
+		}
+	}
+}
+
+// freePoints takes these pins away again.
+func (s *Site) freePoints(ctx context.Context, r *runbook.Run) {
+	for name := range r.Plan.Points {
+		err := s.withJournal(ctx, name, func(j *journal.Journal) error { return j.Unpin(pinOfRun(r.ID)) })
+		if err != nil && !errors.Is(err, journal.ErrNoPin) {
+			s.o.Log.Warn("point of a run stays pinned", "run", r.ID, "group", name, "err", err)
+		}
+	}
+}
+
+func pinOfRun(id string) string { return "run " + id }
 
 // preflight adds what each group that is started loses, and what speaks against it.
 func (s *Site) preflight(ctx context.Context, q control.RunbookRequest, p runbook.Plan) (control.RunbookPlan, error) {
-	out := control.RunbookPlan{Runbook: p.Runbook, Mode: string(p.Mode), At: p.At, Digest: p.Digest(), Groups: groupsOf(p), Unknown: p.Estimate.Unknown, Warnings: p.Warnings, Text: p.String()}
+	out := control.RunbookPlan{Runbook: p.Runbook, Mode: string(p.Mode), At: p.At, Points: p.Points, Digest: p.Digest(), Groups: groupsOf(p), Unknown: p.Estimate.Unknown, Warnings: p.Warnings, Text: p.String()}
 	if p.Estimate.Runs > 0 {
 		total := p.Estimate.Total.Seconds()
 		out.Expected = &total
@@ -116,11 +207,11 @@ func (s *Site) preflight(ctx context.Context, q control.RunbookRequest, p runboo
 		what := fmt.Sprintf("plan runbook %s for %s", p.Runbook, name)
 		switch p.Mode {
 		case runbook.Test:
-			if _, err := s.Points(ctx, control.PointsQuery{Group: name, At: p.At}); err != nil {
+			if _, err := s.Points(ctx, control.PointsQuery{Group: name, At: p.Moment(name)}); err != nil {
 				return out, explain(what, err)
 			}
 		case runbook.Unplanned:
-			plan, err := s.PlanFailover(ctx, control.FailoverRequest{Group: name, At: p.At, Operator: q.Operator})
+			plan, err := s.PlanFailover(ctx, control.FailoverRequest{Group: name, At: p.Moment(name), Operator: q.Operator})
 			if fault.Is(err, fault.NotReplica) && s.promotedHere(name) {
 				out.Warnings = append(out.Warnings, name+" runs here already")
 				continue

@@ -22,7 +22,7 @@ func (s *Site) RunRunbook(ctx context.Context, q control.RunbookRequest, progres
 	if !s.running() {
 		return control.RunbookRun{}, fault.New(fault.NeedsDaemon, what, "runbooks are carried out by the daemon")
 	}
-	p, err := s.planRunbook(q)
+	p, err := s.planRunbook(ctx, q)
 	if err != nil {
 		return control.RunbookRun{}, err
 	}
@@ -31,7 +31,7 @@ func (s *Site) RunRunbook(ctx context.Context, q control.RunbookRequest, progres
 		return control.RunbookRun{}, err
 	}
 	if q.Expect != "" && q.Expect != shown.Digest {
-		return control.RunbookRun{}, fault.New(fault.PlanStale, what, "since the plan was shown the file or the mode has changed").With(shown)
+		return control.RunbookRun{}, fault.New(fault.PlanStale, what, "since the plan was shown the file, the mode or the moment has changed").With(shown)
 	}
 	if len(shown.Refused) > 0 && len(shown.Handover) > 0 { // what cannot be planned is not forced
 		return control.RunbookRun{}, fault.New(fault.HandoverTrouble, what, "%s", shown.Refused[0]).With(shown)
@@ -44,6 +44,7 @@ func (s *Site) RunRunbook(ctx context.Context, q control.RunbookRequest, progres
 		return control.RunbookRun{}, explain(what, err)
 	}
 	s.o.Log.Warn("run of a runbook begins", "run", r.ID, "mode", p.Mode, "plan", r.Digest, "operator", q.Operator, "forced", q.Force)
+	s.keepPoints(context.WithoutCancel(ctx), r)
 	return s.carryOut(ctx, what, r, nil, progress)
 }
 
@@ -123,6 +124,7 @@ func (s *Site) carryOut(ctx context.Context, what string, r *runbook.Run, first 
 	}
 	out = runOf(r, e.State(), false)
 	if e.State().Over {
+		s.freePoints(context.WithoutCancel(ctx), r)
 		var rerr error
 		if out.Report, rerr = s.reportRun(ctx, r, e.State(), driver); rerr != nil {
 			s.o.Log.Error("report of the run not written", "run", r.ID, "err", rerr)

@@ -50,6 +50,97 @@ func stepStates(r control.RunbookRun) string {
 	return r.State + ": " + strings.Join(out, " ")
 }
 
+const bookThatAsksFirst = `runbook: shop
+machines: {front: web}
+boot:
+  - name: all
+    steps:
+      - prompt: Now?
+      - start: front
+`
+
+// Promise: the loss is known before. What -1ms comes to is looked up once: a run that
+// asks in between, and is answered when more was written, is brought to the point that was
+// confirmed, which nothing thins meanwhile.
+func TestARunIsBroughtToThePointThatWasConfirmed(t *testing.T) {
+	t.Parallel()
+	scale.Tools(t, "qemu-system-x86_64")
+	w, ctx := newWorld(t), context.Background()
+	ca, cb := w.pair("", machineOfWeb)
+	a, b := w.runPair(ca, cb)
+	a.awaitState("web", control.StateSynced)
+	a.write("web/root", 1, 0, 4096)
+	awaitLevel(a, b, "web")
+	w.program(`exec qemu-system-x86_64 "$@"`)
+	quiet := func(control.Progress) {}
+	for _, mode := range []string{"test", "unplanned"} {
+		if mode == "unplanned" {
+			a.stop()
+		}
+		q := control.RunbookRequest{File: "shop.yml", Text: []byte(bookThatAsksFirst), Mode: mode, At: "-1ms", Operator: "tester", Force: true}
+		plan, err := b.PlanRunbook(ctx, q)
+		if err != nil || plan.Points["web"] == "" {
+			t.Fatalf("plan: %+v, %v", plan, err)
+		}
+		if mode == "test" { // it would mean another point now
+			a.write("web/root", 2, 0, 4096)
+			awaitLevel(a, b, "web")
+			if again, err := b.PlanRunbook(ctx, q); err != nil || again.Digest == plan.Digest {
+				t.Fatalf("planned anew: %+v, %v; before: %+v", again, err, plan)
+			}
+			stale := q
+			stale.Expect = plan.Digest
+			if _, err := b.RunRunbook(ctx, stale, quiet); !fault.Is(err, fault.PlanStale) {
+				t.Errorf("another point than was confirmed: %v", err)
+			}
+		}
+		q.Expect, q.Points = plan.Digest, plan.Points
+		run, err := b.RunRunbook(ctx, q, quiet)
+		if !fault.Is(err, fault.RunAsks) {
+			t.Fatalf("%s: %+v, %v", mode, run, err)
+		}
+		if got := b.pinsOf("web"); !slices.Equal(got, []string{"run " + run.Run + " " + plan.Points["web"]}) {
+			t.Errorf("pinned while it waits: %q", got)
+		}
+		if mode == "test" {
+			a.write("web/root", 3, 0, 4096)
+			awaitLevel(a, b, "web")
+		} else {
+			t.Cleanup(b.endMachine)
+		}
+		done, err := b.ResumeRun(ctx, control.RunRequest{Run: run.Run, Step: 1, Answer: "yes"}, quiet)
+		if err != nil {
+			t.Fatalf("%s answered: %s, %v", mode, stepStates(done), err)
+		}
+		if mode == "test" && !strings.Contains(done.Steps[1].Output, "as of "+plan.Points["web"]+" over") {
+			t.Errorf("the drill began at another point than %s: %q", plan.Points["web"], done.Steps[1].Output)
+		}
+		if p := b.promotion(); mode == "unplanned" && p.Order.At != plan.Points["web"] {
+			t.Errorf("promoted at %s, confirmed was %s", p.Order.At, plan.Points["web"])
+		}
+		if got := b.pinsOf("web"); len(got) > 0 {
+			t.Errorf("pinned after the run: %q", got)
+		}
+	}
+	if _, err := b.PlanRunbook(ctx, control.RunbookRequest{File: "shop.yml", Text: []byte(bookThatAsksFirst), Mode: "planned", At: "-5m"}); !fault.Is(err, fault.Usage) {
+		t.Errorf("a planned one at a moment: %v", err)
+	}
+}
+
+// pinsOf are the pins of a group here, name and point.
+func (r *running) pinsOf(group string) []string {
+	r.t.Helper()
+	points, err := r.Points(context.Background(), control.PointsQuery{Group: group})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var out []string
+	for _, p := range points.Pins {
+		out = append(out, p.Name+" "+seqText(p.Point))
+	}
+	return out
+}
+
 // TestTheSameRunbookDrillsAndFailsOver: a drill that loses its daemon in the middle is
 // resumed, and then the file is used in earnest.
 func TestTheSameRunbookDrillsAndFailsOver(t *testing.T) {

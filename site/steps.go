@@ -173,13 +173,13 @@ func (d *stepDriver) start(ctx context.Context, a runbook.Action) (string, error
 		return "", err
 	}
 	if d.drills() {
-		x, err := d.site.beginDrill(ctx, g, d.run.Plan.At, func(recovery.StepTime) {})
+		x, err := d.site.beginDrill(ctx, g, d.run.Plan.Moment(a.Group), func(recovery.StepTime) {})
 		if err != nil {
 			return "", err
 		}
 		return stepTimes(x.times), nil
 	}
-	q := control.FailoverRequest{Group: a.Group, At: d.run.Plan.At, Operator: d.run.Operator, Force: d.run.Forced}
+	q := control.FailoverRequest{Group: a.Group, At: d.run.Plan.Moment(a.Group), Operator: d.run.Operator, Force: d.run.Forced}
 	if d.run.Plan.Mode != runbook.Unplanned {
 		return d.site.bringOver(ctx, a.Group, d.run.Operator)
 	}

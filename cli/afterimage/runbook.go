@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -128,7 +130,7 @@ func (w *world) runbookRun(c *cli.Context) error {
 	if err := p.confirmNamed(c.Bool("yes") || q.Mode == "test", "runbook", plan.Runbook, "run the runbook"); err != nil {
 		return err
 	}
-	q.Expect = plan.Digest
+	q.Expect, q.Points = plan.Digest, plan.Points
 	m := p.meter()
 	run, err := api.RunRunbook(c.Context, q, m.show)
 	m.end()
@@ -221,6 +223,11 @@ func orUnknown(s *float64) string {
 func (p *printer) runbookScreen(plan control.RunbookPlan) string {
 	var b strings.Builder
 	b.WriteString(plan.Text)
+	for _, group := range slices.Sorted(maps.Keys(plan.Points)) {
+		if len(plan.Failover) == 0 {
+			fmt.Fprintf(&b, "\n%s at point %s\n", group, plan.Points[group])
+		}
+	}
 	for _, f := range plan.Failover {
 		fmt.Fprintf(&b, "\n%s at point %s, %s\n  loss: %s\n", f.Group, seqName(f.Point), p.when(f.Point.Time), lossText(f.Loss))
 	}

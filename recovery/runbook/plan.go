@@ -15,11 +15,14 @@ import (
 // Plan is a runbook resolved for one use: its actions in an order in which each
 // comes behind all that it waits for.
 type Plan struct {
-	Runbook string   `json:"runbook"`
-	File    string   `json:"file_sha256"`
-	Mode    Mode     `json:"mode"`
-	At      string   `json:"at,omitempty"` // the moment that groups are brought to
-	Actions []Action `json:"actions"`
+	Runbook string `json:"runbook"`
+	File    string `json:"file_sha256"`
+	Mode    Mode   `json:"mode"`
+	At      string `json:"at,omitempty"` // the moment that groups are brought to
+	// Points is what At came to when the plan was made, #EPOCH.SEQ by group; a group that
+	// is not in it is brought to At as of its start, which is then latest or latest-app.
+	Points  map[string]string `json:"points,omitempty"`
+	Actions []Action          `json:"actions"`
 	// Estimate is how long it takes by earlier runs; it is not part of the hash.
 	Estimate Estimate `json:"estimate"`
 	Warnings []string `json:"warnings,omitempty"`
@@ -34,6 +37,14 @@ type Action struct {
 	After []int  `json:"after,omitempty"` // ids, all smaller than its own
 	// Span is how long a wait is.
 	Span time.Duration `json:"span,omitempty"`
+}
+
+// Moment is the --at of a group's start.
+func (p Plan) Moment(group string) string {
+	if at, ok := p.Points[group]; ok {
+		return at
+	}
+	return p.At
 }
 
 // Name is what people call the action.

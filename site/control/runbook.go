@@ -25,26 +25,30 @@ type Drilled struct {
 
 // RunbookRequest is a runbook's file and what it is to be used for.
 type RunbookRequest struct {
-	File     string `json:"file"` // what problems name
-	Text     []byte `json:"text"`
-	Mode     string `json:"mode"`
-	At       string `json:"at,omitempty"`
-	Force    bool   `json:"force,omitempty"`  // goes on although a check refuses; recorded
-	Expect   string `json:"expect,omitempty"` // RunbookPlan.Digest of what was confirmed
-	Operator string `json:"operator,omitempty"`
+	File string `json:"file"` // what problems name
+	Text []byte `json:"text"`
+	Mode string `json:"mode"`
+	At   string `json:"at,omitempty"`
+	// Points is RunbookPlan.Points of what was confirmed: At is not looked up again.
+	Points   map[string]string `json:"points,omitempty"`
+	Force    bool              `json:"force,omitempty"`  // goes on although a check refuses; recorded
+	Expect   string            `json:"expect,omitempty"` // RunbookPlan.Digest of what was confirmed
+	Operator string            `json:"operator,omitempty"`
 }
 
 // RunbookPlan is what a run would do.
 type RunbookPlan struct {
-	Runbook  string        `json:"runbook"`
-	Mode     string        `json:"mode"`
-	At       string        `json:"at"`
-	Digest   string        `json:"digest"`
-	Groups   []string      `json:"groups"`
-	Steps    []RunbookStep `json:"steps"`
-	Expected *float64      `json:"expected_seconds,omitempty"` // by earlier runs; absent: none was measured
-	Unknown  int           `json:"unmeasured_steps"`
-	Failover []Plan        `json:"failovers,omitempty"` // what each group loses, of an unplanned one
+	Runbook string `json:"runbook"`
+	Mode    string `json:"mode"`
+	At      string `json:"at"`
+	// Points is what At comes to, #EPOCH.SEQ by group, where it is not latest or latest-app.
+	Points   map[string]string `json:"points,omitempty"`
+	Digest   string            `json:"digest"`
+	Groups   []string          `json:"groups"`
+	Steps    []RunbookStep     `json:"steps"`
+	Expected *float64          `json:"expected_seconds,omitempty"` // by earlier runs; absent: none was measured
+	Unknown  int               `json:"unmeasured_steps"`
+	Failover []Plan            `json:"failovers,omitempty"` // what each group loses, of an unplanned one
 	// Handover is what each group goes through, of a planned one and of a failback.
 	Handover []HandoverPlan `json:"handovers,omitempty"`
 	Warnings []string       `json:"warnings,omitempty"`
