@@ -7,6 +7,9 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,7 +65,9 @@ func (s *Site) writeReport(r recovery.Report, kind, group, base string) (string,
 	return s.enterReport(r, e)
 }
 
-// enterReport writes a report's files and enters them into the ledger.
+// enterReport writes a report's files and enters them into the ledger. A name that is
+// taken, by the same failover's earlier attempt, gets a number: the ledger holds the hashes
+// of what lies there.
 func (s *Site) enterReport(r report, e evidence.Entry) (string, error) {
 	if err := os.MkdirAll(s.reportsDir(), 0o700); err != nil {
 		return "", err
@@ -74,6 +79,14 @@ func (s *Site) enterReport(r report, e evidence.Entry) (string, error) {
 	data, err := r.JSON()
 	if err != nil {
 		return "", err
+	}
+	for n, base := 2, e.Name; ; n++ {
+		if _, err := os.Lstat(filepath.Join(s.reportsDir(), e.Name+".html")); errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return "", err
+		}
+		e.Name = fmt.Sprintf("%s-%d", base, n)
 	}
 	files, err := recovery.WriteReport(s.reportsDir(), e.Name, page, data)
 	if err != nil {

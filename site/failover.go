@@ -72,6 +72,7 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 		if o.Stands() && l.reigning() == nil { // what stands is played by the next life
 			l.hand(coronation{err: err})
 		}
+		out.Report = l.reportFailed(o, "-failed")
 		return out, l.failedStep(what, plan, o, err)
 	}
 	if out.Report, err = l.report(o, ""); err != nil {
@@ -254,6 +255,19 @@ func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
 		r.Console = l.machine(l.cfg.Machine).Look(l.ctx)
 	}
 	return l.site.writeReport(r, evidence.Failover, l.cfg.Ref(), fmt.Sprintf("%s-%s-epoch-%d%s", l.cfg.Tenant, l.cfg.Name, o.Epoch.Number, suffix))
+}
+
+// reportFailed writes the report of a failover that failed after its epoch stood: it is
+// evidence as much as one that held. What changed nothing leaves none.
+func (l *life) reportFailed(o recovery.Outcome, suffix string) string {
+	if !o.Stands() {
+		return ""
+	}
+	file, err := l.report(o, suffix)
+	if err != nil {
+		l.site.o.Log.Error("report of the failed failover not written", "group", l.cfg.Ref(), "err", err)
+	}
+	return file
 }
 
 // outcomeOf is an outcome as it is told.

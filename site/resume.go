@@ -144,6 +144,7 @@ func (l *life) resume(ctx context.Context, q control.FailoverRequest, c *resumpt
 	out.Plan = c.plan
 	defer closeMachine(o.Machine)
 	if err != nil {
+		out.Report = l.reportFailed(o, "-resumed-failed")
 		return out, l.failedStep(what, c.first, o, err)
 	}
 	if out.Report, err = l.report(o, "-resumed"); err != nil {

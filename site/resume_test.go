@@ -75,6 +75,12 @@ func TestRepeatedFailoverStartsTheMachineThatIsMissing(t *testing.T) {
 	if f := fault.Of(err); f == nil || f.Code != fault.MachineTrouble || !strings.Contains(f.Advice(), "repeat the same command") {
 		t.Fatalf("without the machine's program: %v", err)
 	}
+	if _, err := os.Stat(first.Report); err != nil {
+		t.Errorf("a failover that failed when it stood left no report: %v", err)
+	}
+	if text := textOfNotices(b.groupLine("web").Notices); !strings.Contains(text, "the last failover, ") || !strings.Contains(text, "did not hold") {
+		t.Errorf("status does not tell that it failed: %q", text)
+	}
 	promoted := b.promotion()
 	b.write("web/root", 2, 4096, 4096) // the epoch stands, and somebody uses its disks
 	plan, err := b.PlanFailover(ctx, q)
@@ -127,6 +133,19 @@ func TestRepeatedFailoverStartsTheMachineThatIsMissing(t *testing.T) {
 		t.Errorf("a repeat promoted again: %+v, before %+v", p, promoted)
 	}
 	b.reads("web/root", 2, 4096, 4096)
+	reports, err := b.Reports(ctx)
+	if err != nil || len(reports) != 4 { // two that failed, two that held
+		t.Fatalf("reports: %+v, %v", reports, err)
+	}
+	for _, r := range reports {
+		f, err := b.ExportReport(ctx, control.ReportRequest{Name: r.Name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := VerifyReport(f.File, "", ""); err != nil && !fault.Is(err, fault.EvidenceUnanchored) {
+			t.Errorf("report %s: %v", r.Name, err)
+		}
+	}
 }
 
 // A site that was killed between promotion and machine finishes the first by itself
