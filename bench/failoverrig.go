@@ -6,16 +6,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/journal"
@@ -33,6 +37,7 @@ type failoverRig struct {
 	accel guest.Accel
 	cfg   *config.Config
 	path  string // of the configuration
+	disk  string // a system's disk; "" without an agent
 	api   *control.Client
 
 	daemon    *exec.Cmd
@@ -65,7 +70,8 @@ func newFailoverRig(ctx context.Context, o FailoverOptions) (*failoverRig, error
 	}
 	r := &failoverRig{o: o, dir: dir}
 	if r.image, err = guest.Build(ctx); err == nil && !o.NoAgent {
-		r.image, err = guest.WithAgent(ctx, r.image)
+		r.disk = filepath.Join(dir, "system.raw")
+		err = guest.SystemDisk(ctx, r.disk, o.DiskBytes)
 	}
 	if err == nil {
 		r.accel, err = guest.Accelerator(ctx, r.image)
@@ -85,7 +91,7 @@ func (r *failoverRig) configure() error {
 	one, others := r.groups()
 	for _, name := range append(one, others...) {
 		fmt.Fprintf(&b, "- name: %s\n  machine:\n    disks: [{volume: root, id: disk0}]\n    args:\n", name)
-		for _, a := range guestArgs(r.image, r.accel, "{serial}", r.agentSocket(name)) {
+		for _, a := range r.guestArgs("{serial}", r.agentSocket(name)) {
 			fmt.Fprintf(&b, "    - %q\n", a)
 		}
 	}
@@ -146,6 +152,55 @@ func (r *failoverRig) awaitOpen(ctx context.Context) error {
 // recordBytes is what each record writes; the disk stays sparse.
 const recordBytes = 512
 
+// A system's disk is written in records of pieceBytes, and then again, block by block in
+// no order, in between the others: what a start reads lies all over the journal.
+const (
+	pieceBytes = 64 << 10
+	blockBytes = 4096
+)
+
+// system are the blocks of the system's disk that hold anything, by their offset.
+func (r *failoverRig) system() (map[int64][]byte, error) {
+	if r.disk == "" {
+		return nil, nil
+	}
+	f, err := os.Open(r.disk)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	blocks := map[int64][]byte{}
+	zero := make([]byte, blockBytes)
+	for off := int64(0); off < guest.SystemBytes; off += blockBytes {
+		b := make([]byte, blockBytes)
+		if _, err := f.ReadAt(b, off); err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(b, zero) {
+			blocks[off] = b
+		}
+	}
+	return blocks, nil
+}
+
+// pieces are neighbouring blocks, together at most pieceBytes, in the disk's order.
+func pieces(blocks map[int64][]byte) []cbt.Event {
+	var events []cbt.Event
+	for _, off := range slices.Sorted(maps.Keys(blocks)) {
+		if n := len(events); n > 0 && events[n-1].Extent.Offset+events[n-1].Extent.Length == off && events[n-1].Extent.Length < pieceBytes {
+			events[n-1].Data = append(events[n-1].Data, blocks[off]...)
+			events[n-1].Extent.Length += blockBytes
+			continue
+		}
+		events = append(events, write(off, blocks[off]))
+	}
+	return events
+}
+
+func write(off int64, data []byte) cbt.Event {
+	return cbt.Event{Kind: cbt.EventWrite, Extent: cbt.Extent{Offset: off, Length: int64(len(data))}, Data: bytes.Clone(data)}
+}
+
 func (r *failoverRig) fillOne(ctx context.Context, dir string, records int, seed uint64) (err error) {
 	j, err := journal.Open(dir, journal.Options{})
 	if err != nil {
@@ -174,13 +229,32 @@ func (r *failoverRig) fillOne(ctx context.Context, dir string, records int, seed
 	if err != nil {
 		return err
 	}
+	blocks, err := r.system()
+	if err != nil {
+		return err
+	}
 	rng := rand.New(rand.NewPCG(seed, 1))
+	events := pieces(blocks)
+	again := slices.Sorted(maps.Keys(blocks))
+	rng.Shuffle(len(again), func(i, j int) { again[i], again[j] = again[j], again[i] })
+	free := int64(1 << 20) // the guest finds no partition table
+	if len(blocks) > 0 {
+		free = guest.SystemBytes
+	}
 	data := make([]byte, recordBytes)
-	for i := range records {
-		// Beyond the first MiB: the guest finds no partition table.
-		off := 1<<20 + rng.Int64N((r.o.DiskBytes-1<<20)/recordBytes)*recordBytes
-		data[0] = byte(i)
-		if last, err = w.Record(ctx, cbt.Event{Kind: cbt.EventWrite, Volume: v.ID, Extent: cbt.Extent{Offset: off, Length: recordBytes}, Data: bytes.Clone(data)}); err != nil {
+	for i := range max(records, len(events)+len(again)) {
+		var e cbt.Event
+		switch every := max(records/(len(again)+1), 1); {
+		case i < len(events):
+			e = events[i]
+		case len(again) > 0 && i%every == 0:
+			e, again = write(again[0], blocks[again[0]]), again[1:]
+		default:
+			data[0] = byte(i)
+			e = write(free+rng.Int64N((r.o.DiskBytes-free)/recordBytes)*recordBytes, data)
+		}
+		e.Volume = v.ID
+		if last, err = w.Record(ctx, e); err != nil {
 			return err
 		}
 		if i%4096 == 0 {
@@ -198,6 +272,9 @@ func (r *failoverRig) fillOne(ctx context.Context, dir string, records int, seed
 // restart ends the daemon and its machines, and starts it again.
 func (r *failoverRig) restart(ctx context.Context) error {
 	if err := r.stop(); err != nil {
+		return err
+	}
+	if err := forget(r.cfg.Data); err != nil {
 		return err
 	}
 	r.said = &tail{}
@@ -275,20 +352,58 @@ func (r *failoverRig) together(ctx context.Context) (float64, error) {
 	return took, err
 }
 
+// forget has the kernel's cache give up what it holds of the files below a path that
+// are on disk: a machine that is failed over to has not run here.
+func forget(path string) error {
+	return filepath.WalkDir(path, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := f.Sync(); err != nil {
+			return err
+		}
+		return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	})
+}
+
+// localDisk makes path the disk that the machines find, outside the cache.
+func (r *failoverRig) localDisk(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if r.disk != "" {
+		from, err := os.Open(r.disk)
+		if err != nil {
+			return err
+		}
+		defer from.Close()
+		if _, err := io.CopyN(f, from, guest.SystemBytes); err != nil {
+			return err
+		}
+	}
+	if err := f.Truncate(r.o.DiskBytes); err != nil {
+		return err
+	}
+	return forget(path)
+}
+
 // plainBoot is the same guest from a local file, by hand.
 func (r *failoverRig) plainBoot(ctx context.Context) (float64, error) {
 	if err := r.stop(); err != nil { // neither a daemon nor another guest beside it
 		return 0, err
 	}
 	disk, agent := filepath.Join(r.dir, "plain.raw"), filepath.Join(r.dir, "plain.agent")
-	f, err := os.Create(disk)
-	if err == nil {
-		err = errors.Join(f.Truncate(r.o.DiskBytes), f.Close())
-	}
-	if err != nil {
+	if err := r.localDisk(disk); err != nil {
 		return 0, err
 	}
-	args := append([]string{"-blockdev", "driver=file,node-name=disk0,filename=" + disk}, guestArgs(r.image, r.accel, filepath.Join(r.dir, "plain.serial"), agent)...)
+	args := append([]string{"-blockdev", "driver=file,node-name=disk0,filename=" + disk}, r.guestArgs(filepath.Join(r.dir, "plain.serial"), agent)...)
 	cmd := exec.CommandContext(ctx, config.DefaultBinary, args...)
 	said := &tail{}
 	cmd.Stderr = said
@@ -296,7 +411,7 @@ func (r *failoverRig) plainBoot(ctx context.Context) (float64, error) {
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	err = awaitAgent(ctx, agent)
+	err := awaitAgent(ctx, agent)
 	took := time.Since(began).Seconds()
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait() // it was killed

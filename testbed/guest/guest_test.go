@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -199,5 +200,28 @@ func TestGuestRunsFromNBD(t *testing.T) {
 	}
 	if r := report(t, path, 0); !r.Whole(20) || r.Max != 20 {
 		t.Errorf("the host finds %v", r)
+	}
+}
+
+// A guest starts the system of a disk: its agent runs once all that lies there was read.
+func TestSystemDisk(t *testing.T) {
+	scale.Tools(t, "qemu-system-x86_64", "mke2fs")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	path := filepath.Join(t.TempDir(), "system.raw")
+	err := SystemDisk(ctx, path, 1<<30)
+	if errors.Is(err, ErrNoAgent) {
+		scale.Missing(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := int64(0)
+	for _, f := range filesOfAStart() {
+		want += int64(len(f.data))
+	}
+	g := boot(t, ctx, Config{Disks: []Disk{{Path: path}}})
+	if got := ask(t, ctx, g, SystemOrder, "started "); got != fmt.Sprintf("started bytes=%d", want) {
+		t.Fatalf("%s, want %d", got, want)
 	}
 }

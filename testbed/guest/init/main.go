@@ -13,6 +13,7 @@
 //	listen [port=N]                             greets who connects to the TCP port
 //	open [slots=N]                              opened volumes=N: the disks that there are now
 //	attack [offset=B] [length=B] [seed=N]       attacked bytes=N
+//	system                                      started bytes=N: the system on volume 0 (system.go)
 //	poweroff                                    bye
 //
 // A disk that open finds gets the stamps that volume 0 holds: as if it had been there.

@@ -93,6 +93,8 @@ func (m *machine) do(verb string, p params) error {
 		return m.attack(p)
 	case "open":
 		return m.open(p)
+	case "system":
+		return m.system()
 	}
 	return fmt.Errorf("unknown order")
 }
