@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,11 +129,20 @@ func (w *wire) Cut() {
 	}
 }
 
-// guarded is two sites and a witness; a's way to b and to the witness can be cut.
+// Heal lets through what comes from now on.
+func (w *wire) Heal() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut, w.all = false, nil
+}
+
+// guarded is two sites and a witness; the way between them, and a's and b's to the
+// witness, can be cut.
 type guarded struct {
 	*world
 	etcd   *etcd
-	toEtcd *wire
+	toEtcd *wire // from a
+	beside *wire // from b
 	links  []*link.Link
 	ca, cb *config.Config
 	a, b   *running
@@ -140,9 +150,29 @@ type guarded struct {
 
 func newGuarded(t *testing.T, ttl time.Duration) *guarded {
 	t.Helper()
+	x := guardedSites(t, ttl, "web")
+	x.a, x.b = x.run(x.ca), x.run(x.cb)
+	x.endAfter()
+	x.a.awaitState("web", control.StateSynced)
+	stamped(x.a, 1, 10)
+	awaitLevel(x.a, x.b, "web")
+	await(t, "a holds the right", x.a.groups[0].guard.holds)
+	l, release := x.a.lifeOf()
+	defer release()
+	m, err := l.machine(l.cfg.Machine).Ensure(context.Background(), l.urisOf(l.reigning()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeMachine(m)
+	return x
+}
+
+// guardedSites are configured and do not run yet; a is primary of the groups.
+func guardedSites(t *testing.T, ttl time.Duration, groups ...string) *guarded {
+	t.Helper()
 	scale.Tools(t, "qemu-system-x86_64")
 	x := &guarded{world: newWorld(t), etcd: newEtcd(t)}
-	x.toEtcd = newWire(t, x.etcd.client)
+	x.toEtcd, x.beside = newWire(t, x.etcd.client), newWire(t, x.etcd.client)
 	x.program(`exec qemu-system-x86_64 "$@"`)
 	at := map[string]string{"a": port.Address(t), "b": port.Address(t)}
 	config := func(name, peer, etcd, group string) *config.Config {
@@ -159,32 +189,30 @@ func newGuarded(t *testing.T, ttl time.Duration) *guarded {
 		go func() { done <- l.Run(ctx) }()
 		t.Cleanup(func() { cancel(); <-done })
 		x.links = append(x.links, l)
-		return x.configure(name, fmt.Sprintf("listen: %s\npeers: [{name: %s, pin: %q, address: %q, transport: quic}]\nwitness: {etcd: [%q], ttl: %s}\ngroups:\n- name: web\n  peers: [%s]\n  failover: auto\n  rpo: 1h\n%s%s",
-			at[name], peer, pin, l.Addr(), "http://"+etcd, ttl, peer, group, machineOfWeb))
+		var b strings.Builder
+		fmt.Fprintf(&b, "listen: %s\npeers: [{name: %s, pin: %q, address: %q, transport: quic}]\nwitness: {etcd: [%q], ttl: %s}\ngroups:\n", at[name], peer, pin, l.Addr(), "http://"+etcd, ttl)
+		for _, g := range groups {
+			fmt.Fprintf(&b, "- name: %s\n  peers: [%s]\n  failover: auto\n  rpo: 1h\n%s%s", g, peer, strings.ReplaceAll(group, "root.img", g+".img"), strings.ReplaceAll(machineOfWeb, "web1", g+"1"))
+		}
+		return x.configure(name, b.String())
 	}
 	x.ca = config("a", "b", x.toEtcd.Addr().String(), "  role: primary\n"+oneDisk)
-	x.cb = config("b", "a", x.etcd.client, "")
-	x.a, x.b = x.run(x.ca), x.run(x.cb)
-	t.Cleanup(func() {
+	x.cb = config("b", "a", x.beside.Addr().String(), "")
+	return x
+}
+
+// endAfter ends the machines and their watchdogs when the test ends.
+func (x *guarded) endAfter() {
+	x.t.Cleanup(func() {
 		for _, c := range []siteOf{{x.a, x.ca}, {x.b, x.cb}} {
-			if pid, err := c.r.machineFor(c.r.groups[0], c.c.Groups[0].Machine).Process(); err == nil {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
+			for i, g := range c.r.groups {
+				if pid, err := c.r.machineFor(g, c.c.Groups[i].Machine).Process(); err == nil {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+				endDog(g.guard.recall(), c.r.o.HostBoot, 0)
 			}
-			endDog(c.r.groups[0].guard.recall(), c.r.o.HostBoot, 0)
 		}
 	})
-	x.a.awaitState("web", control.StateSynced)
-	stamped(x.a, 1, 10)
-	awaitLevel(x.a, x.b, "web")
-	await(t, "a holds the right", x.a.groups[0].guard.holds)
-	l, release := x.a.lifeOf()
-	defer release()
-	m, err := l.machine(l.cfg.Machine).Ensure(context.Background(), l.urisOf(l.reigning()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	closeMachine(m)
-	return x
 }
 
 type siteOf struct {
@@ -207,23 +235,57 @@ func (x *guarded) heal() {
 	for _, l := range x.links {
 		l.Heal()
 	}
-	x.toEtcd.mu.Lock()
-	x.toEtcd.cut = false
-	x.toEtcd.mu.Unlock()
+	x.toEtcd.Heal()
 }
 
 // machineRuns tells whether a site's machine is there and does not stand still.
-func (r *running) machineRuns() bool {
-	pid, err := r.machineFor(r.groups[0], r.groups[0].cfg.Machine).Process()
+func (r *running) machineRuns() bool { return r.runs(r.groups[0]) }
+
+// runs is machineRuns of a group of the site.
+func (r *running) runs(g *group) bool {
+	pid, err := r.machineFor(g, g.cfg.Machine).Process()
 	if err != nil {
 		return false
 	}
+	return goesOn(pid) && !dies(pid) && goesOn(pid)
+}
+
+// goesOn tells whether a process neither stands still nor ends.
+func goesOn(pid int) bool {
 	stat, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "stat"))
 	if err != nil {
 		return false
 	}
-	_, after, _ := bytes.Cut(stat, []byte(") "))
-	return len(after) > 0 && after[0] != 'T'
+	_, after, _ := bytes.Cut(stat, []byte(") ")) // from state on: proc_pid_stat(5)
+	fields := strings.Fields(string(after))
+	if len(fields) < 7 || strings.ContainsAny(fields[0], "TZX") {
+		return false
+	}
+	const exiting, signaled = 0x4, 0x400 // PF_EXITING and PF_SIGNALED of the kernel's sched.h
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err == nil && flags&(exiting|signaled) == 0
+}
+
+// dies tells whether SIGKILL is on its way to a process: one that stood still wakes for
+// its end, and for nothing else.
+func dies(pid int) bool {
+	status, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "status"))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		set, ok := strings.CutPrefix(line, "SigPnd:")
+		if !ok {
+			set, ok = strings.CutPrefix(line, "ShdPnd:")
+		}
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64); err != nil || n&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *running) alarmed(text string) bool {
