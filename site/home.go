@@ -91,9 +91,9 @@ func (l *life) ownDomain(ctx context.Context) (recovery.Machine, error) {
 // memorySaved is why the disks of a domain that is off are not written to.
 const memorySaved = "the domain's memory is saved, and its next start would restore that over other disks: start it and shut it down, or virsh managedsave-remove"
 
-// homeDisks are the domain's disks by the ids of the volumes at the head, which can be
-// brought there.
-func (l *life) homeDisks(ctx context.Context) (map[string]recovery.Drive, error) {
+// definedDisks are the disks that the domain's definition names for the volumes at the
+// head, by their ids: what can be written to, whosever it is.
+func (l *life) definedDisks(ctx context.Context) (map[string]recovery.Drive, error) {
 	ctx, cancel := context.WithTimeout(ctx, ownPatience)
 	defer cancel()
 	var in libvirt.Inspection

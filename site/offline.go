@@ -212,6 +212,10 @@ func (r *reached) MoveDisks(ctx context.Context, q control.MoveRequest, progress
 	return either(func() (control.Moved, error) { return r.site.MoveDisks(ctx, q, progress) }, func() (control.Moved, error) { return r.daemon.MoveDisks(ctx, q, progress) })
 }
 
+func (r *reached) HomeDisks(ctx context.Context, q control.HomeRequest) (control.Home, error) {
+	return either(func() (control.Home, error) { return r.site.HomeDisks(ctx, q) }, func() (control.Home, error) { return r.daemon.HomeDisks(ctx, q) })
+}
+
 func (r *reached) Changes(ctx context.Context, q control.ChangesRequest) (control.Changes, error) {
 	return either(func() (control.Changes, error) { return r.site.Changes(ctx, q) }, func() (control.Changes, error) { return r.daemon.Changes(ctx, q) })
 }

@@ -205,9 +205,16 @@ func TestDisksThatMustNotBeWrittenToAreRefused(t *testing.T) {
 	if m := look(); m.saved {
 		t.Errorf("found %+v", m)
 	}
-	if disks, err := l.homeDisks(ctx); err != nil || len(disks) != 1 {
+	if disks, err := l.definedDisks(ctx); err != nil || len(disks) != 1 {
 		t.Fatalf("off: %v, %v", disks, err)
 	}
+	refusedAs := func(code fault.Code, part string) {
+		t.Helper()
+		if _, err := l.homeDisks(ctx); !fault.Is(err, code) || !strings.Contains(err.Error(), part) {
+			t.Errorf("%s: %v", part, err)
+		}
+	}
+	refusedAs(fault.HomeElsewhere, "where volume root lay when the domain ran is not known")
 	p := filepath.Join(w.dir, "transient.xml")
 	if err := os.WriteFile(p, []byte(strings.Replace(w.virsh("dumpxml", "--inactive", "web"), "</disk>", "<transient/></disk>", 1)), 0o600); err != nil {
 		t.Fatal(err)

@@ -188,6 +188,9 @@ func (l *life) carriedKeys() []string {
 			keys = append(keys, driveKey(volumeOf(l.cfg, v).ID))
 		}
 	}
+	for _, p := range l.j.Parts() { // also of disks that no configuration lists
+		keys = append(keys, driveKey(p.ID))
+	}
 	for _, peer := range l.cfg.Peers {
 		keys = append(keys, headKey(peer), begunKey(peer))
 	}

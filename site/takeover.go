@@ -7,6 +7,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/recovery"
+	"github.com/novacron/afterimage/site/fault"
 )
 
 // The taker's side of a handover. What it promises: a handover is taken at most once,
@@ -28,7 +29,7 @@ func (l *life) offered(peer string, q cession) (statement, error) {
 		ctx, cancel := context.WithTimeout(l.ctx, ownPatience)
 		defer cancel()
 		if _, err := l.homeDisks(ctx); err != nil {
-			return statement{}, declined("the domain's own disks cannot be brought to the head here: %v", err)
+			return statement{}, declined("the domain's own disks cannot be brought to the head at %s: %v. %s", l.site.cfg.Site, err, fault.Of(err).Advice())
 		}
 	}
 	return statement{l.j.Head().Durable}, nil

@@ -76,10 +76,10 @@ func (l *life) noteDrives(ctx context.Context, d *tap.Domain) error {
 }
 
 // elsewhere is why a domain that is off may have been given other disks than it ran with;
-// nil: it was not.
-func (l *life) elsewhere(t tappedMachine) error {
+// nil: drives, by volume id, are those.
+func (l *life) elsewhere(drives map[string]recovery.Drive) error {
 	for id, part := range partsOf(l.j) {
-		d, ok := t.Drives[id.String()]
+		d, ok := drives[id.String()]
 		if !ok {
 			continue
 		}
@@ -88,13 +88,16 @@ func (l *life) elsewhere(t tappedMachine) error {
 		case err != nil:
 			return err
 		case !known:
-			return fmt.Errorf("where volume %s lay when the domain ran is not known", part.Volume.Name)
+			return fmt.Errorf("where volume %s lay when the domain ran is not known, and its definition names %s now", part.Volume.Name, placeText(d))
 		case was != d:
-			return fmt.Errorf("volume %s lay in %s when the domain ran, and its definition names %s now", part.Volume.Name, was.Path, d.Path)
+			return fmt.Errorf("volume %s lay in %s when the domain ran, and its definition names %s now", part.Volume.Name, placeText(was), placeText(d))
 		}
 	}
 	return nil
 }
+
+// placeText tells a drive from another in the same file.
+func placeText(d recovery.Drive) string { return d.Path + " (" + d.Format + ")" }
 
 // lookAtTapped finds the machine, whether it runs, and where its disks lie.
 func (l *life) lookAtTapped(ctx context.Context) (tappedMachine, error) {
@@ -259,7 +262,7 @@ func (l *life) tappedInputs(ctx context.Context, in *recovery.RewindInputs) erro
 	}
 	in.Machine = t.running
 	if l.cfg.Libvirt != nil && t.running == "" {
-		if err := l.elsewhere(t); err != nil {
+		if err := l.elsewhere(t.Drives); err != nil {
 			return fault.Wrap(fault.RewindElsewhere, "rewind "+l.cfg.Ref(), err).
 				Advise("If that is its disk now, start the domain and wait until it is synced; otherwise put its definition right.")
 		}

@@ -27,6 +27,7 @@ type fake struct {
 	failover control.FailoverRequest // as it was asked for
 	failed   bool
 	rewind   control.RewindRequest
+	home     control.HomeRequest
 	tried    []control.BisectTry
 	pinErr   error // of pins alone
 	refused  []string

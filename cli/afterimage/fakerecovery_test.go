@@ -109,6 +109,20 @@ func (f *fake) MoveDisks(_ context.Context, q control.MoveRequest, progress func
 	return m, f.err
 }
 
+func (f *fake) HomeDisks(_ context.Context, q control.HomeRequest) (control.Home, error) {
+	h := control.Home{Group: "default/web", Domain: "web", Disks: []control.HomeDisk{
+		{Volume: "root", Ran: "/srv/web-root.qcow2", RanFormat: "qcow2", Named: "/srv/new/web-root.qcow2", NamedFormat: "qcow2", Refused: true},
+		{Volume: "data", Named: "/dev/vg0/web-data", NamedFormat: "raw", Refused: true},
+		{Volume: "logs", Ran: "/srv/web-logs.qcow2", RanFormat: "qcow2", Named: "/srv/web-logs.qcow2", NamedFormat: "qcow2"}}}
+	for i, d := range h.Disks {
+		if _, ok := q.Disks[d.Volume]; ok {
+			h.Disks[i].Said, h.Disks[i].Refused = !q.DryRun, false
+		}
+	}
+	f.home = q
+	return h, f.err
+}
+
 func (f *fake) Changes(_ context.Context, q control.ChangesRequest) (control.Changes, error) {
 	return control.Changes{Group: "default/web", From: control.Point{Epoch: 3, Seq: 1000, Time: at(-600)}, To: control.Point{Epoch: 3, Seq: 1200, Time: at(-1)}, Bytes: 12288, Thinned: q.From == "#17",
 		Volumes: []control.VolumeChange{{Volume: "data", Size: 3 << 29, Extents: []control.Extent{}}, {Volume: "root", Size: 20 << 30, Bytes: 12288, Extents: []control.Extent{{Offset: 4096, Length: 4096}, {Offset: 1 << 20, Length: 8192}}}}}, f.err

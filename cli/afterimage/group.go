@@ -17,7 +17,7 @@ func (w *world) groupCommand() *cli.Command {
 		verb("show", "show a group with its volumes, peers and history", "NAME",
 			"A group of another tenant than default is named TENANT/NAME where the name alone is not unique.",
 			[]string{"afterimage group show web", "afterimage group show acme/db -o json"}, nil, w.groupShow),
-		w.pauseVerb(), w.resumeVerb(), w.rewindVerb(), w.groupRejoinVerb(), w.moveVerb(), w.maintainVerb(), w.recoverVerb(),
+		w.pauseVerb(), w.resumeVerb(), w.rewindVerb(), w.groupRejoinVerb(), w.moveVerb(), w.homeVerb(), w.maintainVerb(), w.recoverVerb(),
 		w.limitVerb("group", "limit what is sent of a group, to all its peers together"),
 		w.keyVerbs(), w.seedVerbs(),
 	)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -27,18 +26,8 @@ func moveRequest(c *cli.Context) (q control.MoveRequest, err error) {
 			return q, usage("--to %s: %v", to, err)
 		}
 	}
-	for _, text := range c.StringSlice("device") {
-		volume, path, ok := strings.Cut(text, "=")
-		if _, twice := q.Devices[volume]; !ok || volume == "" || path == "" || twice {
-			return q, usage("--device %s: want VOLUME=DEVICE, once for a volume", text)
-		}
-		if path, err = filepath.Abs(path); err != nil {
-			return q, usage("--device %s: %v", text, err)
-		}
-		if q.Devices == nil {
-			q.Devices = map[string]string{}
-		}
-		q.Devices[volume] = path
+	if q.Devices, err = volumePaths(c, "device", "VOLUME=DEVICE"); err != nil {
+		return q, err
 	}
 	if q.To == "" && q.Devices == nil {
 		return q, usage("say where the disks go: --to DIRECTORY, or --device VOLUME=DEVICE")

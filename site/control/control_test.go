@@ -133,6 +133,9 @@ func every(c API) map[string]func() (any, error) {
 		"Runs":       func() (any, error) { return c.Runs(ctx) },
 		"RunDetail":  func() (any, error) { return c.RunDetail(ctx, "r/../x") },
 		"PlanRewind": func() (any, error) { return c.PlanRewind(ctx, RewindRequest{Group: "web", At: "#3"}) },
+		"HomeDisks": func() (any, error) {
+			return c.HomeDisks(ctx, HomeRequest{Group: "web", Disks: map[string]string{"root": "/x"}, Operator: "ops"})
+		},
 		"MoveDisks": func() (any, error) {
 			return c.MoveDisks(ctx, MoveRequest{Group: "web", To: "/x"}, func(Progress) {})
 		},

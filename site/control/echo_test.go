@@ -107,6 +107,10 @@ func (e *echo) MoveDisks(_ context.Context, q MoveRequest, progress func(Progres
 	return Moved{Group: q.Group, Volumes: []MovedVolume{{Volume: "root", Image: q.To}}}, e.err
 }
 
+func (e *echo) HomeDisks(_ context.Context, q HomeRequest) (Home, error) {
+	return Home{Group: q.Group, Domain: q.Operator, Disks: []HomeDisk{{Volume: "root", Named: q.Disks["root"], Said: !q.DryRun}}}, e.err
+}
+
 func (e *echo) Rewind(_ context.Context, q RewindRequest, progress func(Progress)) (Rewound, error) {
 	progress(Progress{Step: "fork"})
 	return Rewound{RewindPlan: RewindPlan{Group: q.Group, Digest: q.Expect}}, e.err

@@ -261,6 +261,9 @@ var table = []Entry{
 	{RoleForbids, ExitUsage, "not possible in this role",
 		"What was asked for does not go with what the group is at this site.",
 		"group show tells the role; the text says what is in the way."},
+	{HomeElsewhere, ExitUsage, "the domain has other disks than it ran with",
+		"A group that is handed back is written over its domain's own disks. The domain's definition names a disk now that it was not seen to run from while the group was captured here, and all that this one holds would be lost.",
+		"Put the definition right. If that disk is the domain's now: group home NAME shows what it ran from and what is named, and group home NAME --disk VOLUME=PATH says that this may be overwritten."},
 
 	{RewindRefused, ExitUsage, "the rewind is refused",
 		"Somebody uses a disk of the group and would find it changed beneath them, or nothing would lead back to what is given up.",

@@ -103,6 +103,7 @@ const (
 
 	HandoverTrouble Code = "AI-E0721"
 	RoleForbids     Code = "AI-E0722"
+	HomeElsewhere   Code = "AI-E0723"
 
 	RewindRefused    Code = "AI-E0731"
 	RewindBehindFork Code = "AI-E0732"
