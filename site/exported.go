@@ -8,6 +8,7 @@ import (
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/journal"
 )
 
 // exported is a disk as its clients see it: by name, through whatever life its
@@ -105,10 +106,16 @@ func (l *life) request(ctx context.Context, d *disk, f func(ctx context.Context,
 		return errLifeOver
 	}
 	defer leave()
-	if err := f(lent, d.device); err == nil || l.ctx.Err() == nil || ctx.Err() != nil || errors.Is(context.Cause(l.ctx), errStopping) {
+	err = f(lent, d.device)
+	switch {
+	case err == nil || ctx.Err() != nil:
 		return err
+	case l.ctx.Err() != nil && errors.Is(context.Cause(l.ctx), errStopping):
+		return err
+	case l.ctx.Err() != nil || errors.Is(err, journal.ErrFailed) || errors.Is(err, journal.ErrClosed):
+		return errLifeOver // a journal that has failed tells its writers before the life hears of it
 	}
-	return errLifeOver
+	return err
 }
 
 // reignSignal is closed when the next reign begins.

@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/novacron/afterimage/cbt/nbd"
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/site/control"
 )
 
@@ -76,5 +81,100 @@ func TestAWriteEndsWithItsSite(t *testing.T) {
 	a.stop()
 	if err := <-done; !errors.Is(err, errDetached) {
 		t.Error(err)
+	}
+}
+
+// A journal that fails answers its writers before its life is known to be over: they wait
+// for the next one all the same.
+func TestAWriteOutlivesTheFailureOfItsJournal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.run(w.configure("a", twoGroups))
+	a.awaitState("web", control.StateSynced)
+	x := a.exported("web/root")
+	for _, ends := range []error{journal.ErrFailed, journal.ErrClosed} {
+		tries, failed, done := 0, make(chan struct{}), make(chan error, 1)
+		go func() {
+			done <- x.with(context.Background(), func(ctx context.Context, d nbd.Device) error {
+				if tries++; tries > 1 {
+					return d.WriteAt(ctx, bytes.Repeat([]byte{8}, 512), 0, false)
+				}
+				close(failed)
+				return fmt.Errorf("write: %w", ends)
+			})
+		}()
+		<-failed
+		l, release := a.lifeOf()
+		l.next()
+		release()
+		if err := <-done; err != nil || tries < 2 {
+			t.Errorf("%v: asked %d times: %v", ends, tries, err)
+		}
+	}
+	a.reads("web/root", 8, 0, 512)
+
+	const writers = 4
+	stop, ended := make(chan struct{}), make(chan error, writers)
+	for i := range int64(writers) {
+		go func() {
+			for {
+				select {
+				case <-stop:
+					ended <- nil
+					return
+				default:
+				}
+				if err := x.WriteAt(context.Background(), bytes.Repeat([]byte{9}, 512), 4096*(i+1), false); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+	}
+	for range 3 {
+		was, release := a.lifeOf()
+		unwritable(t, filepath.Join(was.dir, "segments"))
+		release()
+		await(t, "the next life reigns", func() bool {
+			return a.lives("web", func(now *life) bool { return now != was && now.reigning() != nil })
+		})
+	}
+	close(stop)
+	for range writers {
+		if err := <-ended; err != nil {
+			t.Errorf("a write while the journal failed: %v", err)
+		}
+	}
+}
+
+// unwritable makes the files in dir that are open refuse to be written to.
+func unwritable(t *testing.T, dir string) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	n := 0
+	for _, e := range fds {
+		to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
+		if err != nil || filepath.Dir(to) != dir {
+			continue
+		}
+		var fd int
+		if _, err := fmt.Sscan(e.Name(), &fd); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Dup3(int(null.Fd()), fd, syscall.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n == 0 {
+		t.Fatalf("nothing in %s is open", dir)
 	}
 }
