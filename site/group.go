@@ -79,7 +79,7 @@ type life struct {
 	pivots    sync.Mutex      // held while disks become local
 	starting  sync.Mutex      // held while a machine is started again
 	alls      sync.Mutex      // held while several machines are started
-	orders    sync.Mutex      // held while peers are made to follow, and who is to is changed
+	orders    patient         // held while peers are made to follow, and who is to is changed
 }
 
 // Pauses between attempts at a group that fails.
@@ -188,7 +188,7 @@ func (g *group) live(ctx context.Context) (err error) {
 	turned, turn := context.WithCancelCause(ctx)
 	defer turn(nil)
 	eg, ctx := errgroup.WithContext(turned)
-	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), left: make(chan struct{}, 1), pivot: make(chan *pivoting), pivotLeft: make(chan struct{}, 1), settled: make(chan struct{}), next: func() { g.turns(); turn(errTurn) }}
+	l := &life{group: g, j: j, keys: ring, ctx: ctx, role: r, crowned: make(chan coronation), rewind: make(chan *rewinding), left: make(chan struct{}, 1), orders: newPatient(), pivot: make(chan *pivoting), pivotLeft: make(chan struct{}, 1), settled: make(chan struct{}), next: func() { g.turns(); turn(errTurn) }}
 	// The journal runs until everything that writes to it has ended.
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

@@ -273,6 +273,46 @@ func TestReprotectOfOnePeerLeavesTheOthers(t *testing.T) {
 	}
 }
 
+// Who decides about peers and gives up does not wait for one that is being asked and hangs;
+// the others are asked in between.
+func TestAPersonWaitsForNoPeerThatHangs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ca, _ := w.pair("", "")
+	a := w.run(ca)
+	a.awaitState("web", control.StateSynced)
+	l, release := a.lifeOf()
+	defer release()
+	if err := l.orders.Lock(t.Context()); err != nil { // as somebody does who asks
+		t.Fatal(err)
+	}
+	ctx, leave := context.WithCancelCause(t.Context())
+	gone := errors.New("the caller went away")
+	done := make(chan error, 1)
+	go func() {
+		var d control.Decision
+		done <- l.reprotect(ctx, &d, "tester", "b")
+	}()
+	leave(gone)
+	select {
+	case err := <-done:
+		if !errors.Is(err, gone) {
+			t.Errorf("gave up: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("waits though its caller has gone")
+	}
+	var kept protecting
+	if _, err := l.j.Recall(protectKey, &kept); err != nil || len(kept) > 0 {
+		t.Errorf("who is to follow: %+v, %v", kept, err)
+	}
+	l.orders.Unlock()
+	var d control.Decision
+	if err := l.reprotect(t.Context(), &d, "tester", "b"); err != nil {
+		t.Error(err)
+	}
+}
+
 // The report of a decision says of the old primary what was known when it was failed over.
 func TestADecisionsReportSaysThatTheFailoverWasUnfenced(t *testing.T) {
 	t.Parallel()

@@ -130,7 +130,9 @@ func (o followOrder) void(common journal.Seq, newest uint64) bool {
 // reprotect has the peers follow, or remembers that they are to when they are back: all of
 // them, or the one that only says. What was decided about others before stays then.
 func (l *life) reprotect(ctx context.Context, d *control.Decision, operator, only string) error {
-	l.orders.Lock() // two that ask a peer at once hear of one another's success as a refusal
+	if err := l.orders.Lock(ctx); err != nil { // two that ask a peer at once hear of one another's success as a refusal
+		return fmt.Errorf("wait for a peer that is being asked to follow: %w", err)
+	}
 	defer l.orders.Unlock()
 	wanted, others := protecting{}, protecting{}
 	if only != "" {
@@ -226,33 +228,73 @@ func (l *life) protect(ctx context.Context) {
 	}
 }
 
-// protectNow asks who is to follow and does not yet, until one does.
+// protectNow asks who is to follow and does not yet, one after the other: a person who
+// decides meanwhile waits for one answer at most.
 func (l *life) protectNow(ctx context.Context) {
-	l.orders.Lock()
-	defer l.orders.Unlock()
 	var wanted protecting
 	if ok, err := l.j.Recall(protectKey, &wanted); !ok || err != nil {
 		return
 	}
-	for peer, order := range wanted {
-		done, err := l.haveFollow(ctx, peer, order)
-		if errors.Is(err, errOtherDivergence) {
-			l.site.o.Log.Error("an earlier decision about a peer is void", "group", l.cfg.Ref(), "peer", peer, "operator", order.Operator, "err", err)
-			done, err = true, nil
+	for _, peer := range slices.Sorted(maps.Keys(wanted)) {
+		if l.orders.Lock(ctx) != nil {
+			return
 		}
-		if err != nil && !errors.Is(err, replicator.ErrNotConnected) && ctx.Err() == nil {
-			l.site.o.Log.Info("peer does not follow yet", "group", l.cfg.Ref(), "peer", peer, "err", err)
-		}
-		if !done {
-			continue
-		}
-		delete(wanted, peer)
-		if err := l.j.Remember(protectKey, wanted); err != nil {
-			l.site.o.Log.Warn("remember who is to follow", "group", l.cfg.Ref(), "err", err)
-		}
-		return // what is ranged over has changed
+		l.protectFrom(ctx, peer)
+		l.orders.Unlock()
 	}
 }
+
+// protectFrom asks one that is still to follow; l.orders is held.
+func (l *life) protectFrom(ctx context.Context, peer string) {
+	var wanted protecting
+	if _, err := l.j.Recall(protectKey, &wanted); err != nil {
+		return
+	}
+	order, ok := wanted[peer]
+	if !ok { // somebody else has seen to it
+		return
+	}
+	done, err := l.haveFollow(ctx, peer, order)
+	if errors.Is(err, errOtherDivergence) {
+		l.site.o.Log.Error("an earlier decision about a peer is void", "group", l.cfg.Ref(), "peer", peer, "operator", order.Operator, "err", err)
+		done, err = true, nil
+	}
+	if err != nil && !errors.Is(err, replicator.ErrNotConnected) && ctx.Err() == nil {
+		l.site.o.Log.Info("peer does not follow yet", "group", l.cfg.Ref(), "peer", peer, "err", err)
+	}
+	if !done {
+		return
+	}
+	delete(wanted, peer)
+	if err := l.j.Remember(protectKey, wanted); err != nil {
+		l.site.o.Log.Warn("remember who is to follow", "group", l.cfg.Ref(), "err", err)
+	}
+}
+
+// patient is a lock whose waiters may give up.
+type patient chan struct{}
+
+func newPatient() patient { return make(patient, 1) }
+
+func (p patient) Lock(ctx context.Context) error {
+	select {
+	case p <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (p patient) TryLock() bool {
+	select {
+	case p <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p patient) Unlock() { <-p }
 
 const protectLook = 500 * time.Millisecond
 
