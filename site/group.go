@@ -59,9 +59,10 @@ type life struct {
 	// bootWaits is why the domain is not started yet; empty: it does not wait.
 	bootWaits string
 	bootDone  bool // nothing is left to be started
-	// owed is a machine that is owed a start, and owedWhy why it waits; empty: none does.
-	owed, owedWhy string
-	took          cbt.ID // the handover that this life took over
+	// owed is a machine that is owed a start, owedWhy why it waits, owedHint what helps;
+	// empty: none does.
+	owed, owedWhy, owedHint string
+	took                    cbt.ID // the handover that this life took over
 	// upkeeping ends the maintenance that is under way and waits for it; nil: none.
 	upkeeping func()
 	keys      *journal.Keys // nil: nothing is sealed or opened here

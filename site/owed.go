@@ -109,19 +109,23 @@ var errStandsStill = errors.New("the machine stands still")
 
 // startWaits notes for which machine's start is waited, and why; "": for none.
 func (l *life) startWaits(machine, why string) {
+	l.startLacks(machine, why, "It is started by itself once no other site runs the group")
+}
+
+// startLacks is startWaits for what another thing than another site's word is lacking to.
+func (l *life) startLacks(machine, why, hint string) {
 	l.mu.Lock()
-	l.owed, l.owedWhy = machine, why
+	l.owed, l.owedWhy, l.owedHint = machine, why, hint
 	l.mu.Unlock()
 }
 
 // owedNotices tells of a machine whose start waits.
 func (l *life) owedNotices() []control.Notice {
 	l.mu.Lock()
-	machine, why := l.owed, l.owedWhy
+	machine, why, hint := l.owed, l.owedWhy, l.owedHint
 	l.mu.Unlock()
 	if why == "" {
 		return nil
 	}
-	return []control.Notice{{Level: control.Alarm, Text: fmt.Sprintf("machine %s is not started: %s", machine, why),
-		Hint: "It is started by itself once no other site runs the group"}}
+	return []control.Notice{{Level: control.Alarm, Text: fmt.Sprintf("machine %s is not started: %s", machine, why), Hint: hint}}
 }

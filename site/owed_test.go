@@ -96,6 +96,48 @@ func TestAMachineThatIsOwedAStartWaitsForAPeerThatReigns(t *testing.T) {
 	b.stop()
 }
 
+// A machine that a rewind has turned off, and that is another one by the time when it would
+// be started, is told of until what is configured runs.
+func TestAStartThatIsOwedToAnotherMachineIsTold(t *testing.T) {
+	t.Parallel()
+	scale.Tools(t, "qemu-system-x86_64")
+	w := newWorld(t)
+	ca, cb := w.pair("", machineOfWeb)
+	w.program(`exec qemu-system-x86_64 "$@"`)
+	a, b := w.runPair(ca, cb)
+	a.awaitState("web", control.StateSynced)
+	a.write("web/root", 1, 0, 4096)
+	awaitLevel(a, b, "web")
+	a.stop()
+	failOver(t, b, control.FailoverRequest{NoMachine: true})
+	b.awaitRole("web", recovery.Uncommitted, control.StateSynced)
+	b.stop()
+	j := w.offline(cb)
+	if err := j.Remember(stoppedKey, stoppedFor{Machine: "web1, db1", Since: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	j.close()
+	b = w.runWith(cb, Options{peersPatience: time.Millisecond})
+	told := func() bool {
+		for _, n := range b.groupLine("web").Notices {
+			if n.Level == control.Alarm && strings.Contains(n.Text, "machine web1, db1 is not started") && strings.Contains(n.Text, "configured now is web1") {
+				return true
+			}
+		}
+		return false
+	}
+	await(t, "it is told", told)
+	failOver(t, b, control.FailoverRequest{}) // starts what is configured
+	await(t, "nothing is owed any more", func() bool { return !told() })
+	l, release := b.lifeOf()
+	defer release()
+	var was stoppedFor
+	if _, err := l.j.Recall(stoppedKey, &was); err != nil || was.Machine != "" {
+		t.Errorf("owed: %+v, %v", was, err)
+	}
+	b.endMachine()
+}
+
 // A start that a rewind owes ends with the role, and the tapped domain, whose disks are of
 // another history, is not started beside the machine of a failover; what the rewind took
 // from its autostart stays known.

@@ -199,14 +199,48 @@ func (l *life) startAgain(ctx context.Context) (started bool, err error) {
 		}
 		return true, l.j.Remember(stoppedKey, stoppedFor{})
 	}
-	if c == nil || c.Called() != was.Machine {
-		return false, nil
+	if why := l.otherMachine(was); why != nil {
+		return false, why
 	}
 	running, err := l.ensureUnasked(ctx, l.machine(c), l.urisOf(r))
 	if err != nil {
 		return false, err
 	}
 	return true, errors.Join(running.Close(), l.j.Remember(stoppedKey, stoppedFor{}))
+}
+
+// errOtherMachine says that what a rewind turned off is not what is configured by now.
+var errOtherMachine = errors.New("the group's machine is another one by now")
+
+// otherMachine is why the machine that a rewind turned off is not started: the
+// configuration has others beside it since, or none. It is pure.
+func (l *life) otherMachine(was stoppedFor) error {
+	switch c := l.cfg.Machine; {
+	case was.Machine == "" || was.Tapped != nil || c != nil && c.Called() == was.Machine:
+		return nil
+	case c == nil:
+		return fmt.Errorf("%w: a rewind turned it off at %s, and none is configured now", errOtherMachine, was.Since.Format(timeLayout))
+	default:
+		return fmt.Errorf("%w: a rewind turned it off at %s, and what is configured now is %s", errOtherMachine, was.Since.Format(timeLayout), c.Called())
+	}
+}
+
+// startOther tells that a start stays owed, until what is configured now runs: a person
+// decides whether that is what is to be started.
+func (l *life) startOther(was stoppedFor, why error) error {
+	if l.cfg.Machine != nil {
+		all := true
+		for _, m := range l.machine(l.cfg.Machine).Each() {
+			_, err := m.Process()
+			all = all && err == nil
+		}
+		if all {
+			l.site.o.Log.Warn("a machine that was turned off for a rewind is not started any more: another one runs", "group", l.cfg.Ref(), "machine", was.Machine, "runs", l.cfg.Machine.Called())
+			return l.j.Remember(stoppedKey, stoppedFor{})
+		}
+	}
+	l.startLacks(was.Machine, why.Error(), "Put machine: of the group back as it was then, or start what is configured now (failover unplanned, repeated, does where the failover is not committed)")
+	return why
 }
 
 // forgetStopped gives up the start that an interrupted rewind owes, where the group has
@@ -245,7 +279,12 @@ func (l *life) leaves() {
 // settleLeft lets go on what stands still, and starts what is off, for as long as it takes.
 // Nobody else is asked about what stands still: had this site only died, it would run.
 func (l *life) settleLeft(ctx context.Context, r *reign) {
-	said := ""
+	said, lacks := "", false
+	defer func() {
+		if lacks {
+			l.startWaits("", "")
+		}
+	}()
 	for wait := askFirst; ctx.Err() == nil && !l.isRewinding(); wait = min(2*wait, renewLast) { // a rewind does so itself
 		back := l.autostartBack(ctx)
 		if back != nil && ctx.Err() == nil {
@@ -257,7 +296,10 @@ func (l *life) settleLeft(ctx context.Context, r *reign) {
 			_, err = l.j.Recall(stoppedKey, &was)
 		}
 		started := false
-		if err == nil && was.Machine != "" && (was.Tapped == nil || l.taps()) {
+		if why := l.otherMachine(was); err == nil && why != nil {
+			lacks = true
+			err = l.startOther(was, why)
+		} else if err == nil && was.Machine != "" && (was.Tapped == nil || l.taps()) {
 			if !l.untilTold(ctx, r, was.Machine) || l.isRewinding() {
 				return
 			}
