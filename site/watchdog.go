@@ -62,8 +62,8 @@ type watchdog struct {
 	beats  *qemu.Heartbeat
 	read   *os.File // what the process inherits
 	write  *os.File
-	stall  time.Duration
-	taps   bool // the configuration wants it for taps; else it is for local disks alone
+	stall  time.Duration // the least that a tracker may be silent for
+	taps   bool          // the configuration wants it for taps; else it is for local disks alone
 	needed chan struct{}
 	need   func() // closes needed
 }
@@ -76,13 +76,13 @@ func (s *Site) newWatchdog() (*watchdog, error) {
 	for _, g := range s.cfg.Groups {
 		if g.Machine != nil && g.Machine.Libvirt == nil {
 			wanted = true
-			w.stall = max(w.stall, 2*time.Duration(g.StallBudget))
+			w.bound(g)
 		}
 		for _, t := range g.Taps() {
 			// Libvirt passes nothing out of band: where a write waits the watchdog kills us.
 			if t.QEMU != nil && t.QEMU.Watchdog != "" || t.Libvirt != nil && g.Role == config.Primary {
 				wanted, w.taps = true, true
-				w.stall = max(w.stall, 2*time.Duration(g.StallBudget))
+				w.bound(g)
 			}
 		}
 	}
@@ -97,6 +97,14 @@ func (s *Site) newWatchdog() (*watchdog, error) {
 	w.needed = make(chan struct{})
 	w.need = sync.OnceFunc(func() { close(w.needed) })
 	return w, nil
+}
+
+// bound has the process look often enough for g, should g be tapped. For how long a tracker
+// may be silent it says itself: one that never runs makes nobody wait for another's guest.
+func (w *watchdog) bound(g config.Group) {
+	if mine := 2 * time.Duration(g.StallBudget); w.stall == 0 || mine < w.stall {
+		w.stall = mine
+	}
 }
 
 // heartbeat is for a tracker of a machine, which is our own or was there before us; nil:

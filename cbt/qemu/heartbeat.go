@@ -38,17 +38,21 @@ type beat struct {
 	Nodes []string `json:"nodes,omitempty"` // capture nodes to yank
 	Still bool     `json:"still,omitempty"` // the guest may be stopped by us, to be resumed
 	Gone  bool     `json:"gone,omitempty"`  // the tracker has ended in order
+	// Patience is how long beats of this tracker may be missing, in nanoseconds; 0: as
+	// long as the watchdog was told for all.
+	Patience time.Duration `json:"patience,omitempty"`
 }
 
 // Beat says that the capture path of the tracker called key is alive, through
-// which QMP socket the watchdog reaches its machine, and which nodes are ours there.
-func (h *Heartbeat) Beat(key, qmpSocket string, nodes []string) {
-	h.send(beat{Key: key, QMP: qmpSocket, Nodes: nodes})
+// which QMP socket the watchdog reaches its machine, which nodes are ours there, and for
+// how long it may be silent; 0: as long as any.
+func (h *Heartbeat) Beat(key, qmpSocket string, nodes []string, patience time.Duration) {
+	h.send(beat{Key: key, QMP: qmpSocket, Nodes: nodes, Patience: patience})
 }
 
 // Still is Beat for a guest that may be stopped by us just now.
-func (h *Heartbeat) Still(key, qmpSocket string, nodes []string) {
-	h.send(beat{Key: key, QMP: qmpSocket, Nodes: nodes, Still: true})
+func (h *Heartbeat) Still(key, qmpSocket string, nodes []string, patience time.Duration) {
+	h.send(beat{Key: key, QMP: qmpSocket, Nodes: nodes, Still: true, Patience: patience})
 }
 
 // Gone says that the tracker has ended and needs no watching.

@@ -74,7 +74,7 @@ func (t *Tracker) tell(nodes []string) {
 	if t.still.Load() {
 		beat = t.opts.Heartbeat.Still
 	}
-	beat(t.opts.captureSocket(), t.opts.WatchdogQMP, nodes)
+	beat(t.opts.captureSocket(), t.opts.WatchdogQMP, nodes, 2*t.opts.StallBudget) // what it settles itself is not cut
 }
 
 func (t *Tracker) yank(ctx context.Context, l link, tap *tap) {

@@ -17,8 +17,9 @@ import (
 type WatchdogOptions struct {
 	Pipe io.Reader   // beats; the reading end of the pipe whose other end a Heartbeat has
 	Proc *os.Process // the capturing process
-	// StallBudget is how long beats may be missing; default 1 s. It must exceed
-	// the trackers' own, or what they could have settled is cut.
+	// StallBudget is how long beats may be missing of a tracker that does not say it
+	// itself, and the least that counts; default 1 s. It must exceed the trackers' own, or
+	// what they could have settled is cut.
 	StallBudget time.Duration
 	// KillAfter is how much longer a process may be silent whose nodes were
 	// yanked, before it is killed; default 10 s. Where nothing could be yanked
@@ -112,10 +113,11 @@ type watchdog struct {
 // watched is one tracker.
 type watched struct {
 	nodes   []string
-	still   bool      // its guest may be stopped
-	heard   time.Time // the newest beat
-	acted   time.Time // first, since then
-	freed   bool      // since then
+	budget  time.Duration // how long it may be silent
+	still   bool          // its guest may be stopped
+	heard   time.Time     // the newest beat
+	acted   time.Time     // first, since then
+	freed   bool          // since then
 	monitor *line
 }
 
@@ -124,7 +126,7 @@ func (w *watchdog) heard(ctx context.Context, b beat, now time.Time) {
 	switch {
 	case b.Gone:
 		if x != nil && x.still {
-			w.wake(ctx, b.Key, x, w.opts.StallBudget/2)
+			w.wake(ctx, b.Key, x, x.budget/2)
 		}
 		if x != nil && x.monitor != nil {
 			x.monitor.stop()
@@ -139,6 +141,7 @@ func (w *watchdog) heard(ctx context.Context, b beat, now time.Time) {
 			w.lines.Go(x.monitor.run)
 		}
 	}
+	x.budget = max(b.Patience, w.opts.StallBudget)
 	x.nodes, x.still, x.heard, x.acted, x.freed = b.Nodes, b.Still, now, time.Time{}, false
 }
 
@@ -152,7 +155,7 @@ func (w *watchdog) excuse(now time.Time) {
 func (w *watchdog) judge(ctx context.Context, now time.Time) bool {
 	for key, x := range w.watched {
 		silent := now.Sub(x.heard)
-		if len(x.nodes) == 0 && !x.still || silent <= w.opts.StallBudget {
+		if len(x.nodes) == 0 && !x.still || silent <= x.budget {
 			continue
 		}
 		first := x.acted.IsZero()
@@ -192,7 +195,7 @@ func (w *watchdog) free(ctx context.Context, x *watched) error {
 		errs = append(errs, w.yank(ctx, x))
 	}
 	if x.still {
-		errs = append(errs, w.resume(ctx, x, w.opts.StallBudget/4))
+		errs = append(errs, w.resume(ctx, x, x.budget/4))
 	}
 	return errors.Join(errs...)
 }
@@ -243,7 +246,7 @@ func (w *watchdog) yank(ctx context.Context, x *watched) error {
 	if mon == nil {
 		return ErrMonitor
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.opts.StallBudget/2)
+	ctx, cancel := context.WithTimeout(ctx, x.budget/2)
 	defer cancel()
 	cut := 0
 	var errs []error

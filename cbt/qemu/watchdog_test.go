@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -351,7 +352,7 @@ func TestHeartbeatNeverBlocks(t *testing.T) {
 	began := time.Now()
 	nodes := []string{strings.Repeat("n", 3000)}
 	for range 40 { // 120 kB into a pipe of 64 kB
-		h.Beat("k", "", nodes)
+		h.Beat("k", "", nodes, 0)
 	}
 	if took := time.Since(began); took > patience { // nobody reads: one that waited would do so for ever
 		t.Errorf("beats took %v", took)
@@ -362,7 +363,7 @@ func TestHeartbeatNeverBlocks(t *testing.T) {
 		t.Errorf("%d beats arrived, %v", n, err)
 	}
 	var none *Heartbeat
-	none.Beat("k", "", nil)
+	none.Beat("k", "", nil, 0)
 	none.Gone("k")
 }
 
@@ -375,8 +376,8 @@ func TestWatchdogResumesWhenTheProcessIsGone(t *testing.T) {
 	}
 	defer r.Close()
 	h := NewHeartbeat(w)
-	h.Still("stopped", "/its/monitor", nil)
-	h.Beat("runs", "/another", nil)
+	h.Still("stopped", "/its/monitor", nil, 0)
+	h.Beat("runs", "/another", nil, 0)
 	w.Close()
 	mons := map[string]*fakeMonitor{"/its/monitor": {done: make(chan struct{})}, "/another": {done: make(chan struct{})}}
 	proc, err := os.FindProcess(os.Getpid()) // which nothing here kills
@@ -406,6 +407,40 @@ func TestWatchdogResumesBeforeItForgets(t *testing.T) {
 		dog.heard(t.Context(), beat{Key: "k", Gone: true}, time.Now())
 		if want := map[bool]int{true: 1}[still]; mon.resumed != want || len(dog.watched) != 0 {
 			t.Errorf("still %v: resumed %d times, %d watched", still, mon.resumed, len(dog.watched))
+		}
+	}
+}
+
+// A tracker that may be silent for longer than another one makes nobody wait longer for the
+// other's guest.
+func TestWatchdogIsAsPatientAsEachTrackerIs(t *testing.T) {
+	proc, err := os.FindProcess(os.Getpid()) // its guests are let go: nobody is killed
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	dog := &watchdog{opts: WatchdogOptions{Proc: proc, StallBudget: time.Second, KillAfter: time.Hour}.withDefaults(), watched: map[string]*watched{}}
+	for key, patience := range map[string]time.Duration{"silent": 0, "quick": time.Second, "patient": time.Minute} {
+		dog.heard(t.Context(), beat{Key: key, Still: true, Patience: patience}, began)
+		l := &line{stop: func() {}}
+		l.set(&fakeMonitor{done: make(chan struct{})})
+		dog.watched[key].monitor = l
+	}
+	for _, x := range []struct {
+		after time.Duration
+		freed []string
+	}{{time.Second, nil}, {2 * time.Second, []string{"quick", "silent"}}, {time.Minute, []string{"quick", "silent"}}, {time.Minute + 1, []string{"patient", "quick", "silent"}}} {
+		if dog.judge(t.Context(), began.Add(x.after)) {
+			t.Fatal("somebody was killed")
+		}
+		var freed []string
+		for key, w := range dog.watched {
+			if w.freed {
+				freed = append(freed, key)
+			}
+		}
+		if slices.Sort(freed); !slices.Equal(freed, x.freed) {
+			t.Errorf("after %s: %v were let go, want %v", x.after, freed, x.freed)
 		}
 	}
 }
