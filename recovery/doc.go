@@ -28,7 +28,8 @@
 // it, Promote forks, and the disks are opened again, which brings them to the fork. Where
 // they are a tapped machine's own, it is off by then, and a Drive (drive.go) of each is
 // brought to the fork before anything is captured; so it is with those of a machine whose
-// group was handed back.
+// group was handed back. One may also be read alone (driveread.go), for what it holds and
+// the head does not.
 //
 // A drill is the same machine, Isolated (isolate.go), over scratch disks; what is done
 // inside a guest is in inside.go. Several machines in order are package runbook's.

@@ -66,6 +66,7 @@ func (d Drive) driver() (string, error) {
 type OpenDrive struct {
 	Drive
 	client *nbd.Client
+	lock   *os.File // of one that is only read; else nil
 	kill   func() error
 	dir    string
 	said   *bytes.Buffer // read after exited
@@ -79,7 +80,9 @@ const (
 )
 
 // Open opens the drive of a machine that is off. While a QEMU has it open that fails.
-func (d Drive) Open(ctx context.Context) (*OpenDrive, error) {
+func (d Drive) Open(ctx context.Context) (*OpenDrive, error) { return d.open(ctx) }
+
+func (d Drive) open(ctx context.Context, flags ...string) (*OpenDrive, error) {
 	protocol, err := d.driver()
 	if err != nil {
 		return nil, err
@@ -90,7 +93,7 @@ func (d Drive) Open(ctx context.Context) (*OpenDrive, error) {
 	}
 	o := &OpenDrive{Drive: d, dir: dir, said: new(bytes.Buffer), exited: make(chan error, 1)}
 	options := fmt.Sprintf("driver=%s,file.driver=%s,file.filename=%s", d.Format, protocol, strings.ReplaceAll(d.Path, ",", ",,"))
-	cmd := exec.Command("qemu-nbd", "--socket", o.socket(), "--export-name", "d", "--cache", "writeback", "--discard", "unmap", "--image-opts", options)
+	cmd := exec.Command("qemu-nbd", append(flags, "--socket", o.socket(), "--export-name", "d", "--cache", "writeback", "--discard", "unmap", "--image-opts", options)...)
 	cmd.Stdout, cmd.Stderr = o.said, o.said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error, 1)
@@ -157,6 +160,9 @@ func (o *OpenDrive) Close() error {
 		o.exited <- end // for who closes again
 	case <-late.C:
 		err = errors.Join(err, fmt.Errorf("%w: close %s: qemu-nbd does not end", ErrDrive, o.Path), o.kill())
+	}
+	if o.lock != nil {
+		err = errors.Join(err, o.lock.Close())
 	}
 	return errors.Join(err, os.RemoveAll(o.dir))
 }

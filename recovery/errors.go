@@ -40,6 +40,10 @@ var (
 	ErrUnhealthy = errors.New("the machine's health check did not pass")
 	// ErrNoScreen: the machine has nothing that could be pictured.
 	ErrNoScreen = errors.New("the machine has no screen")
+	// ErrUnread: a disk of a machine that is off cannot be read while nobody writes to it.
+	ErrUnread = errors.New("the machine's disk cannot be read under a lock")
+	// ErrUnsteady: a disk of a machine that is off does not read alike twice.
+	ErrUnsteady = errors.New("the disk does not read alike twice: somebody writes to it, or the disk is failing")
 	// ErrExists: the target of a restore is there.
 	ErrExists = errors.New("the target exists")
 	// ErrNotRegular: the target of a restore is there and is no regular file.

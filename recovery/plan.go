@@ -121,7 +121,8 @@ const (
 	StepServe    StepName = "serve"
 	StepStart    StepName = "start"
 	StepHealth   StepName = "health"
-	StepDrain    StepName = "drain" // these of a handover
+	StepRead     StepName = "read" // these of a handover
+	StepDrain    StepName = "drain"
 	StepCede     StepName = "cede"
 	StepTake     StepName = "take"
 )
