@@ -181,6 +181,21 @@ func (m *Machine) Kill() {
 	<-m.gone
 }
 
+// Quit ends the machine as one that was shut down ends: its images are closed.
+func (m *Machine) Quit(t testing.TB) {
+	t.Helper()
+	m.mu.Lock()
+	clear(m.guests)
+	m.mu.Unlock()
+	m.Do(t, "quit", nil)
+	select {
+	case <-m.gone:
+	case <-Context(t, time.Minute).Done():
+		t.Fatal("the machine does not quit")
+	}
+	m.Own.Close()
+}
+
 // Do runs a QMP command on the machine's own monitor.
 func (m *Machine) Do(t testing.TB, command string, args map[string]any) {
 	t.Helper()

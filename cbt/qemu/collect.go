@@ -77,6 +77,11 @@ func (t *Tracker) collectOnce(ctx context.Context, m *machine) (err error) {
 		c.end(ctx, err)
 	}()
 	if err := c.t.wakeLeft(ctx, c.m.commands); err != nil {
+		if answered(c.m, err) {
+			for _, d := range c.t.plugged() {
+				d.ranOn(ranAnswering)
+			}
+		}
 		return err
 	}
 	work, stop := context.WithCancel(ctx)
@@ -160,6 +165,9 @@ func (c *collector) find(ctx context.Context, d *disk) (*collected, error) {
 		return nil, err
 	}
 	n, err := c.m.found(ctx, d)
+	if answered(c.m, err) {
+		d.ranOn(ranAnswering) // what it writes is in a cycle that ends after this, or in none
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,8 @@ import (
 // ended, or a monitor that went away, leaves a machine that writes on, and one that was
 // off can run again and be off before it was synced. So whatever shows that the machine
 // of a volume that is not synced runs, or may have run, is told to Events.RanOn, once
-// until it is synced. What a machine that is just ending can do shows nothing: libvirt
+// until it is synced. In bitmap cycles, where that is for an instant, it is told again with
+// the next session. What a machine that is just ending can do shows nothing: libvirt
 // knows a domain whose QEMU has ended, for a while as one that runs, but QEMU's monitor
 // answers no command any more, and no tap can be put into it.
 const (

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/novacron/afterimage/cbt"
 	"github.com/novacron/afterimage/cbt/cbttest"
@@ -95,4 +96,38 @@ func TestAMachineThatRunsOnBeyondItsTapIsTold(t *testing.T) {
 	w.awaitSynced()
 	want = append(want, ranAnswering)
 	is("it came again")
+}
+
+// In cycles what runs is in none until one is closed, and each time that it comes again.
+func TestAMachineInCyclesThatComesAgainIsTold(t *testing.T) {
+	w := newWorld(t, cbttest.DiskSpec{Name: "a", Bytes: 8 << 20})
+	var told signs
+	w.options = func(o *Options) {
+		o.Every = time.Hour // one cycle for each session
+		o.Events.RanOn = told.told
+	}
+	w.run(w.tracker())
+	v := w.volumes[0].ID
+	closed := func(n int) {
+		t.Helper()
+		if err := w.recorder.Until(cbttest.Context(t, patience), func() bool {
+			is := 0
+			for _, g := range w.recorder.Gaps(v) {
+				if g == cbt.CauseCycle {
+					is++
+				}
+			}
+			return is >= n
+		}); err != nil {
+			t.Fatalf("gaps %v", w.recorder.Gaps(v))
+		}
+	}
+	for n := 1; n <= 3; n++ {
+		closed(n)
+		if got := told.list(); len(got) != n || slices.ContainsFunc(got, func(s string) bool { return s != ranAnswering }) {
+			t.Fatalf("at cycle %d: told %q", n, got)
+		}
+		w.machine.Kill()
+		w.machine.Boot(t)
+	}
 }

@@ -305,6 +305,7 @@ func mark(ctx context.Context, disks []*collected, at time.Time, answer func()) 
 		if err := d.disk.advance(mode.Event{Kind: mode.Mark}); err != nil {
 			return err
 		}
+		d.disk.level()
 		if err := record(d, cbt.Event{Kind: cbt.EventSynced}); err != nil {
 			return d.tap.journalBreak(err)
 		}
