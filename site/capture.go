@@ -173,7 +173,7 @@ func (l *life) openTrackers(ctx context.Context, r *reign, taps []*guestTap) err
 	var err error
 	again := p.at(l.site.o.Now())
 	r.tracker, err = newTapping(p, l.site.o.Now, func(p pause) error { return l.j.Remember(pauseKey, p) }, func() (cbt.Tracker, error) {
-		if again {
+		if again && (r.tracker == nil || !r.tracker.holding()) { // what runs while it holds is on the disks, which are read
 			if err := l.ranUnseen(); err != nil {
 				return nil, err
 			}

@@ -34,7 +34,10 @@
 //     Beside the writes of a reign a detector looks at samples (suspect.go, package detect);
 //     A handover (handover.go) is asked for at the giver (plead.go) and drained and ceded by its
 //     next life (drain.go), once the machine is known to be off (tapsoff.go, endedwhole.go,
-//     ranon.go); it is taken once by the taker (takeover.go), which starts the machine (taken.go), a captured domain from disks of its own that are brought to the head first (home.go) where they are those that it ran with (homedisks.go); what sites ask each other is in consult.go.
+//     ranon.go) and, of one in bitmap cycles, its disks were read (cyclesend.go); it is taken once
+//     by the taker (takeover.go), which starts the machine (taken.go), a captured domain from
+//     disks of its own that are brought to the head first (home.go) where they are those that
+//     it ran with (homedisks.go); what sites ask each other is in consult.go.
 //     Before a failover all peers are asked where their histories end (tails.go), and the
 //     furthest tail is fetched (tailfetch.go). Unattended, a group runs by right of a witness
 //     (guard.go, guardkept.go, guardlease.go, guardmarks.go), and a replica takes it over (standby.go).

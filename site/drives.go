@@ -31,12 +31,16 @@ func (o openDrives) close() error {
 
 // openAll opens drives, all or none. A QEMU that was told to end may hold them yet.
 func openAll(ctx context.Context, drives map[string]recovery.Drive, limit time.Duration) (openDrives, error) {
+	return openEach(ctx, drives, limit, recovery.Drive.Open)
+}
+
+func openEach(ctx context.Context, drives map[string]recovery.Drive, limit time.Duration, open func(recovery.Drive, context.Context) (*recovery.OpenDrive, error)) (openDrives, error) {
 	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	out := openDrives{}
 	for _, id := range slices.Sorted(maps.Keys(drives)) {
 		for {
-			d, err := drives[id].Open(ctx)
+			d, err := open(drives[id], ctx)
 			if err == nil {
 				out[id] = d
 				break

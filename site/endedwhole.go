@@ -23,33 +23,40 @@ var errNotOpened = errors.New("the disks of the group's machine are not open her
 // what it wrote after the drain would be lost. Disks that this site serves are shut by
 // the drain itself. That all taps have ended is not enough: those who know are asked.
 func (l *life) writerIsOff(ctx context.Context, quiesce string) error {
+	tapped, err := l.writerIsGone(ctx)
+	if err != nil || !tapped {
+		return err
+	}
+	return l.endedWhole(ctx)
+}
+
+// writerIsGone is nil if no machine can write to those disks; tapped says that somebody
+// follows them here, so that it matters whether the history has all.
+func (l *life) writerIsGone(ctx context.Context) (tapped bool, err error) {
 	r := l.reigning()
 	taps, err := l.tapsAny()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if r == nil && taps {
-		return errNotOpened
+		return false, errNotOpened
 	}
-	tapped := r != nil && r.tracker != nil
+	tapped = r != nil && r.tracker != nil
 	if tapped {
 		for _, v := range r.tracker.Status() {
 			off := v.Cause == cbt.CauseMachine || v.Cause == cbt.CauseTapEnded
 			if v.State == cbt.StateSynced || v.State == cbt.StateSyncing || v.State == cbt.StateAttaching || !off {
-				return fmt.Errorf("the machine of volume %s runs (%s): %s; its last writes arrive then", v.Volume.Name, v.State, l.shutFirst())
+				return tapped, fmt.Errorf("the machine of volume %s runs (%s): %s; its last writes arrive then", v.Volume.Name, v.State, l.shutFirst())
 			}
 		}
 	}
 	if err := l.nobodyRuns(ctx); err != nil {
 		if l.severalTapped() {
-			return fmt.Errorf("%w: nothing is handed over until every machine of the group is seen off: %s", err, l.shutFirst())
+			return tapped, fmt.Errorf("%w: nothing is handed over until every machine of the group is seen off: %s", err, l.shutFirst())
 		}
-		return fmt.Errorf("%w: nothing is handed over until the machine is seen off (--shutdown has it shut down)", err)
+		return tapped, fmt.Errorf("%w: nothing is handed over until the machine is seen off (--shutdown has it shut down)", err)
 	}
-	if !tapped {
-		return nil
-	}
-	return l.endedWhole(ctx)
+	return tapped, nil
 }
 
 // severalTapped reports that the machines whose disks are tapped here are several: nobody
@@ -67,7 +74,11 @@ func (l *life) shutFirst() string {
 // endedWhole is nil if every volume that is captured from outside was followed up to its
 // machine's end, which nobody has seen run since, within the epoch that is the head's:
 // what was written between two epochs nobody saw, whatever the records before them say.
-func (l *life) endedWhole(ctx context.Context) error {
+func (l *life) endedWhole(ctx context.Context) error { return l.ended(ctx, false) }
+
+// ended is endedWhole; with unread it is also nil where no more is missing than what was
+// written after the last cycle, which lies on the disks.
+func (l *life) ended(ctx context.Context, unread bool) error {
 	hs, err := l.j.Happenings(ctx, time.Time{}, time.Time{})
 	if err != nil {
 		return err
@@ -107,7 +118,7 @@ func (l *life) endedWhole(ctx context.Context) error {
 		}
 		switch {
 		case served[v.ID]:
-		case cause == "", cause == cbt.CauseMachine, cause == cbt.CauseTapEnded:
+		case cause == "", cause == cbt.CauseMachine, cause == cbt.CauseTapEnded, unread && cause == cbt.CauseCycle:
 			if err := l.ranOnSince(v, since); err != nil {
 				return err
 			}
@@ -122,6 +133,6 @@ func (l *life) endedWhole(ctx context.Context) error {
 	return nil
 }
 
-// cyclesEnd is why a machine that is captured in cycles cannot be handed over: its last
-// writes, those of its going down among them, are in none.
-const cyclesEnd = "what its machine wrote after the last cycle is not here: a planned failover needs capture: {mode: per-write}"
+// cyclesEnd is why a machine that is captured in cycles is not handed over as it is: its
+// last writes, those of its going down among them, are in none.
+const cyclesEnd = "what its machine wrote after the last cycle is not here: a planned failover needs capture: {mode: per-write}, or the disks of one machine that is tapped here, which it reads once the machine is off"

@@ -124,6 +124,8 @@ var codes = []struct {
 	{recovery.ErrNoScreen, fault.MachineTrouble},
 	{recovery.ErrDrive, fault.RewindElsewhere},
 	{recovery.ErrWriteLost, fault.RestoreDiffers},
+	{recovery.ErrUnread, fault.HandoverTrouble},
+	{recovery.ErrUnsteady, fault.HandoverTrouble},
 	{recovery.ErrExists, fault.FileExists},
 	{recovery.ErrNotRegular, fault.FileExists},
 	{recovery.ErrNoTool, fault.ToolMissing},

@@ -84,9 +84,7 @@ func (l *life) handoverPlan(ctx context.Context, q control.HandoverRequest) (con
 // that was asked for and all that it writes until then will be here, else it is in the way.
 func (l *life) planShutdown(ctx context.Context, p *control.HandoverPlan, q control.HandoverRequest) {
 	if !q.Shutdown {
-		if err := l.writerIsOff(ctx, q.Quiesce); err != nil {
-			p.Refused = append(p.Refused, err.Error())
-		}
+		l.planOff(ctx, p)
 		return
 	}
 	name, err := l.runsHere(ctx)
@@ -95,11 +93,13 @@ func (l *life) planShutdown(ctx context.Context, p *control.HandoverPlan, q cont
 	case err != nil:
 		p.Refused = append(p.Refused, err.Error())
 	case name == "":
-		if err := l.writerIsOff(ctx, q.Quiesce); err != nil {
-			p.Refused = append(p.Refused, err.Error())
-		}
+		l.planOff(ctx, p)
 	case taps && l.cfg.Cycle() > 0:
-		p.Refused = append(p.Refused, "machine "+name+": "+cyclesEnd)
+		if err := l.canReadEnd(ctx); err != nil {
+			p.Refused = append(p.Refused, "machine "+name+": "+err.Error())
+			return
+		}
+		p.Steps = append([]string{"stop: the guest of machine " + name + " is asked to switch itself off", readStep}, p.Steps...)
 	default:
 		p.Steps = append([]string{"stop: the guest of machine " + name + " is asked to switch itself off; its last writes arrive here"}, p.Steps...)
 		r := l.reigning()
@@ -114,6 +114,24 @@ func (l *life) planShutdown(ctx context.Context, p *control.HandoverPlan, q cont
 			}
 		}
 	}
+}
+
+// planOff is planShutdown of a machine that has to be off already.
+func (l *life) planOff(ctx context.Context, p *control.HandoverPlan) {
+	err := l.writerIsOff(ctx, "")
+	if err == nil {
+		return
+	}
+	if l.readsEnd() {
+		if _, err = l.writerIsGone(ctx); err == nil {
+			err = l.canReadEnd(ctx)
+		}
+	}
+	if err != nil {
+		p.Refused = append(p.Refused, err.Error())
+		return
+	}
+	p.Steps = append([]string{readStep}, p.Steps...)
 }
 
 // takerOf is the peer that a request names, or the only one.
@@ -160,6 +178,9 @@ func (l *life) startMove(m *move, plan control.HandoverPlan) {
 	var err error
 	if m.request.Shutdown {
 		err = m.timed(l.site.o.Now, recovery.StepStop, func() (string, error) { return l.shutDown(l.ctx, m) })
+	}
+	if err == nil && l.readsEnd() {
+		err = m.timed(l.site.o.Now, recovery.StepRead, func() (string, error) { return l.readEnd(l.ctx, m.step) })
 	}
 	if err == nil {
 		h := recovery.Handover{ID: m.id, To: plan.To, Operator: m.request.Operator, Since: l.site.o.Now(), NoMachine: m.request.NoMachine}

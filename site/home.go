@@ -260,7 +260,8 @@ func (l *life) runsHere(ctx context.Context) (string, error) {
 }
 
 // shutDown asks the machine's guest to switch itself off for a handover and waits until
-// the last of its writes is here. That it was us is durable first.
+// the last of its writes is here, or, of one that is captured in cycles, on its disks. That
+// it was us is durable first.
 func (l *life) shutDown(ctx context.Context, m *move) (detail string, err error) {
 	name, err := l.runsHere(ctx)
 	if err != nil || name == "" {
@@ -285,7 +286,10 @@ func (l *life) shutDown(ctx context.Context, m *move) (detail string, err error)
 		err = mach.Shutdown(ctx)
 	}
 	for err == nil {
-		last := l.writerIsOff(ctx, "")
+		tapped, last := l.writerIsGone(ctx)
+		if last == nil && tapped {
+			last = l.ended(ctx, l.readsEnd())
+		}
 		if last == nil && ctx.Err() == nil {
 			break
 		}

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -42,7 +43,8 @@ type tapping struct {
 	mu      sync.Mutex // guards what follows
 	tracker cbt.Tracker
 	pause   pause
-	turn    chan struct{} // closed when pause changes
+	held    bool          // nothing is tapped, for the life of an order (hold)
+	turn    chan struct{} // closed when pause or held changes
 	idle    chan struct{} // closed while no tracker runs
 }
 
@@ -144,11 +146,18 @@ func (t *tapping) atPoint(ctx context.Context, do func(context.Context) error) e
 func (t *tapping) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		t.mu.Lock()
-		p, turn, tracker := t.pause, t.turn, t.tracker
-		if !p.at(t.now()) {
+		p, held, turn, tracker := t.pause, t.held, t.turn, t.tracker
+		if !held && !p.at(t.now()) {
 			t.idle = make(chan struct{})
 		}
 		t.mu.Unlock()
+		if held {
+			select {
+			case <-turn:
+			case <-ctx.Done():
+			}
+			continue
+		}
 		if left := p.Until.Sub(t.now()); left > 0 {
 			t.rest(ctx, tracker, left, turn)
 			continue
@@ -190,7 +199,7 @@ func (t *tapping) tap(ctx context.Context, tracker cbt.Tracker, turn <-chan stru
 	go func() {
 		select {
 		case <-turn:
-			cancel(t.paused())
+			cancel(t.why())
 		case <-ended:
 			cancel(nil)
 		}
@@ -209,6 +218,48 @@ func (t *tapping) tap(ctx context.Context, tracker cbt.Tracker, turn <-chan stru
 	return err
 }
 
+// errEndRead is why nothing is tapped while hold lasts.
+var errEndRead = errors.New("the disks of the machine, which is off, are being read")
+
+// why is the reason for which a tracker ends that nobody else has ended.
+func (t *tapping) why() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.held {
+		return errEndRead
+	}
+	return t.pause
+}
+
+// hold ends the tapping until release: on return nothing of the tracker has a place in
+// the order to come any more. Another tracker taps then, which has seen nothing yet.
+func (t *tapping) hold(ctx context.Context) (release func(), err error) {
+	idle := t.holds(true)
+	release = sync.OnceFunc(func() { t.holds(false) })
+	select {
+	case <-idle:
+		return release, nil
+	case <-ctx.Done():
+		release()
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (t *tapping) holds(on bool) (idle <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = on
+	close(t.turn)
+	t.turn = make(chan struct{})
+	return t.idle
+}
+
+func (t *tapping) holding() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.held
+}
+
 func (t *tapping) paused() pause {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -218,6 +269,9 @@ func (t *tapping) paused() pause {
 // set pauses, or resumes with the zero pause. It returns once no tracker runs,
 // or one may.
 func (t *tapping) set(ctx context.Context, p pause) error {
+	if p.at(t.now()) && t.holding() { // else nobody would tell that the machine may run unseen
+		return fault.Wrap(fault.OperationBusy, "pause", errEndRead)
+	}
 	if err := t.remember(p); err != nil {
 		return err
 	}

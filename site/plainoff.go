@@ -22,15 +22,8 @@ import (
 // gone, has no lock that could be asked for: the socket and the processes decide.
 func (l *life) plainOff(ctx context.Context, t config.Tap) (string, error) {
 	path := t.QEMU.QMP
-	if err := socketSilent(ctx, path); err != nil {
+	if err := plainSilent(ctx, path); err != nil {
 		return "", err
-	}
-	pids, err := witness.Pack([]witness.Mark{witness.Mark(path)})
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("look for the machine at %s: %w", path, err)
-	case len(pids) > 0:
-		return "", fmt.Errorf("nobody answers at %s, and process %d, which was told of it, runs: shut it down first", path, pids[0])
 	}
 	var unasked []string
 	for _, v := range t.Volumes {
@@ -49,6 +42,22 @@ func (l *life) plainOff(ctx context.Context, t config.Tap) (string, error) {
 		return fmt.Sprintf("nobody answers at %s, and no process was told of it; whether one has the disk of %s open cannot be told", path, strings.Join(unasked, ", ")), nil
 	}
 	return "nobody answers at " + path + ", no process was told of it, and nobody has its disks open", nil
+}
+
+// plainSilent is nil if nobody is at a plain QEMU's monitor, and no process of this host was
+// told of it.
+func plainSilent(ctx context.Context, path string) error {
+	if err := socketSilent(ctx, path); err != nil {
+		return err
+	}
+	pids, err := witness.Pack([]witness.Mark{witness.Mark(path)})
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for the machine at %s: %w", path, err)
+	case len(pids) > 0:
+		return fmt.Errorf("nobody answers at %s, and process %d, which was told of it, runs: shut it down first", path, pids[0])
+	}
+	return nil
 }
 
 // notHeld is nil if no process of this host has the disk of a plain QEMU open; asked is

@@ -138,7 +138,7 @@ func TestAMachineIsFollowedToItsEndOrNot(t *testing.T) {
 	l.tells(t, l.followed(cbt.CauseStall)...)
 	refused("the tap had let go before", l, string(cbt.CauseStall))
 	l.tells(t, l.followed(cbt.CauseCycle)...)
-	refused("a cycle was the last", l, "per-write")
+	refused("a cycle was the last", l, cyclesEnd)
 	l.tells(t, l.followed()...)
 	if err := l.endedWhole(ctx); err != nil {
 		t.Errorf("followed to its end: %v", err)
@@ -174,7 +174,7 @@ func TestAMachineIsFollowedToItsEndOrNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.tells(t, l.followed(cbt.CauseCycle)...)
-	refused("a disk that the configuration does not name", l, "per-write")
+	refused("a disk that the configuration does not name", l, cyclesEnd)
 }
 
 // Before anybody looks at the machine's disks nothing is known of it, and what is known

@@ -28,6 +28,7 @@ type shop struct {
 	from, to *libvirtd.Daemon
 	consoles map[string]*guest.Console
 	ports    map[string]string // of this host, that lead to each machine's TCP port
+	capture  string            // of each group at a
 	orders   string            // to the guests, at each boot
 	logs     map[string]string // of the consoles at b
 }
@@ -42,6 +43,11 @@ func macAt(site, i int) string { return fmt.Sprintf("52:54:00:00:%02x:%02x", sit
 
 // newShop has the machines write as soon as they run.
 func newShop(t *testing.T) *shop {
+	t.Helper()
+	return newShopBy(t, "{mode: per-write}")
+}
+
+func newShopBy(t *testing.T, capture string) *shop {
 	t.Helper()
 	scale.Guest(t)
 	scale.Tools(t, "virsh", "qemu-img")
@@ -58,7 +64,7 @@ func newShop(t *testing.T) *shop {
 		t.Fatal(err)
 	}
 	orders := fmt.Sprintf("listen port=80;verify slots=%[1]d;stamp slots=%[1]d rate=20", domainSlots)
-	s := &shop{t: t, orders: orders, from: libvirtd.Start(t), to: libvirtd.Start(t), consoles: map[string]*guest.Console{}, logs: map[string]string{}, ports: map[string]string{}}
+	s := &shop{t: t, capture: capture, orders: orders, from: libvirtd.Start(t), to: libvirtd.Start(t), consoles: map[string]*guest.Console{}, logs: map[string]string{}, ports: map[string]string{}}
 	s.a, s.b = newDaemon(t, "a"), newDaemon(t, "b")
 	kernel, initrd := s.from.Path("kernel"), s.from.Path("initrd")
 	for from, to := range map[string]string{image.Kernel: kernel, image.Initrd: initrd} {
@@ -118,8 +124,8 @@ func (s *shop) configure() {
 	fmt.Fprintf(&a, "site: a\ndata: %s\nlisten: %s\npeers:\n  - {name: b, address: %q, pin: %q}\nrunbooks: {programs: [/usr/bin/virsh, /usr/bin/test]}\ngroups:\n", s.a.dir, home, listen, s.b.pin())
 	fmt.Fprintf(&b, "site: b\ndata: %s\nlisten: %s\npeers:\n  - {name: a, address: %q, pin: %q}\nrunbooks: {programs: [/usr/bin/virsh, /usr/bin/test]}\ngroups:\n", s.b.dir, listen, home, s.a.pin())
 	for i, name := range shopMachines {
-		fmt.Fprintf(&a, "  - name: %s\n    role: primary\n    peers: [b]\n    libvirt: {domain: %s, uri: %q, sockets: %q%s}\n    stall_budget: 20s\n    volumes: [{name: root, size: %d, libvirt: {target: vda}}]\n",
-			name, name, s.from.URI, s.from.Path("s"), user, shopDisk)
+		fmt.Fprintf(&a, "  - name: %s\n    role: primary\n    peers: [b]\n    libvirt: {domain: %s, uri: %q, sockets: %q%s}\n    stall_budget: 20s\n    capture: %s\n    volumes: [{name: root, size: %d, libvirt: {target: vda}}]\n",
+			name, name, s.from.URI, s.from.Path("s"), user, s.capture, shopDisk)
 		fmt.Fprintf(&b, "  - name: %s\n    role: replica\n    peers: [a]\n    machine:\n      disks: [{volume: root, id: vda}]\n      health: {prefix: \"verified \", timeout: 3m}\n      ready: 1m\n      libvirt: {uri: %q, sockets: %q%s, macs: [{from: %q, to: %q}]}\n",
 			name, s.to.URI, s.to.Path("s"), user, macAt(0, i), macAt(1, i))
 	}
