@@ -34,9 +34,11 @@ type Failover struct {
 	// URI by the volume's name. Nil: nobody needs them.
 	Serve   func(ctx context.Context, w *journal.Writer) (map[string]string, error)
 	Machine *Machine // nil: none is started
-	Health  Health
-	Now     func() time.Time // default time.Now
-	Step    func(StepTime)   // hears of every step that ended; may be nil
+	// Start has Machine run with its disks there. Nil: Machine.Ensure does.
+	Start  func(ctx context.Context, uris map[string]string) (*Running, error)
+	Health Health
+	Now    func() time.Time // default time.Now
+	Step   func(StepTime)   // hears of every step that ended; may be nil
 }
 
 // StepTime is a step and what it took.
@@ -172,8 +174,12 @@ func (f Failover) steps(order *Order, out *Outcome) []action {
 	if f.Machine == nil {
 		return as
 	}
+	start := f.Start
+	if start == nil {
+		start = f.Machine.Ensure
+	}
 	as = append(as, action{StepStart, func(ctx context.Context) (_ string, err error) {
-		if out.Machine, err = f.Machine.Ensure(ctx, out.URIs); err != nil {
+		if out.Machine, err = start(ctx, out.URIs); err != nil {
 			return "", err
 		}
 		return out.Machine.Told(), nil

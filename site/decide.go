@@ -208,6 +208,8 @@ func (l *life) commit(operator string) error {
 // that is, once nobody writes any more.
 func (l *life) rollback(ctx context.Context, d *control.Decision, operator string) error {
 	if m := l.cfg.Machine; m != nil {
+		l.alls.Lock() // until the role says that they are not started any more
+		defer l.alls.Unlock()
 		ending, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		if err := l.machine(m).End(ending); err != nil {

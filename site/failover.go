@@ -65,7 +65,7 @@ func (s *Site) Failover(ctx context.Context, q control.FailoverRequest, progress
 			return control.FailedOver{Plan: planOf(plan)}, explain(what, err)
 		}
 	}
-	o, err := l.runAll(ctx, f)
+	o, err := f.Run(ctx)
 	out := outcomeOf(o)
 	defer closeMachine(o.Machine)
 	if err != nil {
@@ -137,6 +137,9 @@ func (l *life) failoverOf(plan recovery.Plan, q control.FailoverRequest, progres
 	}
 	m := l.machine(l.cfg.Machine)
 	f.Machine = &m
+	f.Start = func(ctx context.Context, uris map[string]string) (*recovery.Running, error) {
+		return l.ensure(ctx, m, uris)
+	}
 	f.Health = healthOf(l.cfg.Machine)
 	return f, nil
 }

@@ -62,6 +62,7 @@ type life struct {
 	// owed is a machine that is owed a start, owedWhy why it waits, owedHint what helps;
 	// empty: none does.
 	owed, owedWhy, owedHint string
+	cutOff                  string // what runs of several machines whose start was cut off; empty: nothing is told
 	took                    cbt.ID // the handover that this life took over
 	// upkeeping ends the maintenance that is under way and waits for it; nil: none.
 	upkeeping func()

@@ -28,7 +28,7 @@ import (
 const peersPatience = 5 * time.Second
 
 // untilTold waits until a machine may be started that is owed a start; false: ctx ended.
-// Where it runs there is nothing to wait for.
+// Where it runs, and all of several do, there is nothing to wait for.
 func (l *life) untilTold(ctx context.Context, r *reign, machine string) bool {
 	defer l.startWaits("", "")
 	patience := time.NewTimer(l.site.o.peersPatience)
@@ -93,7 +93,7 @@ func (l *life) goesOn(ctx context.Context) bool {
 	defer cancel()
 	name, err := l.runsHere(ctx)
 	if err != nil || name == "" || !l.atHome() {
-		return err == nil && name != ""
+		return err == nil && name != "" && l.machine(l.cfg.Machine).RunsWhole()
 	}
 	err = l.onDomain(ctx, func(_ *libvirt.Host, m *libvirt.Machine) error {
 		state, err := m.State(ctx)

@@ -150,7 +150,10 @@ func (w *rewinding) stop(ctx context.Context) error {
 					return err
 				}
 			}
-			if err := l.machine(l.cfg.Machine).End(ctx); err != nil || w.force {
+			l.alls.Lock() // after it nobody starts them: the group is being rewound
+			err := l.machine(l.cfg.Machine).End(ctx)
+			l.alls.Unlock()
+			if err != nil || w.force {
 				return err
 			}
 			return l.endedLocal(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/novacron/afterimage/cbt"
@@ -33,6 +34,7 @@ type startOfAll struct {
 	Since     time.Time `json:"since,omitzero"`     // of the newest start
 	Vain      int       `json:"vain,omitempty"`
 	Open      bool      `json:"open,omitempty"` // it was begun, and nobody saw its end
+	Cut       bool      `json:"cut,omitempty"`  // one was cut off, and they did not all run since
 	Why       string    `json:"why,omitempty"`  // it came to nothing
 }
 
@@ -70,7 +72,7 @@ func (l *life) closeStart() error {
 	if err != nil || !n.Open {
 		return err
 	}
-	n.Open, n.Why = false, "the daemon ended while they were started"
+	n.Open, n.Cut, n.Why = false, true, "the daemon ended while they were started"
 	l.site.o.Log.Warn("a start of several machines was cut off", "group", l.cfg.Ref(), "machines", n.Machines)
 	return l.j.Remember(allKey, n)
 }
@@ -108,7 +110,7 @@ func (l *life) startedAll(m recovery.Machine, err error) error {
 	if !errors.Is(err, recovery.ErrInVain) { // no guest ran that was ended
 		n.Vain--
 	}
-	if n.Vain == 0 {
+	if n.Vain == 0 && !n.Cut {
 		n = startOfAll{}
 	}
 	return errors.Join(err, l.j.Remember(allKey, n))
@@ -121,6 +123,9 @@ func (l *life) ensure(ctx context.Context, m recovery.Machine, uris map[string]s
 	}
 	l.alls.Lock()
 	defer l.alls.Unlock()
+	if r := l.roleNow(); !r.Role.Captures() { // it was rolled back meanwhile
+		return nil, fault.New(fault.MachineTrouble, "start machines "+m.Called(), "the group is %s here", r.Stage())
+	}
 	r, err := m.Ensure(ctx, uris)
 	return r, l.startedAll(m, err)
 }
@@ -141,29 +146,15 @@ func (l *life) ensureUnasked(ctx context.Context, m recovery.Machine, uris map[s
 	return r, l.startedAll(m, err)
 }
 
-// runAll is f.Run, whose machines somebody asked for.
-func (l *life) runAll(ctx context.Context, f recovery.Failover) (recovery.Outcome, error) {
-	if f.Machine == nil || len(f.Machine.Besides) == 0 {
-		return f.Run(ctx)
-	}
-	l.alls.Lock()
-	defer l.alls.Unlock()
-	o, err := f.Run(ctx)
-	if o.Machine != nil { // that they are not well is not that they do not run
-		return o, errors.Join(err, l.startedAll(*f.Machine, nil))
-	}
-	return o, l.startedAll(*f.Machine, err)
-}
-
-// startsHeld reports that the group's machines are not started any more by themselves, and
-// that a person may start them.
+// startsHeld reports that the group's machines are not started any more by themselves, or
+// that a start of them was cut off, and that a person may start them.
 func (l *life) startsHeld() (bool, error) {
 	if l.cfg.Machine == nil || len(l.cfg.Machine.Besides) == 0 {
 		return false, nil
 	}
 	n, err := l.startsOfAll()
 	stage := l.roleNow().Stage()
-	return n.held() && (stage == recovery.StagePrimary || stage == recovery.StageUncommitted), err
+	return (n.held() || n.Cut) && (stage == recovery.StagePrimary || stage == recovery.StageUncommitted), err
 }
 
 // mayStartUnasked is why several machines are not started now that nobody asks for it.
@@ -175,6 +166,12 @@ func (l *life) mayStartUnasked() error {
 		return err
 	case n.held():
 		return fault.Wrap(fault.MachineTrouble, what, fmt.Errorf("%w: %d times, at last because %s", errHeld, n.Vain, n.Why))
+	}
+	if r := l.roleNow(); !r.Role.Captures() {
+		return fault.New(fault.MachineTrouble, what, "the group is %s here", r.Stage())
+	}
+	if l.isRewinding() || l.moves() {
+		return fault.New(fault.MachineTrouble, what, "the group is being rewound or handed over")
 	}
 	if c := l.conflict(); c.why != "" {
 		return fault.New(fault.MachineTrouble, what, "a peer has another history: %s", c.why)
@@ -194,10 +191,25 @@ func (l *life) startNotices() []control.Notice {
 	if n.Open { // the newest is under way
 		n.Vain--
 	}
+	if err == nil && n.Cut && !n.held() {
+		l.mu.Lock()
+		which := l.cutOff
+		l.mu.Unlock()
+		if which == "" { // it was not looked at yet
+			which = n.Machines
+		}
+		return []control.Notice{{Level: control.Alarm, Code: string(fault.MachineTrouble), Text: "the start of machines " + n.Machines + " was cut off: " + which,
+			Hint: fmt.Sprintf("Where one of them runs the others are started by this site; else repeat: afterimage failover unplanned %s --at '%s'", l.cfg.Name, l.allAt())}}
+	}
 	if err != nil || n.Vain == 0 {
 		return nil
 	}
 	text := fmt.Sprintf("machines %s were started %d times in vain: guests that ran were ended again, for one did not start: %s", n.Machines, n.Vain, n.Why)
+	if n.Cut {
+		l.mu.Lock()
+		text += "; " + l.cutOff
+		l.mu.Unlock()
+	}
 	if !n.held() {
 		return []control.Notice{{Level: control.Alarm, Code: string(fault.MachineTrouble), Text: text, Hint: fmt.Sprintf("What this site owes a start is tried %d times in all; a failover is repeated by its command", maxVain)}}
 	}
@@ -218,4 +230,72 @@ func (l *life) machine(c *config.Machine) recovery.Machine {
 	m := l.site.machineFor(l.group, c)
 	m.Starting = l.startsNow
 	return m
+}
+
+// finishStart does beside a reign what a start of several machines left that a death of
+// the daemon cut off: where some run, the others are started, as often as machines are
+// started in vain; where none does, that is left to whom the start was for. Until all run
+// it keeps what is told of them.
+func (l *life) finishStart(ctx context.Context, r *reign) {
+	defer l.tellCut("")
+	said := ""
+	for wait := askFirst; ctx.Err() == nil; wait = min(2*wait, renewLast) {
+		n, err := l.startsOfAll()
+		if err == nil && !n.Cut {
+			return
+		}
+		which := ""
+		if err == nil {
+			which, err = l.finishOnce(ctx, r, n)
+		}
+		l.tellCut(which)
+		if err != nil && ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			l.site.o.Log.Error("a start of several machines that was cut off is not finished", "group", l.cfg.Ref(), "which", which, "err", err)
+		}
+		_ = pauseFor(ctx, wait) // the loop sees that ctx ended
+	}
+}
+
+// finishOnce does one round; which says who runs and who does not.
+func (l *life) finishOnce(ctx context.Context, r *reign, n startOfAll) (which string, err error) {
+	m := l.machine(l.cfg.Machine)
+	which, some, rest := whoRuns(m)
+	l.tellCut(which)
+	if !some || l.failsOver() || rest && !l.untilTold(ctx, r, n.Machines) {
+		return which, nil
+	}
+	if which, some, _ = whoRuns(m); !some { // somebody has ended it while peers were asked
+		return which, nil
+	}
+	running, err := l.ensureUnasked(ctx, m, l.urisOf(r))
+	if err != nil {
+		which, _, _ = whoRuns(m)
+		return which, err
+	}
+	l.site.o.Log.Warn("a start of several machines that was cut off is finished", "group", l.cfg.Ref(), "machines", running.Told())
+	return "", running.Close()
+}
+
+// whoRuns names those of m that run and those that do not; some run, rest does not.
+func whoRuns(m recovery.Machine) (which string, some, rest bool) {
+	var told []string
+	for _, one := range m.Each() {
+		switch _, err := one.Process(); {
+		case err == nil:
+			told, some = append(told, one.Name+" runs"), true
+		case errors.Is(err, recovery.ErrNotRunning):
+			told, rest = append(told, one.Name+" does not run"), true
+		default:
+			told, rest = append(told, fmt.Sprintf("nobody can tell whether %s runs (%v)", one.Name, err)), true
+		}
+	}
+	return strings.Join(told, ", "), some, rest
+}
+
+// tellCut keeps for the status what runs of a start that was cut off.
+func (l *life) tellCut(which string) {
+	l.mu.Lock()
+	l.cutOff = which
+	l.mu.Unlock()
 }

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -149,4 +150,132 @@ func TestNoMachineIsBootedWhereOneCannotBe(t *testing.T) {
 	if got := w.startsOf("db"); got != 1 {
 		t.Errorf("db was booted %d times", got)
 	}
+}
+
+// killer is a program of a machine that ends the daemon, as kill -9 does, while it is
+// started for the first so many times; then it runs.
+func (w *world) killer(name string, times int) {
+	w.t.Helper()
+	file := filepath.Join(w.dir, "run-"+name)
+	text := fmt.Sprintf("#!/bin/sh\necho started >> %s.starts\nif [ $(wc -l < %[1]s.starts) -le %d ]; then kill -9 $PPID; exit 1; fi\nexec qemu-system-x86_64 \"$@\"\n", file, times)
+	if err := writeProgram(file, text); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// cutOff fails web over at a site that dies when db runs and web is about to, so many
+// times; it is dead then, and machines are those of it.
+func cutOff(t *testing.T, times int) (w *world, m *mortal, machines recovery.Machine) {
+	t.Helper()
+	scale.Tools(t, "qemu-system-x86_64")
+	w = newWorld(t)
+	w.tellingProgram("db")
+	w.killer("web", times)
+	textA, textB := w.pairTexts("", machinesOfWeb)
+	cb := w.configure("b", strings.ReplaceAll(textB, "{dir}", w.dir))
+	a, b := w.runPair(w.configure("a", textA), cb)
+	a.awaitState("web", control.StateSynced)
+	a.write("web/root", 1, 0, 4096)
+	awaitLevel(a, b, "web")
+	machines = b.machineFor(b.groups[0], b.groups[0].cfg.Machine)
+	t.Cleanup(func() {
+		if err := machines.End(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	a.stop()
+	b.stop()
+	m = w.mortal("b", strings.ReplaceAll(textB, "{dir}", w.dir))
+	m.start()
+	m.awaitRole("replica", control.StateWaiting)
+	q := control.FailoverRequest{Group: "web", At: "latest", Force: true, Operator: "tester"}
+	if out, err := m.api.Failover(context.Background(), q, quietly); err == nil {
+		t.Fatalf("the daemon did not die: %+v", out)
+	}
+	await(t, "the daemon is dead", m.dead)
+	return w, m, machines
+}
+
+// A daemon that is killed when some machines of a failover run and others do not finishes
+// that start in its next life, once, and leaves those alone that run.
+func TestAStartOfSeveralThatIsCutOffIsFinished(t *testing.T) {
+	t.Parallel()
+	w, m, machines := cutOff(t, 1)
+	db, err := machines.Each()[0].Process()
+	if err != nil || machines.RunsWhole() {
+		t.Fatalf("it was not cut off: db is process %d, %v", db, err)
+	}
+	m.start()
+	await(t, "all run", machines.RunsWhole)
+	if !strings.Contains(m.log.String(), "a has not told yet that it does not run it") {
+		t.Error("the peer was not asked first")
+	}
+	if pid, err := machines.Each()[0].Process(); err != nil || pid != db || w.startsOf("db") != 1 {
+		t.Errorf("db was process %d and is %d, %v; it was started %d times", db, pid, err, w.startsOf("db"))
+	}
+	await(t, "nothing is told of it any more", func() bool {
+		g := m.line()
+		return g.State == control.StateSynced && !slices.ContainsFunc(g.Notices, func(n control.Notice) bool { return strings.Contains(n.Text, "machines") })
+	})
+	m.stop()
+}
+
+// A daemon that dies of each start tries it a few times only, and then says which of the
+// machines runs and which does not.
+func TestAStartOfSeveralThatIsAlwaysCutOffIsTold(t *testing.T) {
+	t.Parallel()
+	w, m, machines := cutOff(t, 100)
+	for w.startsOf("web") < maxVain {
+		m.start()
+		await(t, "the daemon is dead again", m.dead)
+	}
+	m.start()
+	var told control.Notice
+	await(t, "it is told", func() bool {
+		i := slices.IndexFunc(m.line().Notices, func(n control.Notice) bool { return strings.Contains(n.Text, "db runs, web does not run") })
+		if i >= 0 {
+			told = m.line().Notices[i]
+		}
+		return i >= 0
+	})
+	await(t, "it was about to start them", func() bool { return strings.Contains(m.log.String(), errHeld.Error()) })
+	if told.Level != control.Alarm || !strings.Contains(told.Text, "NOT started again") || !strings.Contains(told.Hint, "failover unplanned web --at 'latest'") {
+		t.Errorf("told: %+v", told)
+	}
+	if got := w.startsOf("web"); got != maxVain || w.startsOf("db") != 1 || m.dead() || machines.RunsWhole() {
+		t.Errorf("web was started %d times, db %d times", got, w.startsOf("db"))
+	}
+	w.programOf("web", true)
+	q := control.FailoverRequest{Group: "web", At: "latest", Operator: "tester"}
+	if out, err := m.api.Failover(context.Background(), q, quietly); err != nil || !out.Started || !machines.RunsWhole() {
+		t.Errorf("a person starts them: %+v, %v", out, err)
+	}
+	m.stop()
+}
+
+// Machines whose start was cut off are started by the command that the status names, also
+// where the failover was committed and none of them runs.
+func TestAStartThatWasCutOffIsRepeatedAsToldOnceCommitted(t *testing.T) {
+	t.Parallel()
+	w, m, machines := cutOff(t, 1)
+	w.programOf("web", false)
+	m.start()
+	m.awaitRole("uncommitted", control.StateSynced)
+	if _, err := m.api.Decide(context.Background(), control.DecisionRequest{Verb: control.VerbCommit, Group: "web", Operator: "tester"}, quietly); err != nil {
+		t.Fatal(err)
+	}
+	if err := machines.End(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it is told by which command", func() bool {
+		return slices.ContainsFunc(m.line().Notices, func(n control.Notice) bool {
+			return strings.Contains(n.Text, "db does not run, web does not run") && strings.Contains(n.Hint, "failover unplanned web --at 'latest'")
+		})
+	})
+	w.programOf("web", true)
+	q := control.FailoverRequest{Group: "web", At: "latest", Operator: "tester"}
+	if out, err := m.api.Failover(context.Background(), q, quietly); err != nil || !out.Started || !machines.RunsWhole() {
+		t.Errorf("started by the command: %+v, %v", out, err)
+	}
+	m.stop()
 }
