@@ -111,6 +111,25 @@ func (m Machine) identified(ctx context.Context) (string, error) {
 // findLimit bounds the question whether a machine runs.
 const findLimit = 5 * time.Second
 
+// Alias is the name that Host has for the machine where that is not its own; "": it is, or
+// Host cannot tell.
+func (m Machine) Alias(ctx context.Context) string {
+	h, ok := m.Host.(interface {
+		Called(ctx context.Context, uuid string) (string, error)
+	})
+	uuid, err := m.hosted()
+	if !ok || err != nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, findLimit)
+	defer cancel()
+	name, err := h.Called(ctx, uuid)
+	if err != nil || name == m.Name {
+		return ""
+	}
+	return name
+}
+
 // hostedProcess is the process of a machine that Host runs. Host is asked first: a site
 // that was moved to may share this computer, and its machine has the same UUID. Where
 // Host cannot be asked the process speaks for itself.

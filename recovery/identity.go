@@ -17,20 +17,36 @@ type machineFile struct {
 	Argv []string `json:"argv"`
 }
 
-// identity is the machine's, the one given before if it had one.
-func (m Machine) identity() (machineFile, error) {
-	b, err := os.ReadFile(filepath.Join(m.Dir, "machine.json"))
+func readIdentity(dir string) (id machineFile, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, "machine.json"))
 	if err != nil {
-		return machineFile{}, err
+		return id, err
 	}
-	var id machineFile
 	if err := json.Unmarshal(b, &id); err != nil {
 		return id, fmt.Errorf("read machine.json: %w", err)
+	}
+	return id, nil
+}
+
+// identity is the machine's, the one given before if it had one.
+func (m Machine) identity() (machineFile, error) {
+	id, err := readIdentity(m.Dir)
+	if err != nil {
+		return id, err
 	}
 	if id.Name != m.Name {
 		return id, fmt.Errorf("%w: %s in %s", ErrWrongMachine, id.Name, m.Dir)
 	}
 	return id, nil
+}
+
+// Resident is the name of the machine whose identity lies in a directory; "": none's.
+func Resident(dir string) (string, error) {
+	id, err := readIdentity(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return id.Name, err
 }
 
 // prepare makes directory and identity.

@@ -85,6 +85,9 @@ func (s *Site) machineOf(g *group, d *control.GroupDetail) {
 			x.State = control.MachineUnknown
 			s.o.Log.Warn("look for the machine", "group", g.cfg.Ref(), "machine", m.Name, "err", err)
 		}
+		if g.hosted() && x.State == control.MachineRuns {
+			x.Renamed = m.Alias(context.Background())
+		}
 		seen[x.State]++
 		d.Seen = append(d.Seen, x)
 	}

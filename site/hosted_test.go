@@ -299,6 +299,35 @@ func TestSeveralDomainsStartTogether(t *testing.T) {
 			t.Errorf("the disks of %s are not %s alone: %v\n%s", name, volume, err, xml)
 		}
 	}
+	detail := func(machine, renamed, state string) {
+		t.Helper()
+		g, err := b.Group(ctx, "web")
+		i := slices.IndexFunc(g.Seen, func(m control.MachineSeen) bool { return m.Name == machine })
+		if err != nil || i < 0 || g.Seen[i].Renamed != renamed || g.Seen[i].State != state {
+			t.Errorf("%s is to be %s as %q: %+v, %v", machine, state, renamed, g.Seen, err)
+		}
+	}
+	detail("db1", "", control.MachineRuns)
+	virsh := func(args ...string) {
+		t.Helper()
+		if out, err := virshOf(d, args...); err != nil {
+			t.Fatalf("virsh %v: %v: %s", args, err, out)
+		}
+	}
+	virsh("destroy", "db1")
+	virsh("domrename", "db1", "dbx")
+	detail("db1", "", control.MachineOff)
+	again, err := b.Failover(ctx, q, quiet) // it is off, and made anew
+	if err != nil || !slices.Equal(listed(), []string{"db1", "web1"}) || again.PID != out.PID {
+		t.Fatalf("one was renamed while it was off: %+v, %v; libvirtd has %q", again, err, listed())
+	}
+	virsh("destroy", "db1")
+	virsh("domrename", "db1", "dbx")
+	virsh("start", "dbx")
+	detail("db1", "dbx", control.MachineRuns)
+	if _, err := b.Failover(ctx, q, quiet); !fault.Is(err, fault.NotReplica) {
+		t.Errorf("all run, one under another name: %v", err)
+	}
 	if _, err := b.Decide(ctx, control.DecisionRequest{Verb: control.VerbRollback, Group: "web"}, quiet); err != nil || len(listed()) != 0 {
 		t.Errorf("rolled back: %v; libvirtd has %q", err, listed())
 	}

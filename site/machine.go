@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,13 +23,32 @@ import (
 
 // machineFor is the configured machine, with those besides it, as recovery starts it.
 func (s *Site) machineFor(g *group, c *config.Machine) recovery.Machine {
-	m := s.oneFor(g, c, "")
+	m := s.oneFor(g, c, s.besideOf(g, c))
 	for i := range c.Besides {
 		x := &c.Besides[i]
-		m.Besides = append(m.Besides, recovery.Companion{Machine: s.oneFor(g, x, besideID(g, x)), Health: healthOf(x)})
+		m.Besides = append(m.Besides, recovery.Companion{Machine: s.oneFor(g, x, s.besideOf(g, x)), Health: healthOf(x)})
 	}
 	return m
 }
+
+// besideOf is the besideID of one of the group's machines; "" for the one that has what
+// is the group's own: the first, until a machine was started there. From then on that is
+// its place, and another one's is beside it, whichever the configuration names first.
+func (s *Site) besideOf(g *group, c *config.Machine) string {
+	all := g.cfg.Machine.Each()
+	resident, err := recovery.Resident(s.machineDir(machineID(g)))
+	known := err == nil && resident != "" && slices.ContainsFunc(all, func(x *config.Machine) bool { return x.Name == resident })
+	if !known { // whoever has moved in is told by who is started there
+		resident = all[0].Name
+	}
+	if c.Name == resident {
+		return ""
+	}
+	return besideID(g, c)
+}
+
+// machineDir is a machine's own directory.
+func (s *Site) machineDir(id string) string { return filepath.Join(s.cfg.Data, "m", id) }
 
 // oneFor is one machine; beside is its besideID where it is besides another one.
 func (s *Site) oneFor(g *group, c *config.Machine, beside string) recovery.Machine {
@@ -36,7 +56,7 @@ func (s *Site) oneFor(g *group, c *config.Machine, beside string) recovery.Machi
 	if beside != "" {
 		id = beside
 	}
-	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": s.cfg.NBD}, Ready: time.Duration(c.Ready), Dir: filepath.Join(s.cfg.Data, "m", id)}
+	m := recovery.Machine{Name: c.Name, Binary: c.Binary, Args: c.Args, Vars: map[string]string{"nbd": s.cfg.NBD}, Ready: time.Duration(c.Ready), Dir: s.machineDir(id)}
 	for _, d := range c.Disks {
 		m.Disks = append(m.Disks, recovery.MachineDisk{Volume: d.Volume, ID: d.ID})
 	}
@@ -72,6 +92,7 @@ func (s *Site) runnerFor(g *group, c *config.Machine, beside string) *domain.Run
 	if owner, err := qemuUser(&config.Libvirt{URI: c.Libvirt.URI, User: c.Libvirt.User}); err == nil { // else its sockets say so
 		r.Owner = owner
 	}
+	r.Socket = filepath.Join(machineSockets(g, ""), "nbd")
 	for _, d := range c.Disks {
 		r.Targets[d.Volume] = d.ID
 	}
@@ -162,7 +183,10 @@ func socketFor(g *group, prefix string) (path string, owner int, err error) {
 		return "", 0, err
 	}
 	dir, err := enterable(c.Sockets, prefix+machineID(g), owner)
-	for _, x := range g.cfg.Machine.Each()[1:] { // its console and its firmware's variables
+	for _, x := range g.cfg.Machine.Each() { // its console and its firmware's variables
+		if len(g.cfg.Machine.Besides) == 0 {
+			break
+		}
 		if err == nil {
 			_, err = enterable(dir, besideID(g, x), owner)
 		}

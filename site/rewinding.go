@@ -219,7 +219,7 @@ var errOtherMachine = errors.New("the group's machine is another one by now")
 // configuration has others beside it since, or none. It is pure.
 func (l *life) otherMachine(was stoppedFor) error {
 	switch c := l.cfg.Machine; {
-	case was.Machine == "" || was.Tapped != nil || c != nil && c.Called() == was.Machine:
+	case was.Machine == "" || was.Tapped != nil || c != nil && sameMachines(c.Called(), was.Machine):
 		return nil
 	case c == nil:
 		return fmt.Errorf("%w: a rewind turned it off at %s, and none is configured now", errOtherMachine, was.Since.Format(timeLayout))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,10 +51,18 @@ func (l *life) startsOfAll() (n startOfAll, err error) {
 	if _, err := l.j.Recall(allKey, &n); err != nil {
 		return n, fmt.Errorf("recall the starts of machines: %w", err)
 	}
-	if l.cfg.Machine == nil || !r.Role.Captures() || n.Promotion != r.Promotion || l.cfg.Machine.Called() != n.Machines {
+	if l.cfg.Machine == nil || !r.Role.Captures() || n.Promotion != r.Promotion || !sameMachines(l.cfg.Machine.Called(), n.Machines) {
 		return startOfAll{}, nil // of another reign, or of other machines
 	}
 	return n, nil
+}
+
+// sameMachines compares names as config.Machine.Called has them, in any order.
+func sameMachines(a, b string) bool {
+	x, y := strings.Split(a, ", "), strings.Split(b, ", ")
+	slices.Sort(x)
+	slices.Sort(y)
+	return slices.Equal(x, y)
 }
 
 // forgetStarts begins the count anew.

@@ -37,6 +37,9 @@ type Runner struct {
 	Log      string // the file that the first serial port is written to
 	DrillLog string // that of a drill
 	Private  string // the network of drills; "": their cards are unplugged
+	// Socket is where the machine reaches its disks, and no other machine of its UUID does:
+	// by both a domain that was renamed is known. "": it is known by its name alone.
+	Socket string
 	// Own says that the domain is its owner's, with disks of its own: it is started and
 	// stopped as it is defined, and never defined or forgotten.
 	Own bool
@@ -51,7 +54,7 @@ var _ recovery.Host = (*Runner)(nil)
 // Isolated implements recovery.Host.
 func (r *Runner) Isolated(name string) recovery.Host {
 	out := *r
-	out.Name, out.Log, out.drill = name, r.DrillLog, true
+	out.Name, out.Log, out.Socket, out.drill = name, r.DrillLog, "", true
 	return &out
 }
 
@@ -93,8 +96,8 @@ func (r *Runner) find(ctx context.Context) (string, error) {
 	return m.UUID, nil
 }
 
-// on calls f with the machine; one that is not there is recovery.ErrNotRunning, and
-// one of its name that is another is recovery.ErrWrongMachine.
+// on calls f with the machine, whatever libvirtd calls it by now; one that is not there is
+// recovery.ErrNotRunning, and one of its name that is another is recovery.ErrWrongMachine.
 func (r *Runner) on(ctx context.Context, uuid string, f func(h *libvirt.Host, m *libvirt.Machine) error) error {
 	h, err := libvirt.Connect(ctx, r.URI)
 	if err != nil {
@@ -106,6 +109,14 @@ func (r *Runner) on(ctx context.Context, uuid string, f func(h *libvirt.Host, m 
 		name = uuid // it may have been renamed
 	}
 	m, err := h.Machine(ctx, name)
+	if errors.Is(err, tapped.ErrNoDomain) || err == nil && !strings.EqualFold(m.UUID, uuid) {
+		switch x, rerr := r.renamed(ctx, h, uuid); {
+		case rerr != nil:
+			return rerr
+		case x != nil:
+			m, err = x, nil
+		}
+	}
 	switch {
 	case errors.Is(err, tapped.ErrNoDomain):
 		return fmt.Errorf("%w: %s", recovery.ErrNotRunning, r.Name)
@@ -115,6 +126,37 @@ func (r *Runner) on(ctx context.Context, uuid string, f func(h *libvirt.Host, m 
 		return fmt.Errorf("%w: domain %s has UUID %s, not %s", recovery.ErrWrongMachine, r.Name, m.UUID, uuid)
 	}
 	return f(h, m)
+}
+
+// renamed is the machine under another name than ours; nil: there is none. A domain of its
+// UUID that has no disk of it is somebody else's: that from which it was made.
+func (r *Runner) renamed(ctx context.Context, h *libvirt.Host, uuid string) (*libvirt.Machine, error) {
+	if r.Socket == "" || r.Own {
+		return nil, nil
+	}
+	m, err := h.Machine(ctx, uuid)
+	if errors.Is(err, tapped.ErrNoDomain) || err == nil && (!strings.EqualFold(m.UUID, uuid) || m.Name == r.Name) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, err := m.Definition(ctx)
+	switch {
+	case errors.Is(err, tapped.ErrNoDomain): // it went meanwhile
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !libvirt.Reaches(text, r.Socket):
+		return nil, nil
+	}
+	return m, nil
+}
+
+// Called is the name that libvirtd has for the machine.
+func (r *Runner) Called(ctx context.Context, uuid string) (name string, err error) {
+	err = r.on(ctx, uuid, func(_ *libvirt.Host, m *libvirt.Machine) error { name = m.Name; return nil })
+	return name, err
 }
 
 func off(s tapped.State) bool { return s == tapped.StateOff || s == tapped.StateCrashed }
@@ -139,20 +181,26 @@ func (r *Runner) CanStart(ctx context.Context, uuid string, uris map[string]stri
 			return err
 		}
 	}
-	err := r.on(ctx, uuid, func(*libvirt.Host, *libvirt.Machine) error { return nil })
-	if r.Own || err != nil && !errors.Is(err, recovery.ErrNotRunning) {
-		return err
+	if r.Own {
+		return r.on(ctx, uuid, func(*libvirt.Host, *libvirt.Machine) error { return nil })
 	}
 	h, err := libvirt.Connect(ctx, r.URI)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	switch m, err := h.Machine(ctx, uuid); {
-	case err == nil && m.Name != r.Name:
-		return fmt.Errorf("%w: UUID %s is that of domain %s, not %s", recovery.ErrWrongMachine, uuid, m.Name, r.Name)
-	case err != nil && !errors.Is(err, tapped.ErrNoDomain):
+	ours, err := r.renamed(ctx, h, uuid)
+	if err != nil {
 		return err
+	}
+	for _, key := range []string{r.Name, uuid} {
+		switch m, err := h.Machine(ctx, key); {
+		case errors.Is(err, tapped.ErrNoDomain) || err == nil && ours != nil && m.Name == ours.Name:
+		case err != nil:
+			return err
+		case m.Name != r.Name || !strings.EqualFold(m.UUID, uuid):
+			return fmt.Errorf("%w: domain %s has UUID %s, and machine %s is %s", recovery.ErrWrongMachine, m.Name, m.UUID, r.Name, uuid)
+		}
 	}
 	return h.Connects(ctx, text)
 }

@@ -132,6 +132,24 @@ func cardOf(text []byte, card string) (*element, error) {
 	return nil, fmt.Errorf("%w: it has no network card %s", ErrDefinition, card)
 }
 
+// Reaches reports whether a definition has a disk that is served at a socket.
+func Reaches(definition, socket string) bool {
+	root, err := parse([]byte(definition))
+	if err != nil || root.child("devices") == nil {
+		return false
+	}
+	for _, d := range root.child("devices").children {
+		if source := d.child("source"); d.name == "disk" && source != nil {
+			for _, host := range source.children {
+				if host.name == "host" && host.attr("socket") == socket {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 // Connects is nil if the networks that a definition's cards belong to are there and active.
 func (h *Host) Connects(ctx context.Context, definition string) error {
 	root, err := parse([]byte(definition))

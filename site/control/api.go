@@ -247,9 +247,10 @@ type GroupDetail struct {
 
 // MachineSeen is one of several machines that a failover here starts.
 type MachineSeen struct {
-	Name  string `json:"name"`
-	State string `json:"state"` // see the Machine words
-	PID   int    `json:"pid,omitempty"`
+	Name    string `json:"name"`
+	State   string `json:"state"` // see the Machine words
+	PID     int    `json:"pid,omitempty"`
+	Renamed string `json:"renamed,omitempty"` // what libvirt calls it by now
 }
 
 // Volume is one disk.
