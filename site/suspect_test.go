@@ -32,7 +32,8 @@ func TestEncryptionIsNoticed(t *testing.T) {
 					judged.Add(1)
 				}
 			}}
-			a := w.runWith(w.configure("a", "groups: [{name: web, role: primary, detect: {mode: "+mode+"}, volumes: [{name: root, size: 32MiB, embedded: {image: root.img}}]}]\n"), o)
+			c := w.configure("a", "groups: [{name: web, role: primary, detect: {mode: "+mode+"}, volumes: [{name: root, size: 32MiB, embedded: {image: root.img}}]}]\n")
+			a := w.runWith(c, o)
 			a.awaitState("web", control.StateSynced)
 			d := a.device("web/root")
 			write := func(off int64, p []byte) {
@@ -58,6 +59,10 @@ func TestEncryptionIsNoticed(t *testing.T) {
 			if n := suspicionsOf(t, a); len(n) > 0 {
 				t.Fatalf("an alarm before anything happened: %+v", n)
 			}
+			a.stop() // the margin before the attack ends where a reign begins
+			a = w.runWith(c, o)
+			a.awaitState("web", control.StateSynced)
+			d = a.device("web/root")
 			for i := range int64(12) {
 				write(i<<20, noise)
 			}
@@ -69,7 +74,7 @@ func TestEncryptionIsNoticed(t *testing.T) {
 			}
 			await(t, "the alarm", func() bool { return len(suspicionsOf(t, a)) > 0 })
 			s := suspicionsOf(t, a)[0]
-			if s.Volume != "root" || s.Pin == "" || s.Clean == nil || s.Turned < 8<<20 || s.Ratio < 0.25 {
+			if s.Volume != "root" || s.Pin == "" || s.Clean == nil || s.Turned < 8<<20 || s.Ratio < 0.25 || len(s.Extents) == 0 || s.Extents[len(s.Extents)-1].Offset+s.Extents[len(s.Extents)-1].Length > 12<<20 {
 				t.Fatalf("told %+v", s)
 			}
 			l, release := a.lifeOf()
@@ -85,13 +90,13 @@ func TestEncryptionIsNoticed(t *testing.T) {
 			defer v.Close()
 			at := make([]byte, detect.SampleBytes)
 			for off := int64(0); off < 24<<20; off += 1 << 20 {
-				if err := v.ReadAt(ctx, v.Volumes()[0].ID, at, off); err != nil || detect.Classify(at) == detect.Noise {
+				if err := v.ReadAt(ctx, v.Volumes()[0].ID, at, off); err != nil || detect.Classify(at) != detect.Legible {
 					t.Errorf("the clean point at %d: %v, class %d", off, err, detect.Classify(at))
 				}
 			}
 			found := false
 			for _, n := range a.groupLine("web").Notices {
-				found = found || n.Level == control.Alarm && strings.Contains(n.Text, "volume root") && strings.Contains(n.Hint, s.Pin)
+				found = found || n.Level == control.Alarm && strings.Contains(n.Text, "volume root") && strings.Contains(n.Text, "in bytes ") && strings.Contains(n.Hint, s.Pin)
 			}
 			ps, err := a.Points(ctx, control.PointsQuery{Group: "web"})
 			if err != nil || !found || len(ps.Suspect) == 0 || len(ps.Pins) == 0 || ps.Pins[0].Name != s.Pin {

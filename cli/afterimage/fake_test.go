@@ -118,7 +118,7 @@ func (f *fake) Points(_ context.Context, q control.PointsQuery) (control.Points,
 	}
 	left := uint64(12)
 	ps.Skipped = []control.Skipped{{After: 17, To: control.Point{Epoch: 1, Seq: 90, Time: at(-20 * 86400)}, At: at(-19 * 86400), Peer: "a", Left: &left}}
-	ps.Suspect = []control.Suspicion{{Volume: "root", Since: at(-500), Clean: &control.Point{Epoch: 3, Seq: 1050, Time: at(-501)}, Pin: "clean-20261122T115140Z", Turned: 9 << 20, Ratio: 0.81, Usual: 0.02},
+	ps.Suspect = []control.Suspicion{{Volume: "root", Since: at(-500), Clean: &control.Point{Epoch: 3, Seq: 1050, Time: at(-501)}, Pin: "clean-20261122T115140Z", Turned: 9 << 20, Ratio: 0.81, Usual: 0.02, Extents: suspectExtents, Widened: true},
 		{Volume: "data", Since: at(-9000), Until: at(-8000), Ratio: 0.4}}
 	if q.Branches {
 		ps.Abandoned = []control.Abandoned{{Epoch: 1, ID: strings.Repeat("ab", 16), Site: "b", Begun: at(-86400), First: 901, Last: 1200, Newest: &control.Point{Epoch: 1, Seq: 1199, Time: at(-7200)}, At: "#1.1199"},
@@ -364,3 +364,11 @@ func (f *fake) VouchLedger(context.Context, control.TokenRequest) (control.Token
 func (f *fake) KeepAnchor(_ context.Context, q control.TokenRequest) (control.Token, error) {
 	return control.Token{Token: q.Token, Site: "b", Entries: 2}, f.err
 }
+
+// suspectExtents are more than are shown without --all.
+var suspectExtents = func() (out []control.Extent) {
+	for i := range int64(rangesShown + 2) {
+		out = append(out, control.Extent{Offset: i << 24, Length: (i + 1) << 16})
+	}
+	return out
+}()

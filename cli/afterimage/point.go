@@ -128,12 +128,43 @@ func (p *printer) pointScreen(ps control.Points, all bool) string {
 			}
 			t.row(s.Volume, p.when(s.Since), p.when(s.Until), fmt.Sprintf("%.0f%%", 100*s.Ratio), fmt.Sprintf("%.0f%%", 100*s.Usual), clean)
 		}
-		b.WriteString("\n" + t.String())
+		b.WriteString("\n" + t.String() + p.suspectRanges(ps.Suspect, all))
 	}
 	if len(ps.Pins) > 0 {
 		b.WriteString("\n" + p.pinTable(ps.Pins))
 	}
 	return b.String()
+}
+
+// rangesShown of a suspicion are listed without --all.
+const rangesShown = 8
+
+// suspectRanges is where noise was written, by the samples.
+func (p *printer) suspectRanges(suspect []control.Suspicion, all bool) string {
+	t := p.newTable("SUSPECT RANGE", "FROM BYTE", "BYTES", "SINCE")
+	shown, more, widened := 0, 0, false
+	for _, s := range suspect {
+		widened = widened || s.Widened
+		for i, e := range s.Extents {
+			if !all && i == rangesShown {
+				more += len(s.Extents) - i
+				break
+			}
+			t.row(s.Volume, fmt.Sprintf("+%d", e.Offset), fmt.Sprintf("+%d", e.Length), p.when(s.Since))
+			shown++
+		}
+	}
+	if shown == 0 {
+		return ""
+	}
+	out := "\n" + t.String()
+	if more > 0 {
+		out += fmt.Sprintf("%s more; --all lists each.\n", plural(uint64(more), "range"))
+	}
+	if widened {
+		out += "There were more than are kept: those that lay nearest to each other became one.\n"
+	}
+	return out
 }
 
 // skippedTable is what is no point here because a catch-up left it out.

@@ -14,4 +14,8 @@ type Suspicion struct {
 	Turned int64   `json:"turned_bytes"` // of legible content that noise was written over, by samples
 	Ratio  float64 `json:"ratio"`        // of what was written
 	Usual  float64 `json:"usual_ratio"`  // of this volume
+	// Extents are where, by the samples: 64 at most, in order. Widened says that there
+	// were more, and that the nearest of them became one.
+	Extents []Extent `json:"extents,omitempty"`
+	Widened bool     `json:"extents_widened,omitempty"`
 }

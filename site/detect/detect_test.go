@@ -7,52 +7,69 @@ import (
 	"crypto/cipher"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/novacron/afterimage/cbt"
+	"github.com/novacron/afterimage/journal"
 	"github.com/novacron/afterimage/testbed/scale"
 )
 
 // disk is a volume of blocks, watched as a site watches one.
 type disk struct {
-	rng    *rand.Rand
-	blocks map[int64][]byte
-	meter  Meter
-	d      *Detector
-	now    time.Time
-	batch  []Sample
-	n      int64 // bytes since the last stretch
-	wrote  int64
-	report Report
-	alarms int
+	rng        *rand.Rand
+	blocks     map[int64][]byte
+	meter      Meter
+	d          *Detector
+	now        time.Time
+	batch      []Sample
+	rate       int64 // bytes a second
+	size       int64 // blocks of the files that are attacked
+	n          int64 // bytes since the last stretch
+	wrote      int64
+	attack     int64 // what was written before it
+	attackTime time.Time
+	ends       []int64 // of the records, by seq: what was written with them
+	report     Report
+	alarms     int
 }
 
 func newDisk(seed uint64) *disk {
-	return &disk{rng: rand.New(rand.NewPCG(seed, 7)), blocks: map[int64][]byte{}, d: New(Options{}), now: time.Unix(1e9, 0)}
+	now := time.Unix(1e9, 0)
+	k := &disk{rng: rand.New(rand.NewPCG(seed, 7)), blocks: map[int64][]byte{}, d: New(Options{}, now, journal.Position{}), now: now, rate: 4 << 20, size: 16 << 10, ends: []int64{0}}
+	k.meter.dice = seed | 1
+	return k
 }
 
-// write is one request of whole blocks. A stretch is so many bytes, as a second is.
+// write is one request of whole blocks, and one record. A stretch is a second.
 func (k *disk) write(block int64, p []byte) {
 	if stands, ok := k.meter.Pick(int64(len(p))); ok {
 		at := int64(0)
 		if n := int64(len(p)) / SampleBytes; n > 1 {
 			at = k.rng.Int64N(n)
 		}
-		k.batch = append(k.batch, Sample{Was: Classify(k.blocks[block+at]), Is: Classify(p[at*SampleBytes:]), StandsFor: stands})
+		k.batch = append(k.batch, Sample{Was: Classify(k.blocks[block+at]), Is: Classify(p[at*SampleBytes:]), StandsFor: stands,
+			At: k.time(), Before: journal.Position{Seq: journal.Seq(len(k.ends) - 1)}, Extent: cbt.Extent{Offset: block * SampleBytes, Length: int64(len(p))}})
 	}
 	for i := int64(0); i*SampleBytes < int64(len(p)); i++ {
 		k.blocks[block+i] = p[i*SampleBytes : (i+1)*SampleBytes]
 	}
 	k.wrote += int64(len(p))
-	if k.n += int64(len(p)); k.n >= 4<<20 {
+	k.ends = append(k.ends, k.wrote)
+	if k.n += int64(len(p)); k.n >= k.rate {
 		was := k.report.Suspect
-		k.report = k.d.Stretch(k.now, k.batch)
+		k.report = k.d.Stretch(k.batch)
 		if k.report.Suspect && !was {
 			k.alarms++
 		}
 		k.batch, k.n, k.now = nil, 0, k.now.Add(time.Second)
 		k.meter.Refill()
 	}
+}
+
+func (k *disk) time() time.Time {
+	return k.now.Add(time.Duration(float64(k.n) / float64(k.rate) * float64(time.Second)))
 }
 
 // Pools of what disks hold; a disk takes pieces of them.
@@ -132,30 +149,95 @@ func TestEncryptionIsFound(t *testing.T) {
 	for i := range n {
 		for _, beside := range []bool{false, true} {
 			k := newDisk(seed + uint64(i))
-			k.files(1<<20, 16<<10) // 64 MiB
+			k.files(1<<20, k.size) // 64 MiB
 			if beside {
 				k.database(64 << 20)
 			}
-			if k.report.Suspect {
-				t.Fatal("an alarm before anything happened")
-			}
-			began, clean := k.wrote, k.now
-			k.encrypt(1<<20, 16<<10, func() bool {
-				if beside {
-					k.database(64 << 10) // as much again
-				}
-				return k.report.Suspect
-			})
-			took := k.wrote - began
+			shares := 1
 			if beside {
-				took /= 2
+				shares = 2
 			}
-			if !k.report.Suspect || took > 24<<20 || k.report.Since.Before(clean) || k.report.Since.After(clean.Add(2*time.Second)) {
-				t.Fatalf("beside a database %v: after %d KiB of encryption %+v, it began at %v", beside, took>>10, k.report, clean)
+			if took := k.attacked(t, shares); took > 24<<20 {
+				t.Fatalf("beside a database %v: after %d KiB of encryption %+v", beside, took>>10, k.report)
 			}
+			k.wantClean(t)
 		}
 	}
 	scale.Counted(t, "detect-encryptions", 2*n, 40)
+}
+
+// attacked encrypts files at block 1<<20 until there is an alarm, one of so many bytes
+// that are written, and is what was encrypted by then.
+func (k *disk) attacked(t *testing.T, shares int) (took int64) {
+	t.Helper()
+	if k.report.Suspect {
+		t.Fatalf("an alarm before anything happened: %+v", k.report)
+	}
+	k.attack, k.attackTime = k.wrote, k.time()
+	k.encrypt(1<<20, k.size, func() bool {
+		if shares > 1 && k.wrote > k.attack {
+			k.database(int64(shares-1) * 64 << 10)
+		}
+		return k.report.Suspect
+	})
+	if !k.report.Suspect {
+		t.Fatalf("one byte of %d was encrypted, at %d KiB/s, and there is no alarm: %+v", shares, k.rate>>10, k.report)
+	}
+	return (k.wrote - k.attack) / int64(shares)
+}
+
+// wantClean wants a clean position before the first byte of the attack, and no more given
+// up than the margin: 128 samples, which are 192 KiB apart at most, or three seconds of
+// writes where those are more; or a minute, or 16 samples, where those are less.
+func (k *disk) wantClean(t *testing.T) {
+	t.Helper()
+	r := k.report
+	clean := k.ends[r.Clean.Seq]
+	if clean > k.attack {
+		t.Fatalf("at %d KiB/s %d KiB are encrypted in what is called clean: %+v", k.rate>>10, (clean-k.attack)>>10, r)
+	}
+	most := max(marginMost*defaultEvery*3/2, 3*k.rate)
+	if k.rate < 256<<10 {
+		most = max(k.rate*int64(marginTime/time.Second), marginLeast*defaultEvery*3/2) + 2*defaultEvery
+	}
+	if k.attack-clean > most {
+		t.Fatalf("at %d KiB/s %d KiB before the attack are given up, %d at most: %+v", k.rate>>10, (k.attack-clean)>>10, most>>10, r)
+	}
+	if r.Since.Before(k.attackTime) || len(r.Extents) == 0 {
+		t.Fatalf("the attack began at %v: %+v", k.attackTime, r)
+	}
+	for _, e := range r.Extents {
+		if e.Offset < 1<<20*SampleBytes || e.End() > (1<<20+k.size)*SampleBytes {
+			t.Fatalf("extent %+v was not encrypted", e)
+		}
+	}
+}
+
+// Whatever its rate, not one encrypted block is in what is called clean, and what is
+// given up is bounded; alone, beside a load of the same size, and as a fifth of all that
+// is written to a disk with a database that is known.
+func TestCleanIsClean(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	n := 0
+	for _, c := range []struct {
+		shares    int
+		to, known int64
+	}{{1, 64 << 20, 16 << 20}, {2, 64 << 20, 16 << 20}, {5, 16 << 20, 320 << 20}} {
+		for rate := int64(128 << 10); rate <= c.to; rate *= 2 {
+			for i := range scale.Scale(20) {
+				k := newDisk(seed + uint64(i))
+				k.rate = rate * int64(c.shares)
+				k.size = max(16<<10, 4*rate/SampleBytes)
+				k.files(1<<20, k.size)
+				k.database(c.known + k.rng.Int64N(1<<20))
+				k.attacked(t, c.shares)
+				k.wantClean(t)
+				n++
+			}
+		}
+	}
+	scale.Counted(t, "detect-clean-points", n, 560)
 }
 
 // None of what a machine does all day is taken for one.
@@ -197,6 +279,13 @@ func TestNormalLoadsAreNoAlarm(t *testing.T) {
 				k.write(k.rng.Int64N(8000)*2, k.noise(8192)) // a blob over a page: 6 % of the writes
 			}
 		},
+		"database with many compressed pages": func(k *disk) {
+			k.database(320 << 20)
+			for range 2000 {
+				k.database(64 << 10)
+				k.write(k.rng.Int64N(8000)*2, k.noise(8192)) // one in nine
+			}
+		},
 		"a guest's own encryption": func(k *disk) {
 			for range 3 {
 				for b := int64(0); b < 8<<10; b += 16 {
@@ -234,19 +323,62 @@ func TestClasses(t *testing.T) {
 			t.Errorf("%s is %d, want %d", name, got, c.want)
 		}
 	}
-	m := Meter{Every: 100, Most: 2}
-	picked := 0
-	for range 10 {
-		if _, ok := m.Pick(60); ok {
-			picked++
+}
+
+// The samples of a second stand for what is written in it, at any rate, and for each part
+// of it as much as it is, however regular the parts are.
+func TestMeter(t *testing.T) {
+	for rate := int64(256 << 10); rate <= 256<<20; rate *= 4 {
+		var m Meter
+		var stands [2]int64
+		total := int64(0)
+		for range 64 {
+			picked := 0
+			for n := int64(0); n < rate; n += 64 << 10 {
+				total += 64 << 10
+				if s, ok := m.Pick(64 << 10); ok {
+					stands[total>>16&1] += s
+					picked++
+				}
+			}
+			if picked > defaultMost {
+				t.Fatalf("%d samples at %d MiB/s", picked, rate>>20)
+			}
+			m.Refill()
+		}
+		for _, s := range stands {
+			if share := float64(s) / float64(total); share < 0.4 || share > 0.6 {
+				t.Errorf("at %d KiB/s samples stand for %v of what is written", rate>>10, stands)
+			}
 		}
 	}
-	if picked != 2 {
-		t.Errorf("%d samples, 2 at most", picked)
-	}
-	m.Refill()
-	if stands, ok := m.Pick(1); !ok || stands != 361 {
-		t.Errorf("after a pause a sample stands for %d, %v", stands, ok)
+}
+
+// Extents are in order, apart, no more than fit, and over all that was added.
+func TestExtents(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 200 {
+		var x extents
+		var all []cbt.Extent
+		span := int64(1) << (22 + rng.IntN(20))
+		for range 1 + rng.IntN(300) {
+			e := cbt.Extent{Offset: rng.Int64N(span) &^ 511, Length: 512 * (1 + rng.Int64N(4096))}
+			all = append(all, e)
+			x.add(e)
+		}
+		for i := range len(x.list) - 1 {
+			if x.gap(i) <= nearBytes {
+				t.Fatalf("%+v and %+v lie near", x.list[i], x.list[i+1])
+			}
+		}
+		if len(x.list) > maxExtents {
+			t.Fatalf("%d extents", len(x.list))
+		}
+		for _, e := range all {
+			if !slices.ContainsFunc(x.list, func(l cbt.Extent) bool { return l.Offset <= e.Offset && e.End() <= l.End() }) {
+				t.Fatalf("%+v is forgotten", e)
+			}
+		}
 	}
 }
 

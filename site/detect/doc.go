@@ -13,7 +13,9 @@
 //  1. a Meter, on the way of a write, picks one sample in so many bytes (meter.go);
 //  2. Classify, off that way, says what a sample is: zeros, legible, noise (entropy.go);
 //  3. a Detector weighs what was turned from legible to noise against the volume's own
-//     baseline (detect.go), and says where it began.
+//     baseline (detect.go), of the places that it usually rewrites too (places.go), and
+//     says where on the volume (extents.go) and when it began, and from which position
+//     back nothing is of it, by a margin that is not a certainty (onset.go).
 //
 // Meter and Detector are not safe for concurrent use; they hold no more than themselves.
 package detect
