@@ -314,6 +314,33 @@ func (s *shop) mark(name string) {
 // when it returns the highest.
 func (s *shop) quieted(n uint64) map[string]uint64 {
 	s.t.Helper()
+	return s.quietedUntil(n, func(ctx context.Context, name string, seq uint64) bool {
+		d, err := s.b.api.Group(ctx, name)
+		return err == nil && d.Durable >= seq
+	})
+}
+
+// quietedShort is quieted while hardly anything gets through: b has heard how far a is,
+// and holds less. It returns how many records never arrived.
+func (s *shop) quietedShort(n uint64) (highest, short map[string]uint64) {
+	s.t.Helper()
+	short = map[string]uint64{}
+	for _, name := range shopMachines {
+		if _, err := s.a.api.Limit(s.t.Context(), control.LimitRequest{Group: name, BytesPerSecond: 1 << 10}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	highest = s.quietedUntil(n, func(ctx context.Context, name string, seq uint64) bool {
+		p, err := s.b.api.PlanFailover(ctx, control.FailoverRequest{Group: name, At: "latest", WithoutTail: true})
+		d, derr := s.b.api.Group(ctx, name)
+		short[name] = p.Loss.NeverArrived.Records
+		return err == nil && derr == nil && short[name] > 0 && d.Durable+short[name] == seq
+	})
+	return highest, short
+}
+
+func (s *shop) quietedUntil(n uint64, heard func(ctx context.Context, name string, seq uint64) bool) map[string]uint64 {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), guestPatience)
 	defer cancel()
 	highest := map[string]uint64{}
@@ -332,10 +359,7 @@ func (s *shop) quieted(n uint64) map[string]uint64 {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		s.b.until("all of "+name+" has arrived", func(ctx context.Context) bool {
-			d, err := s.b.api.Group(ctx, name)
-			return err == nil && d.Durable >= seq.Seq
-		})
+		s.b.until("b has heard all of "+name, func(ctx context.Context) bool { return heard(ctx, name, seq.Seq) })
 	}
 	return highest
 }

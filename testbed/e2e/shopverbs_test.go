@@ -173,12 +173,18 @@ func TestEveryVerbOverMachinesOfLibvirt(t *testing.T) {
 	s.evidence()
 }
 
-// rolledBack is a disaster with a loss, and back.
+// rolledBack is a disaster while much is on its way, with a loss, and back.
 func (s *shop) rolledBack() {
 	s.t.Helper()
 	s.mark("before")
-	highest := s.quieted(15)
+	highest, short := s.quietedShort(15)
 	lost := s.disaster("name:before")
+	for name, l := range lost {
+		s.t.Logf("unplanned: of %s %d records never arrived, told were %d", name, short[name], l.NeverArrived.Records)
+		if l.NeverArrived.Records == 0 || l.NeverArrived.Records > short[name] {
+			s.t.Errorf("unplanned: of %s %d records never arrived, told is %+v", name, short[name], l)
+		}
+	}
 	s.ordered("unplanned", "name:before")
 	from := map[string]uint64{}
 	for _, name := range shopMachines {
@@ -205,6 +211,10 @@ func (s *shop) rolledBack() {
 	}
 	s.a.launch()
 	for _, name := range shopMachines {
+		s.a.until("its limit is lifted", func(ctx context.Context) bool {
+			_, err := s.a.api.Limit(ctx, control.LimitRequest{Group: name, Schedule: true})
+			return err == nil
+		})
 		s.virsh(s.from, "start", name)
 	}
 	for _, name := range shopMachines {
