@@ -26,6 +26,9 @@ type event struct {
 type Run struct {
 	Passed, Failed, Skipped int
 	Counts                  map[string]int // of scale.Counted, by name; the sum of all tests that print it
+	// Seconds are what a package took, shared among its tests as they took time: tests
+	// that run beside each other are not counted twice. By package and test.
+	Seconds map[string]float64
 }
 
 // counted is the form of scale.Line, in a test's log.
@@ -35,8 +38,9 @@ var counted = regexp.MustCompile(`\bcounted (\S+): (\d+) of at least (\d+)\s*$`)
 type reader struct {
 	out    io.Writer
 	run    Run
-	output map[string]*strings.Builder // by package and test
-	failed map[string]int              // tests, by package
+	output map[string]*strings.Builder   // by package and test
+	failed map[string]int                // tests, by package
+	took   map[string]map[string]float64 // seconds of tests, by package
 }
 
 // Read follows the events on in and shows the run on out. A line that is no event
@@ -44,9 +48,10 @@ type reader struct {
 func Read(in io.Reader, out io.Writer) (Run, error) {
 	r := reader{
 		out:    out,
-		run:    Run{Counts: map[string]int{}},
+		run:    Run{Counts: map[string]int{}, Seconds: map[string]float64{}},
 		output: map[string]*strings.Builder{},
 		failed: map[string]int{},
+		took:   map[string]map[string]float64{},
 	}
 	lines := bufio.NewReader(in)
 	for {
@@ -103,6 +108,10 @@ func (r *reader) testEnded(e event) {
 		return
 	}
 	key := e.Package + " " + e.Test
+	if r.took[e.Package] == nil {
+		r.took[e.Package] = map[string]float64{}
+	}
+	r.took[e.Package][e.Test] = e.Elapsed
 	switch e.Action {
 	case "pass":
 		r.run.Passed++
@@ -120,6 +129,16 @@ func (r *reader) testEnded(e event) {
 // packageEnded also shows what ended a package whose tests did not end: a panic or
 // the time limit leaves output behind under the test that ran.
 func (r *reader) packageEnded(e event) {
+	all := 0.0
+	for _, n := range r.took[e.Package] {
+		all += n
+	}
+	for test, n := range r.took[e.Package] {
+		if all > 0 {
+			r.run.Seconds[short(e.Package)+"."+test] += e.Elapsed * n / all
+		}
+	}
+	delete(r.took, e.Package)
 	switch {
 	case e.Action == "pass":
 		fmt.Fprintf(r.out, "ok   %s (%.1f s)\n", short(e.Package), e.Elapsed)

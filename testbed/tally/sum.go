@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,8 +15,8 @@ import (
 
 // total adds the kept files up and prints the closing lines. It fails when a test
 // failed, when none passed, or when a count of from misses its number in counts.
-func total(out io.Writer, files []string, counts, from string) error {
-	var all Run
+func total(out io.Writer, files []string, counts, from, parts string) error {
+	all := Run{Seconds: map[string]float64{}}
 	for _, name := range files {
 		run, err := load(name)
 		if err != nil {
@@ -24,6 +25,14 @@ func total(out io.Writer, files []string, counts, from string) error {
 		all.Passed += run.Passed
 		all.Failed += run.Failed
 		all.Skipped += run.Skipped
+		for test, n := range run.Seconds {
+			all.Seconds[test] += n
+		}
+	}
+	if parts != "" {
+		if err := shares(out, all.Seconds, parts); err != nil {
+			return err
+		}
 	}
 	var short []string
 	if counts != "" {
@@ -99,4 +108,35 @@ func loadCounts(name string) (map[string]int, error) {
 		}
 	}
 	return least, lines.Err()
+}
+
+// shares prints what the parts of the tests took that a file names: lines "name regexp",
+// '#' begins a comment. Of packages that ran beside each other both count.
+func shares(out io.Writer, seconds map[string]float64, parts string) error {
+	text, err := os.ReadFile(parts)
+	if err != nil {
+		return err
+	}
+	for n, line := range slices.Collect(strings.Lines(string(text))) {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		if len(fields) != 2 {
+			return fmt.Errorf("%s:%d: want a name and a regular expression", parts, n+1)
+		}
+		in, err := regexp.Compile(fields[1])
+		if err != nil {
+			return fmt.Errorf("%s:%d: %w", parts, n+1, err)
+		}
+		tests, sum := 0, 0.0
+		for test, n := range seconds {
+			if in.MatchString(test) {
+				tests, sum = tests+1, sum+n
+			}
+		}
+		fmt.Fprintf(out, "%-32s %8.0f s, %d tests\n", "time of "+fields[0], sum, tests)
+	}
+	return nil
 }

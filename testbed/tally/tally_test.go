@@ -94,10 +94,41 @@ func TestTotalHoldsCountsAgainstTheirNumbers(t *testing.T) {
 		{"points 200\nkills 20\n", false, "3 passed, 1 failed"},
 	} {
 		var out bytes.Buffer
-		err := total(&out, []string{kept}, write("counts", []byte(c.counts)), kept)
+		err := total(&out, []string{kept}, write("counts", []byte(c.counts)), kept, "")
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if (err == nil) != c.good || lines[len(lines)-1] != c.last {
 			t.Errorf("%q: %v, ends with %q, want %q", c.counts, err, lines[len(lines)-1], c.last)
 		}
+	}
+}
+
+// What a package took is shared among its tests, and added up by the parts' names.
+func TestPartsAreAddedUp(t *testing.T) {
+	const side = `{"Action":"pass","Package":"github.com/novacron/afterimage/site","Test":"TestDrill","Elapsed":30}
+{"Action":"pass","Package":"github.com/novacron/afterimage/site","Test":"TestDrill/one","Elapsed":30}
+{"Action":"pass","Package":"github.com/novacron/afterimage/site","Test":"TestPoints","Elapsed":10}
+{"Action":"pass","Package":"github.com/novacron/afterimage/site","Elapsed":20}
+`
+	run, err := Read(strings.NewReader(side), &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	kept, parts := filepath.Join(dir, "run"), filepath.Join(dir, "parts")
+	b, err := json.Marshal(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string][]byte{kept: b, parts: []byte("# of what\nrecovery ^site\\.TestDrill$\n")} {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	if err := total(&out, []string{kept, kept}, "", "", parts); err != nil {
+		t.Fatal(err)
+	}
+	if want := "time of recovery                       30 s, 1 tests\n"; !strings.HasPrefix(out.String(), want) {
+		t.Errorf("%q, want %q first", out.String(), want)
 	}
 }
