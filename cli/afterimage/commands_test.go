@@ -189,9 +189,9 @@ func TestRepeatedFailoverSaysThatNothingIsPromoted(t *testing.T) {
 }
 
 func TestSeveralMachinesAreToldEach(t *testing.T) {
-	seen := []control.MachineSeen{{Name: "db", State: control.MachineRuns, PID: 7}, {Name: "web", State: control.MachineOff}}
+	seen := []control.MachineSeen{{Name: "db", State: control.MachineRuns, PID: 7, Renamed: "dbx"}, {Name: "web", State: control.MachineOff}}
 	got := machineText(control.GroupDetail{Machine: "db, web", MachineState: control.MachinePartly, MachinePID: 7, Seen: seen})
-	if got != "running in part: db, running (process 7); web, not running" {
+	if got != "running in part: db (libvirt calls it dbx), running (process 7); web, not running" {
 		t.Error(got)
 	}
 	done := control.FailedOver{Started: true, Machines: []control.MachineStarted{{Name: "db", PID: 7, QMP: "/q"}, {Name: "web", PID: 8}}}

@@ -233,7 +233,11 @@ func machineText(g control.GroupDetail) string {
 	case len(g.Seen) > 0:
 		var each []string
 		for _, m := range g.Seen {
-			each = append(each, machineText(control.GroupDetail{Machine: m.Name, MachineState: m.State, MachinePID: m.PID}))
+			name := m.Name
+			if m.Renamed != "" {
+				name += " (libvirt calls it " + m.Renamed + ")"
+			}
+			each = append(each, machineText(control.GroupDetail{Machine: name, MachineState: m.State, MachinePID: m.PID}))
 		}
 		return g.MachineState + ": " + strings.Join(each, "; ")
 	case g.MachinePID != 0:
