@@ -80,21 +80,7 @@ func makeFileSystem(t *testing.T, d *daemon) {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0", path, fmt.Sprintf("%dK", guestDisk>>10)).CombinedOutput(); err != nil {
 		t.Fatalf("make file system: %v: %s", err, out)
 	}
-	image, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, piece := d.connect("disk"), 64<<10
-	for off := 0; off < len(image); off += piece {
-		if p := image[off : off+piece]; len(bytes.Trim(p, "\x00")) > 0 {
-			if err := c.WriteAt(t.Context(), p, int64(off), false); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
+	putImage(t, d, path)
 }
 
 // letWrite boots a guest on the volume, lets it write n files, and is told how far

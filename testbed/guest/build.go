@@ -68,7 +68,7 @@ func buildIn(ctx context.Context, cache string) (Image, error) {
 		return Image{}, err
 	}
 	program := filepath.Join(cache, "init")
-	if err := buildInit(ctx, program); err != nil {
+	if err := buildStatic(ctx, program, initPackage); err != nil {
 		return Image{}, err
 	}
 	initrd, err := packInitrd(cache, kernel, program)
@@ -94,11 +94,11 @@ func lock(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-func buildInit(ctx context.Context, to string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", to, initPackage)
+func buildStatic(ctx context.Context, to, program string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", to, program)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s (inside the source tree?): %w: %s", initPackage, err, bytes.TrimSpace(out))
+		return fmt.Errorf("build %s (inside the source tree?): %w: %s", program, err, bytes.TrimSpace(out))
 	}
 	return nil
 }

@@ -58,8 +58,7 @@ func SystemDisk(ctx context.Context, path string, size int64) error {
 			return err
 		}
 	}
-	if _, err := output(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
-		"-d", tree, path, fmt.Sprintf("%dK", SystemBytes>>10)); err != nil {
+	if err := makeExt4(ctx, path, SystemBytes, tree); err != nil {
 		return err
 	}
 	return os.Truncate(path, size)
@@ -99,4 +98,44 @@ func filesOfAStart() []entry {
 		put(fmt.Sprintf("lib%02d", i), startLibBytes)
 	}
 	return files
+}
+
+// Kinds of what the order "workload" does on volume 0: WorkloadDisk.
+const (
+	WorkEncrypt  = 1
+	WorkDatabase = 2
+)
+
+// workloadPackage is built for a guest's disk; the working directory must lie in the
+// module.
+const workloadPackage = "github.com/novacron/afterimage/testbed/guest/workload"
+
+// WorkloadDisk makes path an ext4 of size bytes that holds the files of home, by name,
+// below /home, and the program that the order "workload" runs.
+func WorkloadDisk(ctx context.Context, path string, size int64, home map[string][]byte) error {
+	tree, err := os.MkdirTemp(filepath.Dir(path), "tree-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	if err := buildStatic(ctx, filepath.Join(tree, "workload"), workloadPackage); err != nil {
+		return err
+	}
+	for name, data := range home {
+		to := filepath.Join(tree, "home", name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(to, data, 0o644); err != nil {
+			return err
+		}
+	}
+	return makeExt4(ctx, path, size, tree)
+}
+
+// makeExt4 makes path a file system of size bytes with what lies in tree.
+func makeExt4(ctx context.Context, path string, size int64, tree string) error {
+	_, err := output(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
+		"-d", tree, path, fmt.Sprintf("%dK", size>>10))
+	return err
 }

@@ -14,6 +14,7 @@
 //	open [slots=N]                              opened volumes=N: the disks that there are now
 //	attack [offset=B] [length=B] [seed=N]       attacked bytes=N
 //	system                                      started bytes=N: the system on volume 0 (system.go)
+//	workload kind=1|2 [mib=N]                   worked …: the program on volume 0 (workload.go)
 //	poweroff                                    bye
 //
 // A disk that open finds gets the stamps that volume 0 holds: as if it had been there.

@@ -95,6 +95,8 @@ func (m *machine) do(verb string, p params) error {
 		return m.open(p)
 	case "system":
 		return m.system()
+	case "workload":
+		return m.workload(p)
 	}
 	return fmt.Errorf("unknown order")
 }
