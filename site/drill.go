@@ -316,14 +316,15 @@ func (s *Site) TestFailover(ctx context.Context, q control.DrillRequest, progres
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(l.ctx, func() { cancel(errDetached) })()
-	before := l.untouched()
+	before, cursor := l.untouched(), l.j.Head().Durable.Seq
 	d, err := s.beginDrill(ctx, l.group, q.At, func(t recovery.StepTime) { progress(stepProgress(t)) })
 	if d == nil {
 		return control.Drilled{}, err
 	}
 	rto := s.o.Now().Sub(d.began)
 	left := s.endDrill(context.WithoutCancel(ctx), d)
-	checks := []recovery.Check{{Claim: "nothing of the drill is left", Held: left == nil}, {Claim: "role, epoch and branches are as before the drill", Held: l.untouched() == before, Detail: before}}
+	checks := []recovery.Check{{Claim: "nothing of the drill is left", Held: left == nil}, {Claim: "role, epoch and branches are as before the drill", Held: l.untouched() == before, Detail: before},
+		{Claim: "what the group has received did not go back", Held: l.j.Head().Durable.Seq >= cursor, Detail: fmt.Sprintf("durable up to record %d before, %d after", cursor, l.j.Head().Durable.Seq)}}
 	report, rerr := l.drillReport(q, d, rto, checks)
 	if rerr != nil {
 		s.o.Log.Error("report of the drill not written", "group", l.cfg.Ref(), "err", rerr)
@@ -363,6 +364,6 @@ func (l *life) drillReport(q control.DrillRequest, d *drill, rto time.Duration, 
 	if d.view != nil {
 		r.Outcome.Plan.Point, r.Chain = d.view.at, d.view.chain
 	}
-	r.Drill, r.Title, r.Checks, r.Console = true, "Drill of "+l.cfg.Name, checks, d.console
+	r.Drill, r.Title, r.Checks, r.Console, r.RPO = true, "Drill of "+l.cfg.Name, checks, d.console, l.measured("in")
 	return l.site.writeReport(r, evidence.Drill, l.cfg.Ref(), fmt.Sprintf("%s-%s-drill-%s", l.cfg.Tenant, l.cfg.Name, d.began.UTC().Format("20060102-150405.000")))
 }

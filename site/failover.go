@@ -254,6 +254,7 @@ func (l *life) announce(ctx context.Context, e journal.Epoch) error {
 // report writes the evidence of a failover below the data directory.
 func (l *life) report(o recovery.Outcome, suffix string) (string, error) {
 	r := recovery.NewReport(o, l.site.o.Now())
+	r.RPO, r.Checks = l.measured("in"), l.failoverChecks(o)
 	if o.Machine != nil {
 		r.Console = l.machine(l.cfg.Machine).Look(l.ctx)
 	}

@@ -32,6 +32,7 @@ func (l *life) reportGiven(ctx context.Context, h *recovery.Handover, epoch uint
 	o := recovery.Outcome{Plan: l.verbPlan(h.Head.Position), Operator: h.Operator, Reign: l.roleNow(), Began: h.Since, Steps: steps}
 	r := recovery.NewReport(o, l.site.o.Now())
 	r.Verb, r.Title, r.Chain = "planned", fmt.Sprintf("Planned failover of %s from %s to %s", l.cfg.Name, l.site.cfg.Site, h.To), h.Head.Chain
+	r.RPO = l.measured("out")
 	r.Checks = []recovery.Check{
 		{Claim: "both histories ended at the same record when the role changed", Held: true, Detail: fmt.Sprintf("record %s, chain %s", h.Head.Position, h.Head.Chain)},
 		{Claim: h.To + " took the role", Held: true, Detail: fmt.Sprintf("in epoch %d", epoch)},
@@ -43,6 +44,7 @@ func (l *life) reportGiven(ctx context.Context, h *recovery.Handover, epoch uint
 func (l *life) reportTaken(ctx context.Context, p recovery.Promotion, o recovery.Outcome) (string, error) {
 	r := recovery.NewReport(o, l.site.o.Now())
 	r.Verb, r.Title = "planned", fmt.Sprintf("Planned failover of %s from %s to %s", l.cfg.Name, p.Order.Giver, l.site.cfg.Site)
+	r.RPO = l.measured("in")
 	r.Checks = []recovery.Check{{Claim: "it goes on at the record at which " + p.Order.Giver + " ended", Held: l.j.Lineage().Holds(p.Order.Point), Detail: "record " + p.Order.Point.String()}}
 	if o.Machine != nil {
 		if m, ok, err := l.machineHere(ctx); err == nil && ok {
@@ -86,4 +88,28 @@ func (l *life) reportDecision(d control.Decision, operator string, before recove
 
 func (l *life) verbBase(verb, mark string) string {
 	return fmt.Sprintf("%s-%s-%s-%s", l.cfg.Tenant, l.cfg.Name, verb, mark)
+}
+
+// measured is how old this site's copy was within the last hour, of the peer that was
+// measured most often; of a source, how old its peers' copies were.
+func (l *life) measured(direction string) recovery.RPO {
+	out := recovery.RPO{}
+	for _, peer := range l.cfg.Peers {
+		m := l.site.rpo.tell(rpoKey{l.cfg.Tenant, l.cfg.Name, peer, direction}, l.site.o.Now())
+		if m != nil && m.Samples-m.Unknown > out.Samples {
+			out = recovery.RPO{Samples: m.Samples - m.Unknown, P50: m.P50, P99: m.P99, Max: m.Max}
+		}
+	}
+	out.Target = time.Duration(l.cfg.RPO).Seconds()
+	return out
+}
+
+// failoverChecks are what a failover was to come to.
+func (l *life) failoverChecks(o recovery.Outcome) []recovery.Check {
+	at := o.Plan.Point.Position
+	checks := []recovery.Check{{Claim: "the new epoch goes on at the point", Held: o.Stands() && l.j.Lineage().Holds(at), Detail: "record " + at.String()}}
+	if o.Plan.Machine != "" {
+		checks = append(checks, recovery.Check{Claim: "machine " + o.Plan.Machine + " runs from it", Held: o.Machine != nil && o.Failed == ""})
+	}
+	return checks
 }
