@@ -79,6 +79,21 @@ func (s *Site) AbortRun(ctx context.Context, q control.RunRequest, progress func
 	}, progress)
 }
 
+// awaitOpened waits until the groups of a plan are open: who resumes a run right after the
+// daemon began would have its steps fail else. What does not open, the steps tell.
+func (s *Site) awaitOpened(ctx context.Context, p runbook.Plan) {
+	for _, a := range p.Actions {
+		if a.Group == "" {
+			continue
+		}
+		if g, err := s.group(a.Group); err == nil {
+			if _, release, err := g.await(ctx); err == nil {
+				release()
+			}
+		}
+	}
+}
+
 func (s *Site) openRun(what, id string) (*runbook.Run, error) {
 	if !s.running() {
 		return nil, fault.New(fault.NeedsDaemon, what, "runbooks are carried out by the daemon")
@@ -116,6 +131,7 @@ func (s *Site) carryOut(ctx context.Context, what string, r *runbook.Run, first 
 		defer s.mu.Unlock()
 		delete(s.runs, r.ID)
 	}()
+	s.awaitOpened(ctx, r.Plan)
 	if first != nil {
 		err = first(e)
 	}

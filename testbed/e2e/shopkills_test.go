@@ -75,7 +75,7 @@ func (s *shop) killed(mode string, deaths []int, between func(run string)) contr
 			return err == nil && r.Ended.IsZero()
 		})
 		between(run.Run)
-		go func() { over <- s.resume(ctx, run.Run) }()
+		go func() { over <- s.resume(ctx, run.Run) }() // at once: its groups are being opened
 	}
 	if err := <-over; err != nil {
 		s.t.Fatal(err)

@@ -191,7 +191,9 @@ func (s *shop) rolledBack() {
 		v := s.found(name)
 		from[name] = v.Max
 		s.t.Logf("unplanned: %s had %d stamps and has %d: lost %d, reported %d", name, highest[name], v.Max, highest[name]-v.Max, lost[name].Writes)
-		if !v.Whole(v.Max) || highest[name]-v.Max != lost[name].Writes || lost[name].Writes < 15 {
+		// What never arrived is told in records, and one that is no write may be among them.
+		other := lost[name].Writes - (highest[name] - v.Max)
+		if !v.Whole(v.Max) || other > 1 || lost[name].Writes < 15 {
 			s.t.Errorf("unplanned: %s: %+v, the source had %d, told was a loss of %d writes", name, v, highest[name], lost[name].Writes)
 		}
 	}
