@@ -61,9 +61,17 @@ type guardian struct {
 	keepingMu sync.Mutex // held while what is kept is changed
 
 	// These are run's alone.
-	again   time.Time // the right is asked for
-	reached time.Time // the machines could be signalled
-	known   bool      // something is kept
+	again   time.Time  // the right is asked for
+	reached time.Time  // the machines could be signalled
+	known   bool       // something is kept
+	waking  *wakingDog // a watchdog that has not answered yet
+}
+
+// wakingDog is a watchdog that was started, for these marks.
+type wakingDog struct {
+	kennel *witness.Kennel
+	cmd    *exec.Cmd
+	marks  []witness.Mark
 }
 
 // guardLook is how often a guard looks at what its group is.
@@ -103,6 +111,9 @@ func (u *guardian) run(ctx context.Context) {
 		}
 		if kennel != nil {
 			kennel.Leave()
+		}
+		if u.waking != nil {
+			u.waking.kennel.Leave()
 		}
 	}()
 	for ctx.Err() == nil {
@@ -272,13 +283,14 @@ func (u *guardian) refuse(err error) {
 	}
 }
 
-// take starts a watchdog and takes the lease, in this order: under a lease without a
-// watchdog nothing would be paused.
+// take wakes a watchdog and takes the lease, in this order: under a lease without a
+// watchdog nothing would be paused, and one that is given back because of that has been
+// another site's by then.
 func (u *guardian) take(ctx context.Context, saved witness.Saved, may func(last string, at int64) error, promotion cbt.ID) error {
 	if _, err := witness.Signal(u.marks, 0); err != nil {
 		return noWatchdog(err)
 	}
-	kennel, cmd, err := u.startKennel()
+	kennel, cmd, err := u.wake(ctx)
 	if err != nil {
 		return err
 	}
@@ -328,7 +340,7 @@ func (u *guardian) giveBack(ctx context.Context) {
 	u.end(ctx, u.recall().Taking)
 }
 
-// end releases the right and says who took it last before.
+// end releases the right and says who had it last before.
 func (u *guardian) end(ctx context.Context, last string) {
 	u.mu.Lock()
 	right, kennel, stop, kept := u.right, u.kennel, u.keeping, u.kept
@@ -341,8 +353,8 @@ func (u *guardian) end(ctx context.Context, last string) {
 	<-kept
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), u.ttl/2)
 	defer cancel()
-	err := u.amend(func(k *guardKept) { k.Gave, k.Taking = givingBack, "" })
-	err = errors.Join(err, u.w.Hand(ctx, u.g.id.Group, u.site().cfg.Site, last))
+	err := u.amend(func(k *guardKept) { k.Gave = givingBack })
+	err = errors.Join(err, u.untake(ctx, last))
 	if now, at, asked := u.w.LastAt(ctx, u.g.id.Group); asked == nil && now == last && last == "" { // nobody else writes there before the lease ends
 		err = errors.Join(err, u.amend(func(k *guardKept) { k.Gave = at }))
 	}
@@ -353,7 +365,35 @@ func (u *guardian) end(ctx context.Context, last string) {
 
 func noWatchdog(err error) error { return fmt.Errorf("%w: %w", witness.ErrNoWatchdog, err) }
 
-// startKennel starts a watchdog for the group's machines.
+// wake starts a watchdog for the group's machines, and returns once it answers. One that
+// is slow to start, as where many do at once, is waited for again at the next call.
+func (u *guardian) wake(ctx context.Context) (*witness.Kennel, *exec.Cmd, error) {
+	w := u.waking
+	u.waking = nil
+	if w != nil && !slices.Equal(w.marks, u.marks) {
+		endKennel(w.kennel)
+		w = nil
+	}
+	if w == nil {
+		kennel, cmd, err := u.startKennel()
+		if err != nil {
+			return nil, nil, err
+		}
+		w = &wakingDog{kennel, cmd, u.marks}
+	}
+	limit, cancel := context.WithTimeout(ctx, u.ttl/2)
+	defer cancel()
+	switch err := w.kennel.Ready(limit); {
+	case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
+		u.waking = w
+		return nil, nil, noWatchdog(err)
+	case err != nil:
+		w.kennel.Leave() // it has ended
+		return nil, nil, noWatchdog(err)
+	}
+	return w.kennel, w.cmd, nil
+}
+
 func (u *guardian) startKennel() (*witness.Kennel, *exec.Cmd, error) {
 	self := u.site().o.Executable
 	if self == "" {

@@ -3,6 +3,7 @@ package site
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -381,6 +382,38 @@ func TestATakeoverThatDiedStartsItsMachine(t *testing.T) {
 		return err == nil && ran == l.roleNow().Promotion
 	}
 	await(t, "that it ran is settled", settled)
+}
+
+// A watchdog that dies once the lease is taken, or does not answer for a long time, ends
+// no readiness: when the next one works, the group is taken over by itself.
+func TestATakeoverWithoutAWatchdogIsTriedAgain(t *testing.T) {
+	for _, bad := range []string{"read l; echo ready; read l; exit 0", "exec sleep 5"} {
+		t.Run(bad, func(t *testing.T) {
+			x := newGuarded(t, 4*time.Second)
+			x.b.stop()
+			self, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dog, broken, tried := filepath.Join(x.dir, "dog"), filepath.Join(x.dir, "broken"), filepath.Join(x.dir, "tried")
+			text := fmt.Sprintf("#!/bin/sh\n[ -e %s ] && { echo >>%s; %s; }\nexec %s \"$@\"\n", broken, tried, bad, self)
+			if err := errors.Join(writeProgram(dog, text), os.WriteFile(broken, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			x.b = x.runWith(x.cb, Options{Executable: dog})
+			awaitLevel(x.a, x.b, "web")
+			x.cut()
+			await(t, "b has tried", func() bool { _, err := os.Stat(tried); return err == nil })
+			await(t, "b says that it has no watchdog", func() bool { return strings.Contains(x.b.log.String(), witness.ErrNoWatchdog.Error()) })
+			if err := os.Remove(broken); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "b's machine runs", x.b.machineRuns)
+			if x.a.machineRuns() {
+				t.Error("a's machine runs beside b's")
+			}
+		})
+	}
 }
 
 // While the witness is away the primary goes on as long as its peer says that it holds off;

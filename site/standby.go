@@ -233,10 +233,7 @@ func (u *guardian) takeOver(ctx context.Context, l *life, last string) {
 	}
 	if err := u.take(ctx, witness.Saved{}, may, l.roleNow().Promotion); err != nil {
 		u.again = time.Now().Add(u.ttl / 16)
-		if from == last { // nothing was taken
-			_ = u.amend(func(k *guardKept) { k.Taking = "" })
-		}
-		u.refuse(err)
+		u.refuse(errors.Join(err, u.untake(ctx, from)))
 		return
 	}
 	s := u.site()
@@ -253,6 +250,17 @@ func (u *guardian) takeOver(ctx context.Context, l *life, last string) {
 		return
 	}
 	s.o.Log.Warn("automatic failover done", "group", u.g.cfg.Ref(), "epoch", done.Epoch, "lost_seconds", done.Loss.Seconds, "report", done.Report)
+}
+
+// untake has the witness name from, not this site, as who had the right last, if it does
+// name this site. Until it has, this site goes on taking over from that one.
+func (u *guardian) untake(ctx context.Context, from string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), u.ttl/2)
+	defer cancel()
+	if err := u.w.Hand(ctx, u.g.id.Group, u.site().cfg.Site, from); err != nil {
+		return err
+	}
+	return u.amend(func(k *guardKept) { k.Taking = "" })
 }
 
 // witnessOperator is who is written down for a failover that nobody ordered.

@@ -24,10 +24,11 @@ import (
 // hangs or dies the machine is paused at the time that was armed last. What it says and
 // is told are lines:
 //
+//	→ ready
 //	→ arm NANOSECONDS    by the clock that also counts while the host is suspended
 //	→ mark BASE64        one more, of a pack
 //	→ disarm
-//	← armed NANOSECONDS, marked BASE64, disarmed, paused
+//	← ready, armed NANOSECONDS, marked BASE64, disarmed, paused
 //
 // The machine is paused by SIGSTOP to its process, which needs no monitor, no memory
 // and no answer; it is found by a handle that no other process can come to have.
@@ -84,6 +85,9 @@ func (k *Kennel) Leave() {
 	}
 	<-k.ended
 }
+
+// Ready returns once the process answers.
+func (k *Kennel) Ready(ctx context.Context) error { return k.tell(ctx, "ready", "ready") }
 
 // Arm implements Watchdog.
 func (k *Kennel) Arm(ctx context.Context, until time.Time) error {
@@ -240,6 +244,8 @@ func (d *dog) read() (over bool, err error) {
 				return true, errors.Join(fmt.Errorf("read %q: %w", line, err), d.pause())
 			}
 			fmt.Fprintln(d.out, "armed "+at)
+		case line == "ready":
+			fmt.Fprintln(d.out, line)
 		case line == "disarm":
 			fmt.Fprintln(d.out, "disarmed")
 			return true, nil
