@@ -130,6 +130,26 @@ func (m Machine) Alias(ctx context.Context) string {
 	return name
 }
 
+// GoOn resumes a machine that stands still because its disks were away, where whoever
+// runs it does not do that by itself: libvirt 9.0 starts QEMU without a reconnect-delay,
+// whatever its definition says, and then a request that was under way when the NBD server
+// went fails, which stops the machine. ErrNotRunning where it does not run.
+func (m Machine) GoOn(ctx context.Context) (resumed bool, err error) {
+	h, ok := m.Host.(interface {
+		GoOn(ctx context.Context, uuid string) (resumed bool, err error)
+	})
+	if !ok {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, findLimit)
+	defer cancel()
+	uuid, err := m.hosted()
+	if err != nil {
+		return false, err
+	}
+	return h.GoOn(ctx, uuid)
+}
+
 // hostedProcess is the process of a machine that Host runs. Host is asked first: a site
 // that was moved to may share this computer, and its machine has the same UUID. Where
 // Host cannot be asked the process speaks for itself.

@@ -163,7 +163,7 @@ func (l *life) rule(ctx context.Context, r *reign) error {
 			})
 		}
 	}
-	for _, beside := range []func(context.Context){l.scheduleMarks, func(ctx context.Context) { l.startLeft(ctx, r) }, func(ctx context.Context) { l.startWithdrawn(ctx, r) }, l.keepPolicy, l.protect, func(ctx context.Context) { l.startAsked(ctx, r) }, func(ctx context.Context) { l.startTaken(ctx, r) }, func(ctx context.Context) { l.startWitnessed(ctx, r) }, func(ctx context.Context) { l.finishStart(ctx, r) }} {
+	for _, beside := range []func(context.Context){l.scheduleMarks, func(ctx context.Context) { l.startLeft(ctx, r) }, func(ctx context.Context) { l.startWithdrawn(ctx, r) }, l.keepPolicy, l.protect, func(ctx context.Context) { l.startAsked(ctx, r) }, func(ctx context.Context) { l.startTaken(ctx, r) }, func(ctx context.Context) { l.startWitnessed(ctx, r) }, func(ctx context.Context) { l.finishStart(ctx, r) }, l.goOn} {
 		g.Go(func() error {
 			beside(running)
 			return nil

@@ -97,6 +97,19 @@ func (d *Domain) State(ctx context.Context) (State, error) {
 	return StateUnknown, nil
 }
 
+// StoppedByDisk asks whether d stands still because a disk failed it.
+func (d *Domain) StoppedByDisk(ctx context.Context) (bool, error) {
+	var state, reason int32
+	err := d.conn.Call(ctx, "state of "+d.Name, func(l *rpc.Libvirt) (err error) {
+		state, reason, err = l.DomainGetState(d.dom, 0)
+		return err
+	})
+	if err != nil {
+		return false, err // the call may still write
+	}
+	return rpc.DomainState(state) == rpc.DomainPaused && rpc.DomainPausedReason(reason) == rpc.DomainPausedIoerror, nil
+}
+
 // saved asks whether d's memory was saved, by virsh managedsave or when the host went down.
 func (d *Domain) saved(ctx context.Context) (bool, error) {
 	var n int32

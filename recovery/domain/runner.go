@@ -159,6 +159,16 @@ func (r *Runner) Called(ctx context.Context, uuid string) (name string, err erro
 	return name, err
 }
 
+// GoOn resumes the machine where a disk failed it; one that does not run is
+// recovery.ErrNotRunning.
+func (r *Runner) GoOn(ctx context.Context, uuid string) (resumed bool, err error) {
+	err = r.on(ctx, uuid, func(_ *libvirt.Host, m *libvirt.Machine) (err error) {
+		resumed, err = m.GoOn(ctx)
+		return err
+	})
+	return resumed, err
+}
+
 func off(s tapped.State) bool { return s == tapped.StateOff || s == tapped.StateCrashed }
 
 // Find implements recovery.Host.

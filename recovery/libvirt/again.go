@@ -18,6 +18,16 @@ func (m *Machine) Resume(ctx context.Context) error {
 	return m.host.conn.Call(ctx, "resume domain "+m.Name, func(l *rpc.Libvirt) error { return l.DomainResume(m.RPC()) })
 }
 
+// GoOn resumes a machine that stands still because a disk failed it: the guest's request
+// is made again, and the guest has seen no error. Any other is left as it is.
+func (m *Machine) GoOn(ctx context.Context) (resumed bool, err error) {
+	stands, err := m.StoppedByDisk(ctx)
+	if err != nil || !stands {
+		return false, err
+	}
+	return true, m.Resume(ctx)
+}
+
 // Persistent reports whether libvirt knows the machine when it is off.
 func (m *Machine) Persistent(ctx context.Context) (bool, error) {
 	var n int32

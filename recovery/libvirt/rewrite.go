@@ -33,7 +33,8 @@ type Network struct {
 	Bridge  string
 }
 
-// reconnectSeconds is how long a machine waits for our server to come back.
+// reconnectSeconds is how long a machine waits for our server to come back, where libvirt
+// passes it on: 9.0 reads it and does not. There the machine stops, and is resumed.
 const reconnectSeconds = 24 * 3600
 
 // Rewrite makes the definition of the machine to be run here out of one from the
